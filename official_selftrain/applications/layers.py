@@ -1,0 +1,150 @@
+"""Primitive layers of the released networks, named as in the released checkpoints.
+
+A layer is called like its TF1 variable scope with `.` in place of `/`, for example
+`spinenet.sub_policy0.scale_permuted_block_2.conv2d_1`, because Keras allows no slash in a name.
+So `layer.name.replace(".", "/") + "/" + variable.name` is the name in a released checkpoint.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Batch normalisation and the activation that follows it.
+
+    Attributes:
+        activation: "relu" or "swish".
+        momentum: share of the old moving average that is kept in one step.
+        epsilon: added to the variance.
+        synchronized: compute batch statistics over all replicas.
+    """
+
+    activation: str = "swish"
+    momentum: float = 0.997
+    epsilon: float = 1e-3
+    synchronized: bool = False
+
+
+class Scope:
+    """Builds layers under one name scope, counting unnamed ones as TF1 does.
+
+    Calls create `conv2d`, `conv2d_1`, ... and `batch_normalization`, `batch_normalization_1`, ...
+    in order, so the order of calls is part of the checkpoint format.
+    """
+
+    def __init__(self, path, norm):
+        self.path = path
+        self.norm_settings = norm
+        self._counts = {}
+
+    def child(self, name):
+        return Scope(f"{self.path}.{name}" if self.path else name, self.norm_settings)
+
+    def name(self, kind):
+        count = self._counts.get(kind, 0)
+        self._counts[kind] = count + 1
+        return f"{self.path}.{kind}" + (f"_{count}" if count else "")
+
+    def conv(self, x, filters, kernel_size, strides=1):
+        """Bias-free convolution whose padding does not depend on the input size."""
+        padding = "same"
+        if strides > 1:
+            before = (kernel_size - 1) // 2
+            after = kernel_size - 1 - before
+            name = self.name("pad")
+            x = keras.layers.ZeroPadding2D(((before, after), (before, after)), name=name)(x)
+            padding = "valid"
+        return keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            use_bias=False,
+            kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in"),
+            name=self.name("conv2d"),
+        )(x)
+
+    def norm(self, x, activate=True):
+        settings = self.norm_settings
+        x = batch_norm(settings, self.name("batch_normalization"))(x)
+        return self.activation(x) if activate else x
+
+    def conv_norm(self, x, filters, kernel_size, strides=1, activate=True):
+        return self.norm(self.conv(x, filters, kernel_size, strides), activate)
+
+    def activation(self, x):
+        kind = self.norm_settings.activation
+        return keras.layers.Activation(kind, name=self.name(kind))(x)
+
+
+def batch_norm(settings, name):
+    """A batch normalisation layer with `settings`, a `Norm`."""
+    return keras.layers.BatchNormalization(
+        momentum=settings.momentum,
+        epsilon=settings.epsilon,
+        synchronized=settings.synchronized,
+        name=name,
+    )
+
+
+@keras.saving.register_keras_serializable("official_selftrain")
+class DropConnect(keras.layers.Layer):
+    """Drops the whole residual branch of an example ("stochastic depth"), in training only.
+
+    A kept branch is divided by the probability of being kept. Input and output `[B, H, W, C]`.
+
+    Args:
+        rate: probability of dropping, in [0, 1).
+    """
+
+    def __init__(self, rate, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        keep = 1.0 - self.rate
+        shape = (ops.shape(x)[0], 1, 1, 1)
+        mask = ops.floor(keep + keras.random.uniform(shape, seed=self.seed_generator))
+        return x / keep * ops.cast(mask, x.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable("official_selftrain")
+class NearestResize(keras.layers.Layer):
+    """Nearest-neighbour resize with TF1's index rule, `[B, h, w, C]` to `[B, height, width, C]`.
+
+    Source index = min(floor(target index * (in / out)), in - 1), in float32: neither half-pixel
+    centres nor aligned corners, which no resize of `keras.ops` offers.
+    """
+
+    def __init__(self, height, width, **kwargs):
+        super().__init__(**kwargs)
+        self.height = height
+        self.width = width
+
+    def call(self, x):
+        for axis, size in ((1, self.height), (2, self.width)):
+            x = ops.take(x, _legacy_nearest_indices(x.shape[axis], size), axis=axis)
+        return x
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.height, self.width, input_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "height": self.height, "width": self.width}
+
+
+def _legacy_nearest_indices(source, target):
+    ratio = np.float32(source) / np.float32(target)
+    indices = np.floor(np.arange(target, dtype=np.float32) * ratio)
+    return np.minimum(indices, source - 1).astype("int32")

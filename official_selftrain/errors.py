@@ -1,0 +1,9 @@
+"""The one exception that is meant to be read by the person at the keyboard."""
+
+
+class UserError(ValueError):
+    """A mistake in what was given: options, files or labels.
+
+    The message says what was given, what was expected, the likely cause and how to mend it.
+    Commands print it as one line and leave with exit status 2, without a stack trace.
+    """

@@ -1,0 +1,60 @@
+"""Losses as pure functions: element-wise or summed, never averaged, so that scaling stays visible."""
+
+from keras import ops
+
+
+def focal_loss(logits, targets, alpha=0.25, gamma=1.5):
+    """Sigmoid focal loss of every element.
+
+        FL = a * (1 - p_t)^gamma * CE,  a = alpha where the target is 1, else 1 - alpha
+
+    Lin et al. 2017, equation 5. Gamma is 1.5 in the released configurations, not 2.
+
+    Args:
+        logits: `[...]`.
+        targets: `[...]`, 0 or 1.
+        alpha: weight of positive elements, in (0, 1).
+        gamma: focus on hard elements, >= 0.
+
+    Returns:
+        `[...]`, non-negative.
+    """
+    # softplus(-|x|) instead of softplus(x): no overflow, no cancellation for large |x|.
+    cross_entropy = ops.relu(logits) - targets * logits + ops.softplus(-ops.abs(logits))
+    # (1 - p_t)^gamma in log space, where p_t near 1 keeps its precision.
+    modulator = ops.exp(gamma * (-targets * logits - ops.softplus(-logits)))
+    return ops.where(targets > 0.5, alpha, 1.0 - alpha) * modulator * cross_entropy
+
+
+def huber_loss(predictions, targets, delta=0.1):
+    """Huber loss of every element: 0.5 d^2 up to |d| = delta, then delta |d| - 0.5 delta^2."""
+    distance = ops.abs(predictions - targets)
+    quadratic = ops.minimum(distance, delta)
+    return 0.5 * quadratic * quadratic + delta * (distance - quadratic)
+
+
+def detection_loss_sums(
+    class_logits, box_deltas, class_targets, box_targets, alpha=0.25, gamma=1.5, delta=0.1
+):
+    """Sums of the class and the box loss over all anchors of all images.
+
+    Args:
+        class_logits: `[B, R, C]`.
+        box_deltas: `[B, R, 4]`.
+        class_targets: `[B, R]` int; class, -1 for background, -2 for ignored.
+        box_targets: `[B, R, 4]`. A coordinate counts only where its target is not exactly zero
+            (released code), which also leaves out anchors without a box.
+        alpha, gamma: of the focal loss.
+        delta: of the Huber loss.
+
+    Returns:
+        Two scalars. The released loss divides the first by N and the second by 4 N, where
+        N = 1 + number of positive anchors in the batch, and adds 50 times the second to the first.
+    """
+    classes = ops.arange(class_logits.shape[-1], dtype="int32")
+    one_hot = ops.cast(class_targets[..., None] == classes, class_logits.dtype)
+    element = focal_loss(class_logits, one_hot, alpha, gamma)
+    class_sum = ops.sum(ops.where(class_targets[..., None] != -2, element, 0.0))
+    box_element = huber_loss(box_deltas, box_targets, delta)
+    box_sum = ops.sum(ops.where(box_targets != 0.0, box_element, 0.0))
+    return class_sum, box_sum

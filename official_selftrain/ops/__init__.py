@@ -1,0 +1,1 @@
+"""Pure functions on boxes and anchors, written in `keras.ops` only."""

@@ -1,0 +1,76 @@
+"""Shared fixtures: golden numbers of the released implementation, and TF1-named weights."""
+
+import os
+import pathlib
+import zlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Folder of golden numbers; tests that need it are skipped in a checkout without it."""
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("the golden numbers are not beside this checkout")
+    return SHARED / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the real data sets are not beside this checkout")
+    return SHARED / "data"
+
+
+def load(path):
+    with np.load(path) as arrays:
+        return {key: arrays[key] for key in arrays}
+
+
+def released_name(layer, variable):
+    return layer.name.replace(".", "/") + "/" + variable.name
+
+
+def released_variables(model):
+    """`{checkpoint name: variable}` of every weight that a released checkpoint would hold."""
+    return {
+        released_name(layer, variable): variable
+        for layer in model.layers
+        for variable in layer.weights
+        if "seed_generator" not in variable.path
+    }
+
+
+def hashed_weight(name, shape, gain):
+    """The deterministic weight of the golden cases: normal numbers seeded by the variable's name."""
+    z = np.random.default_rng(zlib.crc32(name.encode("utf-8"))).standard_normal(shape)
+    kind = name.rsplit("/", 1)[-1]
+    if kind == "gamma":
+        value = 1 + 0.1 * z
+    elif kind in ("beta", "bias", "moving_mean"):
+        value = 0.1 * z
+    elif kind == "moving_variance":
+        value = np.exp(0.2 * z)
+    elif kind == "depthwise_kernel":
+        value = z * np.sqrt(gain / (shape[0] * shape[1]))
+    else:
+        value = z * np.sqrt(gain / np.prod(shape[:-1]))
+    return value.astype("float32")
+
+
+def set_hashed_weights(model, gain):
+    for name, variable in released_variables(model).items():
+        variable.assign(hashed_weight(name, tuple(variable.shape), gain))
+
+
+def concatenate_levels(arrays, prefix, depth):
+    """Golden per-level `[..., H, W, A * depth]` arrays to `[..., R, depth]`."""
+    levels = [arrays[f"{prefix}_{level}"] for level in range(3, 8)]
+    flat = [x.reshape(*x.shape[:-3], -1, depth) for x in levels]
+    return np.concatenate(flat, axis=-2)
