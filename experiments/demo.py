@@ -1,0 +1,49 @@
+"""The whole method on embedded data, in minutes on a CPU.
+
+    python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
+
+Handwritten digits pasted on photographs (`data/embedded.py`). Measured numbers are in
+docs/results/demo.md.
+"""
+
+TASK = {
+    "image_size": (128, 128),
+    "spinenet": {"endpoint_filters": 32, "filter_size_scale": 0.25},
+    "head_convs": 2,
+    "head_filters": 32,
+    "activation": "relu",
+    "bn_momentum": 0.98,
+    "bn_synchronized": False,
+    "anchor_size": 3.0,
+    "max_instances": 8,
+    "nms": {"max_detections": 20},
+}
+
+DEMO = {
+    "description": "digits on photographs: teacher, pseudo labels, student, control",
+    "task": TASK,
+    "human": {
+        "embedded": "train",
+        "batch_size": 8,
+        "flip": False,
+        "cache": True,
+    },
+    "unlabeled": {"embedded": "unlabeled"},
+    "pseudo": {"batch_size": 8, "flip": False, "cache": True},
+    "evaluation": {"embedded": "val", "batch_size": 16},
+    "self_training": {
+        "alpha": 1.0,
+        "decay": "auto",
+        "control": True,
+        "teacher": {"trainer.steps": 1500, "human.batch_size": 16},
+    },
+    "optimizer": {
+        "learning_rate": 0.08,
+        "warmup_steps": 100,
+        "warmup_learning_rate": 0.001,
+        "l2": 1e-4,
+    },
+    "trainer": {"steps": 1000, "steps_per_loop": 50, "checkpoint_interval": 250},
+}
+
+EXPERIMENTS = {"demo": DEMO}

@@ -1,0 +1,28 @@
+"""Rethinking Pre-training and Self-training (Zoph et al., NeurIPS 2020) in Keras 3.
+
+Importing the package starts no device and reads no flag; public names load when first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "DetectionTask": "tasks.detection",
+    "Detections": "tasks.detection",
+    "ImageRecord": "data.records",
+    "LossNormalizer": "self_training",
+    "RetinaNet": "models.retinanet",
+    "SelfTrainer": "self_training",
+    "UserError": "errors",
+    "combined_loss": "self_training",
+    "zip_sources": "data.inputs",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

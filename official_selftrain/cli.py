@@ -1,0 +1,89 @@
+"""Flags shared by the commands, logging, and how errors are shown."""
+
+import logging
+import os
+import sys
+import warnings
+
+from absl import app, flags
+
+from official_selftrain import config as config_lib
+from official_selftrain.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags(model_dir_help="folder of the run; made if missing, resumed if not"):
+    """The flags that every command has."""
+    flags.DEFINE_string("experiment", None, "name of an experiment, FILE.py:NAME, or `list`")
+    flags.DEFINE_string("config_file", None, "YAML or JSON file on top of the experiment")
+    flags.DEFINE_multi_string(
+        "params_override", [], "a.b=1,c=[1,2], inline YAML or a file, on top of both; repeatable"
+    )
+    flags.DEFINE_string("model_dir", None, model_dir_help)
+    flags.DEFINE_string("data_dir", None, "folder that relative data paths start from")
+
+
+def config_from_flags(need_model_dir=True):
+    """The resolved config; with `--experiment=list` prints all and leaves."""
+    if FLAGS.experiment == "list":
+        print(listing())
+        sys.exit(0)
+    config_file = FLAGS.config_file
+    if not FLAGS.experiment and not config_file and FLAGS.model_dir:
+        saved = os.path.join(FLAGS.model_dir, "config.yaml")
+        config_file = saved if os.path.exists(saved) else None
+    config = config_lib.resolve(
+        FLAGS.experiment, config_file, FLAGS.params_override, FLAGS.data_dir
+    )
+    if need_model_dir and not FLAGS.model_dir:
+        raise UserError(f"give --model_dir, the folder for this run, such as runs/{config.experiment}")
+    return config
+
+
+def listing():
+    """One line an experiment: name, published AP, description."""
+    rows = []
+    for name, values in config_lib.load_experiments().items():
+        published = values.get("published")
+        rows.append((name, "" if published is None else f"{published:.1f}", values["description"]))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'experiment':<{width}}  published  description"]
+    lines += [f"{name:<{width}}  {ap:>9}  {text}" for name, ap, text in rows]
+    return "\n".join(lines)
+
+
+def main(command):
+    """Runs a command; a `UserError` becomes one line and exit status 2.
+
+    Args:
+        command: function without arguments, called when flags are parsed.
+    """
+
+    def run(arguments):
+        _set_up_logging()
+        try:
+            if len(arguments) > 1:
+                raise UserError(f"unexpected argument {arguments[1]!r}; flags are --name=value")
+            command()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(run)
+
+
+def _set_up_logging():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", category=UserWarning, module="keras")
+    logging.getLogger().setLevel(logging.INFO)
+
+
+def print_metrics(name, metrics):
+    """The headline of an evaluation."""
+    if metrics:
+        line = ", ".join(f"{key} {100 * metrics[key]:.1f}" for key in ("AP", "AP50", "AP75"))
+        print(f"{name}: {line}")

@@ -1,0 +1,1 @@
+"""Records, sources and the `tf.data` input pipeline."""

@@ -1,0 +1,103 @@
+"""From TFRecord files to batches, by `tf.data`.
+
+Every random number is a function of the seed and the position in the stream, so a training that
+starts again at step k sees the very images that an uninterrupted one would have seen.
+"""
+
+import logging
+
+import tensorflow as tf
+
+from official_selftrain.data import records
+from official_selftrain.errors import UserError
+
+
+def training_dataset(files, parse, batch_size, seed, start_step=0, shuffle_buffer=1024, cache=False,
+                     keep=None, threads=0):
+    """Endless shuffled batches of one source.
+
+    Args:
+        files: TFRecord files with at least one record that `keep` keeps.
+        parse: function (decoded example, seed int64 `[2]`) -> (image, labels), static shapes.
+        batch_size: images per batch; incomplete batches do not occur.
+        seed: of order and augmentation.
+        start_step: batches to leave out at the beginning, without decoding them.
+        shuffle_buffer: images to shuffle among.
+        cache: keep encoded images in memory.
+        keep: function serialised example -> bool tensor, or None.
+        threads: parallel parsing calls, 0 for automatic.
+
+    Returns:
+        `tf.data.Dataset` of (images, labels).
+    """
+    dataset = tf.data.Dataset.from_tensor_slices(files)
+    if not cache:
+        dataset = dataset.shuffle(len(files), seed)
+    dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=8, deterministic=True)
+    if keep is not None:
+        dataset = dataset.filter(keep)
+    if cache:
+        dataset = dataset.cache()
+    dataset = dataset.shuffle(shuffle_buffer, seed).repeat()
+    dataset = dataset.enumerate().skip(start_step * batch_size)
+
+    def load(index, serialized):
+        # A second word apart from the seed of other streams: mix index and seed in one pair.
+        return parse(records.decode(serialized), tf.stack([tf.cast(seed, tf.int64), index]))
+
+    parallel = threads or tf.data.AUTOTUNE
+    return dataset.map(load, num_parallel_calls=parallel, deterministic=True).batch(
+        batch_size, drop_remainder=True
+    )
+
+
+def zip_sources(**sources):
+    """One data set of ({source: images}, {source: labels}) from a data set per source.
+
+    Batch sizes may differ: they set the ratio of human to pseudo images in a step.
+    """
+    zipped = tf.data.Dataset.zip(sources)
+
+    def split(batches):
+        images = {source: batch[0] for source, batch in batches.items()}
+        return images, {source: batch[1] for source, batch in batches.items()}
+
+    return zipped.map(split).prefetch(tf.data.AUTOTUNE)
+
+
+def prediction_dataset(files, parse, batch_size):
+    """Every image once, in order; the last batch is filled up with copies of its last image.
+
+    Returns:
+        `tf.data.Dataset` of (images `[batch_size, S, S, 3]`, labels, number of real images).
+    """
+    dataset = tf.data.TFRecordDataset(files)
+    dataset = dataset.map(
+        lambda serialized: parse(records.decode(serialized), tf.zeros([2], tf.int64)),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+    def fill(images, labels):
+        count = tf.shape(images)[0]
+        indices = tf.minimum(tf.range(batch_size), count - 1)
+        take = lambda x: tf.ensure_shape(  # noqa: E731
+            tf.gather(x, indices), [batch_size, *x.shape[1:]]
+        )
+        return take(images), tf.nest.map_structure(take, labels), count
+
+    return dataset.batch(batch_size).map(fill).prefetch(tf.data.AUTOTUNE)
+
+
+def find_bad_record(files):
+    """Raises a `UserError` that names the first record whose image cannot be decoded."""
+    for file in files:
+        for index, record in enumerate(records.read([file])):
+            try:
+                tf.io.decode_image(record.encoded, channels=3, expand_animations=False)
+            except tf.errors.InvalidArgumentError as error:
+                raise UserError(
+                    f"the image of record {index} of {file} ({record.name or record.image_id}) "
+                    f"cannot be decoded: {error.message[:80]}"
+                ) from None
+    logging.info("all images of %d files can be decoded", len(files))

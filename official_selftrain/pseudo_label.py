@@ -1,0 +1,37 @@
+"""Labels images with a trained teacher and reports on the labels.
+
+python -m official_selftrain.pseudo_label --experiment=NAME --model_dir=OUT --weights=TEACHER \
+    [--params_override=unlabeled.images=FOLDER]
+"""
+
+from absl import flags
+
+from official_selftrain import cli
+from official_selftrain.errors import UserError
+
+
+def main():
+    config = cli.config_from_flags()
+    if not cli.FLAGS.weights:
+        raise UserError("give --weights, the teacher's run folder or .weights.h5 file")
+
+    from official_selftrain import runner
+
+    files, report = runner.pseudo_label(
+        config, cli.FLAGS.model_dir, cli.FLAGS.weights, threshold=cli.FLAGS.score_threshold
+    )
+    print(
+        f"{report['boxes']} boxes above {report['threshold']} in {report['images']} images "
+        f"({report['empty_share']:.0%} without a box): {files[0]} and {len(files) - 1} more"
+    )
+    if "precision" in report:
+        print(f"precision {report['precision']:.1%}, recall {report['recall']:.1%} at IoU 0.5")
+
+
+if __name__ == "__main__":
+    cli.define_flags("folder for the pseudo labels and report.json")
+    flags.DEFINE_string("weights", None, "the teacher: a run folder or a .weights.h5 file")
+    flags.DEFINE_float(
+        "score_threshold", None, "for the report; the student's by default", 0.0, 1.0
+    )
+    cli.main(main)

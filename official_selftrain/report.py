@@ -1,0 +1,191 @@
+"""One self-contained HTML page about a run: table, curves, label quality and pictures.
+
+python -m official_selftrain.report --model_dir=runs/demo
+"""
+
+import base64
+import html
+import json
+import logging
+import pathlib
+
+from official_selftrain import cli, visualize
+from official_selftrain.data import records, sources
+from official_selftrain.errors import UserError
+
+PICTURES = 6  # rows of each contact sheet
+SIDE = 192  # pixels of a picture's longer side
+SHOWN_SCORE = 0.3  # predictions below it clutter the pictures
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; }
+table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .3em .8em; }
+td { text-align: right; } td:first-child, th { text-align: left; }
+img { image-rendering: auto; max-width: 100%; } .warning { color: #a00; font-weight: bold; }
+"""
+
+
+def write(config, folder, data, results, seconds):
+    """Writes `report.html` and `pictures-*.png` into a folder of `run`.
+
+    Args:
+        config: `Config` of the run, complete.
+        folder: the folder of `run`.
+        data: `runner.Data`.
+        results: `{stage: metrics}`.
+        seconds: `{stage: seconds}`.
+    """
+    folder = pathlib.Path(folder)
+    labels = json.loads((folder / "labels" / "report.json").read_text())
+    histories = {stage: _history(folder / stage) for stage in results}
+    names = ("human_loss", "pseudo_loss", "ratio")
+    parts = [
+        _results_table(config, results),
+        _heading("Pseudo labels"),
+        _label_table(labels),
+        visualize.histogram(labels["score_histogram"], labels["threshold"]),
+        _heading("Training"),
+        visualize.curves(histories, names),
+        _table(["stage", "seconds"], [[s, f"{t:.0f}"] for s, t in seconds.items()]),
+        _heading("Unlabelled images"),
+        _picture(folder / "pictures-unlabeled.png", _unlabeled_sheet(config, folder, data, labels)),
+        _heading("Validation images"),
+        _picture(folder / "pictures-val.png", _validation_sheet(config, folder, data, results)),
+        _heading("Configuration"),
+        f"<pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
+    ]
+    if parts[3] is None:
+        parts[3] = "<p>Curves need matplotlib: pip install 'official_selftrain[report]'</p>"
+    title = html.escape(f"{config.experiment}: {config.description}")
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+        f"<h1>{title}</h1>" + "\n".join(part for part in parts if part)
+    )
+    sources.write_text(folder / "report.html", page)
+    sources.write_text(folder / "comparison.json", json.dumps(results, indent=1))
+    logging.info("wrote %s", folder / "report.html")
+
+
+def _heading(text):
+    return f"<h2>{text}</h2>"
+
+
+def _table(header, rows):
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _results_table(config, results):
+    names = sorted({name for metrics in results.values() for name in metrics if "/" in name})
+    columns = ["AP", "AP50", "AP75", *names]
+    rows = [
+        [stage, *(f"{100 * metrics[name]:.1f}" if name in metrics else "" for name in columns)]
+        for stage, metrics in results.items()
+    ]
+    if config.published is not None:
+        rows.append(["published", f"{config.published:.1f}", *[""] * (len(columns) - 1)])
+    return _table(["", *(name.removeprefix("AP/") for name in columns)], rows)
+
+
+def _label_table(labels):
+    rows = [
+        ["images", labels["images"]],
+        [f"boxes above {labels['threshold']}", labels["boxes"]],
+        ["boxes an image", f"{labels['boxes_per_image']:.2f}"],
+        ["images left without a box", f"{labels['empty_share']:.1%}"],
+        *([name, count] for name, count in labels["boxes_per_class"].items()),
+    ]
+    if "precision" in labels:
+        rows += [[key, f"{labels[key]:.1%}"] for key in ("precision", "recall")]
+    warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
+    return warnings + _table(["", ""], rows)
+
+
+def _history(folder):
+    file = folder / "history.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _picture(file, sheet):
+    encoded = visualize.png(sheet)
+    file.write_bytes(encoded)
+    return f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
+
+
+def _first(files, count=PICTURES):
+    stream = records.read(files)
+    return [record for record, _ in zip(stream, range(count), strict=False)]
+
+
+def _unlabeled_sheet(config, folder, data, labels):
+    """Held-back labels, everything the teacher found, what is kept, and the student."""
+    images = _first(data.files("unlabeled"))
+    pseudo = _first(records.matching_files(str(folder / "labels" / "pseudo-*.tfrecord")))
+    student = _predicted(config, folder / "student", images)
+    names = data.class_names
+    rows = [
+        [
+            visualize.draw_record(truth, SIDE, names),
+            visualize.draw_record(labelled, SIDE, names, SHOWN_SCORE / 3),
+            visualize.draw_record(labelled, SIDE, names, labels["threshold"]),
+            visualize.draw_record(found, SIDE, names, SHOWN_SCORE),
+        ]
+        for truth, labelled, found in zip(images, pseudo, student, strict=True)
+    ]
+    kept = f"pseudo labels (> {labels['threshold']})"
+    return visualize.contact_sheet(rows, ["held-back labels", "teacher, all", kept, "student"])
+
+
+def _validation_sheet(config, folder, data, results):
+    images = _first(data.files("evaluation"))
+    columns = [images, *(_predicted(config, folder / stage, images) for stage in results)]
+    rows = [
+        [
+            visualize.draw_record(r, SIDE, data.class_names, SHOWN_SCORE if i else 0.0)
+            for i, r in enumerate(row)
+        ]
+        for row in zip(*columns, strict=True)
+    ]
+    return visualize.contact_sheet(rows, ["human labels", *results])
+
+
+def _predicted(config, weights, images):
+    """Records with the labels that trained weights give them."""
+    import tempfile
+
+    from official_selftrain import checkpoints, teacher
+    from official_selftrain.tasks import make_task
+
+    task = make_task(config.task)
+    model = task.build_model()
+    checkpoints.load_weights(model, weights)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = f"{scratch}/images.tfrecord"
+        records.write(file, images)
+        found = teacher.predict(task, model, [file], len(images), f"draw {weights.name}")
+        return [task.to_record(record, prediction, weights.name) for record, prediction in found]
+
+
+def main():
+    """Writes the report of a finished run again."""
+    from official_selftrain import runner
+
+    config = cli.config_from_flags()
+    folder = pathlib.Path(cli.FLAGS.model_dir)
+    if not (folder / "labels" / "report.json").exists():
+        raise UserError(f"{folder} is no finished folder of `run`: it has no labels/report.json")
+    data = runner.Data(config, folder / "data")
+    results = {
+        file.parent.name: runner.read_json(file) for file in sorted(folder.glob("*/metrics.json"))
+    }
+    write(data.complete(config), folder, data, results, runner.read_json(folder / "seconds.json"))
+    print(f"report: {folder}/report.html")
+
+
+if __name__ == "__main__":
+    cli.define_flags()
+    cli.main(main)

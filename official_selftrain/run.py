@@ -1,0 +1,21 @@
+"""The whole method: teacher, pseudo labels, student, comparison. Repeat the command to resume.
+
+python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
+"""
+
+from official_selftrain import cli
+
+
+def main():
+    config = cli.config_from_flags()
+
+    from official_selftrain import runner
+
+    for stage, metrics in runner.run(config, cli.FLAGS.model_dir).items():
+        cli.print_metrics(stage, metrics)
+    print(f"report: {cli.FLAGS.model_dir}/report.html")
+
+
+if __name__ == "__main__":
+    cli.define_flags()
+    cli.main(main)

@@ -1,0 +1,198 @@
+"""Object detection with RetinaNet: labels, loss, predictions and pseudo labels."""
+
+import dataclasses
+
+import numpy as np
+from keras import ops
+
+from official_selftrain import losses, metrics
+from official_selftrain.applications.layers import Norm
+from official_selftrain.applications.spinenet import SpineNet, Variant
+from official_selftrain.config import TaskConfig
+from official_selftrain.models import RetinaNet
+from official_selftrain.ops import anchors as anchor_ops
+from official_selftrain.ops import boxes as box_ops
+from official_selftrain.ops import nms
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """Objects found in one image, best first.
+
+    Attributes:
+        boxes: `[N, 4]` float32, (ymin, xmin, ymax, xmax) as fractions of the image.
+        scores: `[N]` in (0, 1].
+        classes: `[N]` int, from 1.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+class DetectionTask:
+    """RetinaNet on SpineNet.
+
+    Labels are a dict: `boxes` `[M, 4]` in pixels of the network input, `classes` `[M]` int32 and
+    `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `augment.plan_resize`.
+
+    Args:
+        config: `TaskConfig` with `num_classes` set.
+    """
+
+    def __init__(self, config=None, **changes):
+        self.config = (config or TaskConfig()).model_copy(update=changes)
+        self.anchors = anchor_ops.anchor_boxes(
+            self.config.image_size, anchor_size=self.config.anchor_size
+        )
+        self.nms_settings = self.config.nms.model_dump()
+
+    def build_model(self):
+        config = self.config
+        norm = Norm(
+            config.activation, config.bn_momentum, config.bn_epsilon, config.bn_synchronized
+        )
+        sizes = config.spinenet
+        variant = sizes if isinstance(sizes, str) else Variant(**sizes.model_dump())
+        backbone = SpineNet(variant, (*config.image_size, 3), config.stochastic_depth, norm)
+        return RetinaNet(
+            backbone,
+            config.num_classes,
+            num_convs=config.head_convs,
+            num_filters=config.head_filters,
+            norm=norm,
+        )
+
+    def parser(self, source=None, training=False):
+        """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
+
+        Args:
+            source: `config.InputConfig` whose flip, jitter and score threshold apply in training.
+            training: crowds are dropped and policy S1 is drawn; otherwise the image is only fitted.
+        """
+        import tensorflow as tf
+
+        from official_selftrain.data import augment
+
+        size, room = self.config.image_size, self.config.max_instances
+        threshold = getattr(source, "score_threshold", None) if training else None
+
+        def pad(values, value=-1):
+            values = values[:room]
+            padding = [[0, room - tf.shape(values)[0]]] + [[0, 0]] * (len(values.shape) - 1)
+            padded = tf.pad(values, padding, constant_values=value)
+            return tf.ensure_shape(padded, [room, *values.shape[1:]])
+
+        def parse(example, seed):
+            image, boxes = example["image"], example["boxes"]
+            if training:
+                flip, scale, position = augment.draw(seed, source.jitter)
+                if source.flip:
+                    image, boxes = tf.cond(
+                        flip, lambda: augment.flip(image, boxes)[:2], lambda: (image, boxes)
+                    )
+                exact = source.jitter == (1.0, 1.0)
+                info = augment.plan_resize(
+                    tf.shape(image)[:2], size, None if exact else scale, position
+                )
+            else:
+                info = augment.plan_resize(tf.shape(image)[:2], size)
+            boxes = augment.resize_boxes(boxes, info)
+            keep = augment.non_empty(boxes)
+            if training:
+                keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
+            if threshold is not None:
+                keep = tf.logical_and(keep, example["scores"] > threshold)
+            labels = {
+                "boxes": pad(boxes[keep]),
+                "classes": pad(example["classes"][keep]),
+                "scores": pad(example["scores"][keep]),
+                "image_info": info,
+            }
+            return tf.ensure_shape(augment.resize_image(image, info, size), [*size, 3]), labels
+
+        return parse
+
+    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
+        """This replica's share of the loss of the global batch: class + weight * box.
+
+        Normalised by N = 1 + the positive anchors of this source in the global batch (released
+        code), so an image or a whole source without boxes is legal.
+
+        Returns:
+            dict of scalars `class`, `box` and `total`.
+        """
+        config = self.config
+        class_targets, box_targets, positives = anchor_ops.assign(
+            self.anchors, labels["boxes"], labels["classes"]
+        )
+        class_sum, box_sum = losses.detection_loss_sums(
+            ops.cast(outputs["class_logits"], "float32"),
+            ops.cast(outputs["box_deltas"], "float32"),
+            class_targets,
+            box_targets,
+            config.focal_alpha,
+            config.focal_gamma,
+            config.huber_delta,
+        )
+        normalizer = 1.0 + sum_over_replicas(ops.sum(positives))
+        class_loss, box_loss = class_sum / normalizer, box_sum / (4.0 * normalizer)
+        total = class_loss + config.box_weight * box_loss
+        return {"class": class_loss, "box": box_loss, "total": total}
+
+    def objects(self, labels):
+        """Mean number of labelled objects per image of a batch."""
+        present = ops.cast(labels["classes"] >= 0, "float32")
+        return ops.mean(ops.sum(present, axis=-1))
+
+    def predict(self, model, images, labels):
+        """Detections of a batch as arrays, in fractions of the original image.
+
+        Args:
+            model: a `RetinaNet`.
+            images: `[B, S, S, 3]` normalised.
+            labels: dict with `image_info` `[B, 4, 2]`.
+
+        Returns:
+            dict: `boxes` `[B, D, 4]`, `scores` `[B, D]` (-1 in empty slots), `classes` `[B, D]`.
+        """
+        outputs = model(images, training=False)
+        scores = ops.sigmoid(ops.cast(outputs["class_logits"], "float32"))[..., 1:]
+        boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self.anchors)
+        size, target, scale, _ = (labels["image_info"][:, row] for row in range(4))
+        boxes = box_ops.clip(boxes, target)
+        boxes, scores, classes = nms.class_wise_nms(boxes, scores, **self.nms_settings)
+        whole = ops.concatenate([size * scale] * 2, axis=-1)[:, None, :]
+        return {
+            "boxes": ops.clip(boxes / whole, 0.0, 1.0),
+            "scores": scores,
+            "classes": classes + 1,
+        }
+
+    def predictions(self, arrays, count):
+        """`Detections` of the first `count` images of what `predict` returned."""
+        boxes, scores, classes = (np.asarray(arrays[k]) for k in ("boxes", "scores", "classes"))
+        found = []
+        for image in range(count):
+            # The released decoding may turn a box of less than a pixel inside out.
+            sides = boxes[image][:, 2:] - boxes[image][:, :2]
+            keep = (scores[image] > nms.NO_SCORE) & (sides > 0).all(axis=-1)
+            found.append(Detections(boxes[image][keep], scores[image][keep], classes[image][keep]))
+        return found
+
+    def metric(self, class_names=None):
+        return metrics.DetectionMetric(class_names)
+
+    def to_record(self, record, detections, teacher):
+        """The record with the teacher's labels instead of its own; every score is kept."""
+        return dataclasses.replace(
+            record,
+            boxes=detections.boxes,
+            classes=detections.classes,
+            scores=detections.scores,
+            is_crowd=None,
+            areas=None,
+            mask=b"",
+            origin="pseudo",
+            teacher=teacher,
+        )

@@ -1,0 +1,30 @@
+"""Trains one model, teacher or student.
+
+python -m official_selftrain.train --experiment=NAME --model_dir=DIR [--mode=train_and_eval]
+"""
+
+from absl import flags
+
+from official_selftrain import cli
+
+MODES = ("train", "eval", "train_and_eval")
+
+
+def main():
+    config = cli.config_from_flags()
+
+    from official_selftrain import runner
+
+    if cli.FLAGS.mode == "eval":
+        metrics = runner.evaluate(config, cli.FLAGS.model_dir)
+    else:
+        metrics = runner.train(
+            config, cli.FLAGS.model_dir, evaluate_after=cli.FLAGS.mode == "train_and_eval"
+        )
+    cli.print_metrics(config.experiment, metrics)
+
+
+if __name__ == "__main__":
+    cli.define_flags()
+    flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
+    cli.main(main)

@@ -1,0 +1,43 @@
+"""Packaging; see pyproject.toml for lint and test settings."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+EXTRAS = {
+    # Never install both `tensorflow` and `tensorflow-cpu`: they own the same folder.
+    "tf": ["tensorflow>=2.20"],
+    "tf-cpu": ["tensorflow-cpu>=2.20"],
+    "demo": ["scikit-learn>=1.4", "scikit-image>=0.22"],
+    "eval": ["faster-coco-eval>=1.6"],
+    "report": ["matplotlib>=3.8"],
+    "tensorboard": ["tensorboard>=2.19"],
+    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
+}
+
+setuptools.setup(
+    name="official_selftrain",
+    version="0.1.0",
+    description="Rethinking Pre-training and Self-training (Zoph et al. 2020) in Keras 3",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*setuptools.find_packages(include=["official_selftrain*"]),
+              "official_selftrain.experiments"],
+    # The recipes lie beside the package and travel inside it in a wheel.
+    package_dir={"official_selftrain.experiments": "experiments"},
+    install_requires=[
+        "absl-py>=2.0",
+        "keras>=3.10",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pycocotools>=2.0.8",
+        "pydantic>=2.6",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+    ],
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import load
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from official_selftrain.data import augment
+
+
+@pytest.mark.parametrize("inside_tf_data", [False, True])
+@pytest.mark.parametrize("index", range(5))
+def test_resize_equals_release(index, inside_tf_data, golden):
+    case = load(golden / f"resize/resize_{index}.npz")
+    jitter = bool(case["jitter"])
+    target = tuple(int(x) for x in case["desired_size"])
+    padded = case["output_image"].shape[:2]
+
+    def transform(image, boxes, label):
+        info = augment.plan_resize(
+            tf.shape(image)[:2],
+            target,
+            case["random_scale"] if jitter else None,
+            case["uniform_offset"] if jitter else (0.0, 0.0),
+        )
+        boxes = augment.resize_boxes(boxes, info)
+        return (
+            augment.resize_image(image, info, padded),
+            info,
+            boxes,
+            augment.non_empty(boxes),
+            augment.resize_mask(label, info),
+        )
+
+    inputs = (case["image"], case["boxes_normalized"], case["label"])
+    if inside_tf_data:
+        data = tf.data.Dataset.from_tensors(inputs).map(transform)
+        image, info, boxes, keep, label = next(iter(data))
+    else:
+        image, info, boxes, keep, label = transform(*map(tf.constant, inputs))
+    np.testing.assert_allclose(image, case["output_image"], atol=1e-5)
+    np.testing.assert_allclose(info, case["image_info"], rtol=1e-6)
+    np.testing.assert_allclose(boxes, case["boxes_out"], atol=1e-4)
+    np.testing.assert_array_equal(np.where(keep)[0], case["non_empty_indices"])
+    np.testing.assert_array_equal(label, case["label_out"][..., 0])
+
+
+def test_normalize_equals_release(golden):
+    case = load(golden / "resize/normalize.npz")
+    image, expected = (case[k] for k in sorted(case, key=lambda k: case[k].dtype.itemsize))
+    np.testing.assert_allclose(augment.normalize(image), expected, atol=1e-5)
+
+
+def test_flip_equals_release(golden):
+    case = load(golden / "augment/horizontal_flip.npz")
+    image, boxes, _ = augment.flip(case["image"], case["boxes"])
+    np.testing.assert_array_equal(image, case["image_flipped"])
+    np.testing.assert_allclose(boxes, case["boxes_flipped"], atol=1e-6)
+
+
+def test_flip_twice_is_the_identity():
+    rng = np.random.default_rng(0)
+    image, mask = rng.random((5, 7, 3)), rng.integers(0, 9, (5, 7))
+    boxes = np.array([[0.1, 0.2, 0.5, 0.9]], "float32")
+    again = augment.flip(*augment.flip(image, boxes, mask))
+    np.testing.assert_array_equal(again[0], image)
+    np.testing.assert_allclose(again[1], boxes, atol=1e-7)
+    np.testing.assert_array_equal(again[2], mask)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(8, 90), st.integers(8, 90), st.floats(0.3, 2.5), st.floats(0, 0.99),
+    st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 2**31),
+)  # fmt: skip
+def test_image_boxes_and_mask_move_together(height, width, scale, position, top, left, seed):
+    """A white rectangle with its box and mask: after S1 all three are where the box says."""
+    row, column = int(top * (height - 4)), int(left * (width - 4))
+    image = np.zeros((height, width, 3), "uint8")
+    image[row : row + 4, column : column + 4] = 255
+    mask = (image[..., 0] > 0).astype("int32")
+    box = np.array([[row / height, column / width, (row + 4) / height, (column + 4) / width]])
+    info = augment.plan_resize((height, width), (64, 64), scale, (position, position))
+    moved = np.asarray(augment.resize_boxes(tf.constant(box, tf.float32), info))[0]
+    bright = np.asarray(augment.resize_image(image, info))[..., 0]
+    labelled = np.asarray(augment.resize_mask(mask, info)) == 1
+    assert (moved >= 0).all() and (moved <= 63).all() and (moved[2:] >= moved[:2]).all()
+    y, x = np.mgrid[:64, :64]
+    slack = 1 + np.asarray(info)[2].max()  # a source pixel wide
+    near = (
+        (y >= moved[0] - slack) & (x >= moved[1] - slack)
+        & (y <= moved[2] + slack) & (x <= moved[3] + slack)
+    )  # fmt: skip
+    assert not (labelled & ~near).any()
+    assert not ((bright > 2.2) & ~near).any()  # white is 2.25
+
+
+def test_equal_seeds_give_equal_draws_and_neighbours_differ():
+    draws = [augment.draw(tf.constant([3, i], tf.int64), (0.5, 2.0)) for i in (0, 0, 1)]
+    assert float(draws[0][1]) == float(draws[1][1]) != float(draws[2][1])
+    assert 0.5 <= float(draws[0][1]) <= 2.0
