@@ -25,7 +25,13 @@ class Checkpoints:
         import tensorflow as tf
 
         self.folder = str(folder)
-        self.checkpoint = tf.train.Checkpoint(trainer=trainer, optimizer=trainer.optimizer)
+        # Lists instead of the trainer itself: Keras' tracking leaves the moving averages out, and
+        # names of layers change with what the process has built before.
+        self.checkpoint = tf.train.Checkpoint(
+            student=[variable.value for variable in trainer.student.variables],
+            averages=[variable.value for variable in trainer.normalizer.variables],
+            optimizer=[variable.value for variable in trainer.optimizer.variables],
+        )
         self.manager = tf.train.CheckpointManager(self.checkpoint, self.folder, keep)
 
     def restore(self):
@@ -40,8 +46,8 @@ class Checkpoints:
         if latest is None:
             return 0
         try:
-            self.checkpoint.restore(latest).assert_existing_objects_matched()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            self.checkpoint.restore(latest).assert_consumed()
+        except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
             raise UserError(
                 f"the checkpoint {latest} does not fit the network of this experiment or is "
                 f"damaged ({str(error).splitlines()[0][:120]}); delete it to go on from the one "

@@ -83,15 +83,20 @@ def train(
 def _read(trainer, images_per_second):
     """Means since the last loop, leaving out what no step has updated."""
     scalars = {
-        name: float(tracker.result())
+        name: _number(tracker.result())
         for name, tracker in trainer.trackers.items()
-        if float(tracker.count) > 0
+        if _number(tracker.count) > 0
     }
     for tracker in trainer.trackers.values():
         tracker.reset_state()
-    scalars["learning_rate"] = float(trainer.optimizer.learning_rate)
+    scalars["learning_rate"] = _number(trainer.optimizer.learning_rate)
     scalars["images_per_second"] = images_per_second
     return scalars
+
+
+def _number(value):
+    """A Python float, also of a variable that is spread over replicas."""
+    return float(tf.convert_to_tensor(value))
 
 
 def _check_finite(scalars, step):

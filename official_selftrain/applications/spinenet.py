@@ -128,9 +128,9 @@ def _stem(images, sizes, scope):
     x = scope.conv_norm(images, 64, 7, strides=2)
     x = keras.layers.MaxPooling2D(3, 2, padding="same", name=scope.name("max_pool"))(x)
     blocks = []
-    for project in (True, False):
-        for repeat in range(sizes.block_repeats):
-            x = _bottleneck(x, sizes.filters(2), scope, project=project and repeat == 0)
+    for _ in range(2):
+        for _ in range(sizes.block_repeats):
+            x = _bottleneck(x, sizes.filters(2), scope)
         blocks.append(_Block(x, 2, BOTTLENECK))
     return blocks
 
@@ -188,8 +188,10 @@ def _resample(block, size, channels, sizes, scope):
     return scope.conv_norm(x, channels, 1, activate=False)
 
 
-def _bottleneck(x, filters, scope, project=False, rate=0.0):
-    shortcut = scope.conv_norm(x, 4 * filters, 1, activate=False) if project else x
+def _bottleneck(x, filters, scope, rate=0.0):
+    shortcut = x
+    if x.shape[-1] != 4 * filters:  # only the first block of the stem
+        shortcut = scope.conv_norm(x, 4 * filters, 1, activate=False)
     x = scope.conv_norm(x, filters, 1)
     x = scope.conv_norm(x, filters, 3)
     x = scope.conv_norm(x, 4 * filters, 1, activate=False)

@@ -122,10 +122,14 @@ class DetectionTask:
         Returns:
             dict of scalars `class`, `box` and `total`.
         """
+        targets = anchor_ops.assign(self.anchors, labels["boxes"], labels["classes"])
+        return self.loss_of_targets(outputs, *targets, sum_over_replicas)
+
+    def loss_of_targets(
+        self, outputs, class_targets, box_targets, positives, sum_over_replicas=lambda x: x
+    ):
+        """`loss` after matching; arguments are what `anchors.assign` returns."""
         config = self.config
-        class_targets, box_targets, positives = anchor_ops.assign(
-            self.anchors, labels["boxes"], labels["classes"]
-        )
         class_sum, box_sum = losses.detection_loss_sums(
             ops.cast(outputs["class_logits"], "float32"),
             ops.cast(outputs["box_deltas"], "float32"),

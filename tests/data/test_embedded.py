@@ -1,0 +1,43 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from official_selftrain.data import embedded
+
+
+def test_scenes_are_deterministic_and_boxes_fit_the_masks():
+    first, second = (
+        [record for record, _ in zip(embedded.scenes("train"), range(5), strict=False)]
+        for _ in range(2)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert a.encoded == b.encoded
+        np.testing.assert_array_equal(a.boxes, b.boxes)
+        mask = np.asarray(Image.open(io.BytesIO(a.mask)))
+        assert mask.shape == (a.height, a.width)
+        for box, label in zip(a.boxes * a.height, a.classes, strict=True):
+            top, left, bottom, right = box.round().astype(int)
+            inside = mask[top:bottom, left:right] == label
+            # Ink touches all four sides of its box.
+            assert inside[0].any() and inside[-1].any()
+            assert inside[:, 0].any() and inside[:, -1].any()
+        covered = np.zeros_like(mask, bool)
+        for top, left, bottom, right in (a.boxes * a.height).round().astype(int):
+            covered[top:bottom, left:right] = True
+        assert not (mask[~covered] > 0).any()
+
+
+def test_splits_share_no_digit_and_no_region():
+    assert sum(end - start for start, end in embedded.SHARES.values()) == pytest.approx(1.0)
+    for label in range(len(embedded.DIGITS)):
+        seen = [
+            {sample.tobytes() for sample in embedded._digits(split)[label]}
+            for split in embedded.SHARES
+        ]
+        counts = [len(s) for s in seen]
+        assert len(set.union(*seen)) == sum(counts)
+    widths = [[p.shape[1] for p in embedded._photographs(split)] for split in embedded.SHARES]
+    whole = [image.shape[1] for image in embedded._sources()[1]]
+    np.testing.assert_array_equal(np.sum(widths, axis=0), whole)

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_records import png, record
+
+from official_selftrain.config import InputConfig, PseudoConfig
+from official_selftrain.data import inputs, records
+from official_selftrain.errors import UserError
+from official_selftrain.tasks.detection import DetectionTask
+
+TASK = DetectionTask(num_classes=3, image_size=(128, 128), max_instances=4)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Seven images in two shards, each of one gray value; every third has no box."""
+    written = []
+    for shard, indices in enumerate([range(4), range(4, 7)]):
+        file = str(tmp_path / f"a-{shard}.tfrecord")
+        images = []
+        for i in indices:
+            changes = {"boxes": [], "classes": [], "scores": None} if i % 3 == 0 else {}
+            images.append(
+                record(image_id=i, encoded=png(value=i * 30), is_crowd=None, mask=b"", **changes)
+            )
+        records.write(file, images)
+        written.append(file)
+    return written
+
+
+def dataset(files, source=None, **settings):
+    source = source or InputConfig(batch_size=2)
+    parse = TASK.parser(source, training=True)
+    return inputs.training_dataset(files, parse, 2, settings.pop("seed", 1), **settings)
+
+
+def take(data, count):
+    return [tf.nest.map_structure(np.asarray, batch) for batch in data.take(count)]
+
+
+def assert_equal(a, b):
+    tf.nest.map_structure(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_resumed_stream_equals_the_uninterrupted_one(files, cache):
+    whole = take(dataset(files, cache=cache), 9)
+    resumed = take(dataset(files, cache=cache, start_step=4), 5)
+    assert_equal(whole[4:], resumed)
+    other = take(dataset(files, cache=cache, seed=2), 9)
+    assert any((a[0] != b[0]).any() for a, b in zip(whole, other, strict=True))
+
+
+def test_every_image_occurs_once_in_an_epoch(files):
+    source = InputConfig(flip=False, jitter=(1.0, 1.0))
+    images = np.concatenate([x for x, _ in take(dataset(files, source), 7)])
+    top_left = images[:, 0, 0, 0]
+    values, counts = np.unique(top_left.round(4), return_counts=True)
+    assert len(values) == 7 and (counts == 2).all()
+
+
+def test_images_without_boxes_are_padding_only(files):
+    labels = [y for _, y in take(dataset(files), 7)]
+    empty = [i for y in labels for i in range(2) if (y["classes"][i] == -1).all()]
+    assert empty
+    for y in labels:
+        assert y["boxes"].shape == (2, 4, 4)
+        padded = y["classes"] == -1
+        assert (y["boxes"][padded] == -1).all() and (y["scores"][padded] == -1).all()
+
+
+def test_student_drops_boxes_under_its_threshold(files):
+    # Scores of the record are 0.9 and 0.4; the threshold itself is not above the threshold.
+    for threshold, expected in [(0.5, 1), (0.3, 2), (0.9, 0)]:
+        source = PseudoConfig(batch_size=2, score_threshold=threshold, jitter=(1.0, 1.0))
+        labels = [y for _, y in take(dataset(files, source), 7)]
+        largest = max((y["classes"] >= 0).sum(axis=1).max() for y in labels)
+        assert largest == expected
+
+
+def test_crowds_are_dropped_in_training_only(tmp_path):
+    file = str(tmp_path / "a.tfrecord")
+    records.write(file, [record(scores=None)])
+    (image, labels) = take(dataset([file]), 1)[0]
+    assert ((labels["classes"] >= 0).sum(axis=1) <= 1).all()
+    _, labels, _ = next(iter(inputs.prediction_dataset([file], TASK.parser(), 1)))
+    assert (np.asarray(labels["classes"]) >= 0).sum() == 2
+    assert image.dtype == np.float32
+
+
+def test_zipped_sources_keep_their_batch_sizes(files):
+    human, pseudo = dataset(files), dataset(files, seed=5).unbatch().batch(6, drop_remainder=True)
+    images, labels = next(iter(inputs.zip_sources(human=human, pseudo=pseudo)))
+    assert images["human"].shape[0] == 2 and images["pseudo"].shape[0] == 6
+    assert labels["pseudo"]["boxes"].shape == (6, 4, 4)
+
+
+def test_prediction_fills_the_last_batch_and_counts(files):
+    """Silent error 3: a replica that gets no image writes NaN; batches are always full."""
+    batches = list(inputs.prediction_dataset(files, TASK.parser(), 4))
+    assert [int(count) for *_, count in batches] == [4, 3]
+    assert all(images.shape == (4, 128, 128, 3) for images, *_ in batches)
+    images = np.asarray(batches[1][0])
+    np.testing.assert_array_equal(images[2], images[3])
+
+
+def test_undecodable_image_is_named(tmp_path):
+    file = str(tmp_path / "a.tfrecord")
+    records.write(file, [record(), record(encoded=b"junk", name="bad.png")])
+    with pytest.raises(UserError, match=r"record 1 of .*a.tfrecord \(bad.png\) cannot be decoded"):
+        inputs.find_bad_record([file])

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from conftest import load
+
+from official_selftrain import metrics
+from official_selftrain.data.records import ImageRecord
+from official_selftrain.tasks.detection import Detections
+
+
+def golden_images(case):
+    """Truth and detections of the golden images; detections go back to original pixels."""
+    order = {int(source_id): i for i, source_id in enumerate(case["gt_source_id"])}
+    for i, source_id in enumerate(case["pred_source_id"]):
+        j = order[int(source_id)]
+        height, width = int(case["gt_height"][j]), int(case["gt_width"][j])
+        count = int(case["gt_num_detections"][j][0])
+        truth = ImageRecord(
+            image_id=int(source_id),
+            encoded=b"-",
+            height=height,
+            width=width,
+            boxes=case["gt_boxes"][j][:count] / np.tile([height, width], 2),
+            classes=case["gt_classes"][j][:count],
+            areas=case["gt_areas"][j][:count],
+            is_crowd=case["gt_is_crowds"][j][:count].astype(bool),
+        )
+        pixels = case["pred_detection_boxes"][i] / np.tile(case["pred_image_info"][i][2], 2)
+        found = Detections(
+            pixels / np.tile([height, width], 2),
+            case["pred_detection_scores"][i],
+            case["pred_detection_classes"][i],
+        )
+        yield truth, found
+
+
+@pytest.mark.parametrize("evaluator", ["installed", "pycocotools"])
+def test_coco_metrics_equal_release(evaluator, golden, monkeypatch):
+    if evaluator == "pycocotools":
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        monkeypatch.setattr(metrics, "_evaluator", lambda: (COCO, COCOeval))
+    case = load(golden / "evaluation/coco_box.npz")
+    metric = metrics.DetectionMetric()
+    for truth, found in golden_images(case):
+        metric.update(truth, found)
+    result = metric.result()
+    ours = [result[name] for name in case["metric_names"].tolist()]
+    np.testing.assert_allclose(ours, case["metric_values"], atol=1e-5)
+    per_class = [value for name, value in result.items() if name.startswith("AP/")]
+    assert np.mean([v for v in per_class if v >= 0]) == pytest.approx(result["AP"], abs=1e-6)
+
+
+def test_nothing_found_is_zero_and_no_truth_is_minus_one():
+    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    empty = ImageRecord(image_id=1, encoded=b"-", height=10, width=10)
+    labelled = ImageRecord(
+        image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1]
+    )
+    metric = metrics.DetectionMetric()
+    metric.update(empty, nothing)
+    assert metric.result()["AP"] == -1.0
+    metric.update(labelled, nothing)
+    assert metric.result()["AP"] == 0.0

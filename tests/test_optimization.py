@@ -1,0 +1,37 @@
+import json
+
+import numpy as np
+import pytest
+
+from official_selftrain.config import OptimizerConfig
+from official_selftrain.optimization import WarmupSchedule, make_optimizer
+
+
+def test_schedules_equal_release(golden):
+    for case in json.loads((golden / "schedules/learning_rates.json").read_text()):
+        rate = case["learning_rate"]
+        schedule = WarmupSchedule(
+            rate["type"],
+            rate["init_learning_rate"],
+            rate["warmup_learning_rate"],
+            rate["warmup_steps"],
+            case["total_steps"],
+            rate.get("learning_rate_steps", ()),
+            rate.get("learning_rate_levels", ()),
+        )
+        ours = [float(schedule(step)) for step in case["steps"]]
+        np.testing.assert_allclose(ours, case["values"], rtol=1e-5, atol=1e-7)
+
+
+def test_warmup_and_cosine_by_hand():
+    schedule = WarmupSchedule("cosine", 1.0, 0.2, 10, 30)
+    assert float(schedule(0)) == pytest.approx(0.2)
+    assert float(schedule(5)) == pytest.approx(0.6)
+    assert float(schedule(20)) == pytest.approx(0.5)
+    assert float(schedule(30)) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_optimizer_takes_the_config():
+    optimizer = make_optimizer(OptimizerConfig(momentum=0.8, learning_rate=2.0, warmup_steps=0), 10)
+    assert optimizer.momentum == 0.8
+    assert float(optimizer.learning_rate) == pytest.approx(2.0)
