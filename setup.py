@@ -25,8 +25,10 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*setuptools.find_packages(include=["official_selftrain*"]),
-              "official_selftrain.experiments"],
+    packages=[
+        *setuptools.find_packages(include=["official_selftrain*"]),
+        "official_selftrain.experiments",
+    ],
     # The recipes lie beside the package and travel inside it in a wheel.
     package_dir={"official_selftrain.experiments": "experiments"},
     install_requires=[

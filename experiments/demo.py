@@ -26,24 +26,25 @@ DEMO = {
         "embedded": "train",
         "batch_size": 8,
         "flip": False,
+        "jitter": (0.7, 1.3),
         "cache": True,
     },
     "unlabeled": {"embedded": "unlabeled"},
-    "pseudo": {"batch_size": 8, "flip": False, "cache": True},
+    "pseudo": {"batch_size": 8, "flip": False, "jitter": (0.7, 1.3), "cache": True},
     "evaluation": {"embedded": "val", "batch_size": 16},
     "self_training": {
         "alpha": 1.0,
         "decay": "auto",
         "control": True,
-        "teacher": {"trainer.steps": 1500, "human.batch_size": 16},
+        "teacher": {"trainer.steps": 800, "human.batch_size": 16},
     },
     "optimizer": {
-        "learning_rate": 0.08,
+        "learning_rate": 0.1,
         "warmup_steps": 100,
         "warmup_learning_rate": 0.001,
         "l2": 1e-4,
     },
-    "trainer": {"steps": 1000, "steps_per_loop": 50, "checkpoint_interval": 250},
+    "trainer": {"steps": 600, "steps_per_loop": 50, "checkpoint_interval": 200},
 }
 
 EXPERIMENTS = {"demo": DEMO}

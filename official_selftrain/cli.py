@@ -37,7 +37,9 @@ def config_from_flags(need_model_dir=True):
         FLAGS.experiment, config_file, FLAGS.params_override, FLAGS.data_dir
     )
     if need_model_dir and not FLAGS.model_dir:
-        raise UserError(f"give --model_dir, the folder for this run, such as runs/{config.experiment}")
+        raise UserError(
+            f"give --model_dir, the folder for this run, such as runs/{config.experiment}"
+        )
     return config
 
 

@@ -1,4 +1,4 @@
-"""Losses as pure functions: element-wise or summed, never averaged, so that scaling stays visible."""
+"""Losses as pure functions: element-wise or summed, never averaged, so scaling stays visible."""
 
 from keras import ops
 

@@ -23,9 +23,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         boundaries, rates: of the steps.
     """
 
-    def __init__(
-        self, kind, rate, warmup_rate, warmup_steps, total_steps, boundaries=(), rates=()
-    ):
+    def __init__(self, kind, rate, warmup_rate, warmup_steps, total_steps, boundaries=(), rates=()):
         self.settings = {
             "kind": kind,
             "rate": rate,

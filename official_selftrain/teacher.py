@@ -29,7 +29,7 @@ def predict(task, model, files, batch_size, title="predict", total=None):
     """
     import tensorflow as tf
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(images, labels):
         return task.predict(model, images, labels)
 

@@ -100,8 +100,11 @@ def _number(value):
 
 
 def _check_finite(scalars, step):
-    bad = [name for name in ("loss", "human_loss", "pseudo_loss") if name in scalars
-           and not math.isfinite(scalars[name])]
+    bad = [
+        name
+        for name in ("loss", "human_loss", "pseudo_loss")
+        if name in scalars and not math.isfinite(scalars[name])
+    ]
     if bad:
         raise UserError(
             f"{bad[0]} is not finite before step {step}: the training diverged. Lower "

@@ -58,7 +58,7 @@ def released_variables(model):
 
 
 def hashed_weight(name, shape, gain):
-    """The deterministic weight of the golden cases: normal numbers seeded by the variable's name."""
+    """The weight of the golden cases: normal numbers seeded by the variable's name."""
     z = np.random.default_rng(zlib.crc32(name.encode("utf-8"))).standard_normal(shape)
     kind = name.rsplit("/", 1)[-1]
     if kind == "gamma":

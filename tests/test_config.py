@@ -63,7 +63,9 @@ def test_misspelt_experiment_names_the_nearest():
 
 def test_experiment_of_ones_own_file(tmp_path):
     file = tmp_path / "mine.py"
-    file.write_text("EXPERIMENTS = {'mine': {'human': {'images': 'x'}, 'trainer': {'steps': 5000}}}")
+    file.write_text(
+        "EXPERIMENTS = {'mine': {'human': {'images': 'x'}, 'trainer': {'steps': 5000}}}"
+    )
     assert config_lib.resolve(f"{file}:mine").trainer.steps == 5000
 
 
@@ -89,11 +91,11 @@ def test_automatic_decay_is_for_short_runs():
 @pytest.mark.parametrize("arguments", [["--experiment=list"], ["--experiment=demoo"]])
 def test_list_and_typo_answer_without_tensorflow(arguments):
     code = (
-        "import sys; sys.argv = ['train', *{}]; import runpy\n"
+        f"import sys; sys.argv = ['train', *{arguments}]; import runpy\n"
         "try: runpy.run_module('official_selftrain.train', run_name='__main__')\n"
         "except SystemExit: pass\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
-    ).format(arguments)
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "demo" in done.stdout + done.stderr

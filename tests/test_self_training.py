@@ -117,9 +117,7 @@ def test_scaling_the_pseudo_loss_from_the_start_changes_nothing():
 def test_alpha_zero_is_supervised_training_to_the_bit():
     batches = [batch(8, seed) for seed in range(4)]
     human = [({"human": x["human"]}, {"human": y["human"]}) for x, y in batches]
-    for a, b in zip(
-        steps(trainer(0.0), batches), steps(trainer(1.0), human), strict=True
-    ):
+    for a, b in zip(steps(trainer(0.0), batches), steps(trainer(1.0), human), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -164,7 +162,9 @@ def test_l2_counts_kernels_only_and_clipping_bounds_the_step():
     assert float(half_squared_kernels(model.student)) == pytest.approx(expected, rel=1e-5)
     before = [np.asarray(v) for v in model.student.trainable_variables]
     steps(model, [batch(8, 0)])
-    moved = [np.asarray(v) - b for v, b in zip(model.student.trainable_variables, before, strict=True)]
+    moved = [
+        np.asarray(v) - b for v, b in zip(model.student.trainable_variables, before, strict=True)
+    ]
     assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(1e-3, rel=1e-3)
 
 

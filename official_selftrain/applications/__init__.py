@@ -10,10 +10,10 @@ from official_selftrain.applications.spinenet import (
 )
 
 __all__ = [
-    "SpineNet143",
-    "SpineNet143L",
-    "SpineNet190",
     "SpineNet49",
     "SpineNet49S",
     "SpineNet96",
+    "SpineNet143",
+    "SpineNet143L",
+    "SpineNet190",
 ]

@@ -16,9 +16,9 @@ from official_selftrain.errors import UserError
 
 DIGITS = (0, 1, 2, 3, 4)
 CLASSES = {index + 1: f"digit {digit}" for index, digit in enumerate(DIGITS)}
-SIZES = {"train": 60, "unlabeled": 900, "val": 150}
+SIZES = {"train": 150, "unlabeled": 1000, "val": 250}
 # Shares of the digits of each class and of the width of each photograph.
-SHARES = {"train": (0.0, 0.2), "unlabeled": (0.2, 0.75), "val": (0.75, 1.0)}
+SHARES = {"train": (0.0, 0.25), "unlabeled": (0.25, 0.8), "val": (0.8, 1.0)}
 SIDE = 128
 DIGIT_SIDES = (30, 56)
 PHOTOGRAPHS = (
@@ -85,7 +85,9 @@ def _stroke(rng, samples):
     """Opacity of one scaled, rotated digit, cropped to its ink."""
     sample = samples[rng.integers(len(samples))]
     side = int(rng.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
-    glyph = Image.fromarray(np.pad(sample, 2)).resize((side * 3 // 2,) * 2, Image.Resampling.BICUBIC)
+    glyph = Image.fromarray(np.pad(sample, 2)).resize(
+        (side * 3 // 2,) * 2, Image.Resampling.BICUBIC
+    )
     glyph = glyph.rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR)
     alpha = np.clip(np.asarray(glyph, "float32") / 255 * 1.4 - 0.2, 0, 1)
     rows, columns = np.where(alpha > 0.5)

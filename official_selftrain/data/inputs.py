@@ -12,8 +12,17 @@ from official_selftrain.data import records
 from official_selftrain.errors import UserError
 
 
-def training_dataset(files, parse, batch_size, seed, start_step=0, shuffle_buffer=1024, cache=False,
-                     keep=None, threads=0):
+def training_dataset(
+    files,
+    parse,
+    batch_size,
+    seed,
+    start_step=0,
+    shuffle_buffer=1024,
+    cache=False,
+    keep=None,
+    threads=0,
+):
     """Endless shuffled batches of one source.
 
     Args:
@@ -33,7 +42,9 @@ def training_dataset(files, parse, batch_size, seed, start_step=0, shuffle_buffe
     dataset = tf.data.Dataset.from_tensor_slices(files)
     if not cache:
         dataset = dataset.shuffle(len(files), seed)
-    dataset = dataset.interleave(tf.data.TFRecordDataset, cycle_length=8, deterministic=True)
+    dataset = dataset.interleave(
+        tf.data.TFRecordDataset, cycle_length=8, num_parallel_calls=8, deterministic=True
+    )
     if keep is not None:
         dataset = dataset.filter(keep)
     if cache:
@@ -42,7 +53,6 @@ def training_dataset(files, parse, batch_size, seed, start_step=0, shuffle_buffe
     dataset = dataset.enumerate().skip(start_step * batch_size)
 
     def load(index, serialized):
-        # A second word apart from the seed of other streams: mix index and seed in one pair.
         return parse(records.decode(serialized), tf.stack([tf.cast(seed, tf.int64), index]))
 
     parallel = threads or tf.data.AUTOTUNE
@@ -81,9 +91,10 @@ def prediction_dataset(files, parse, batch_size):
     def fill(images, labels):
         count = tf.shape(images)[0]
         indices = tf.minimum(tf.range(batch_size), count - 1)
-        take = lambda x: tf.ensure_shape(  # noqa: E731
-            tf.gather(x, indices), [batch_size, *x.shape[1:]]
-        )
+
+        def take(x):
+            return tf.ensure_shape(tf.gather(x, indices), [batch_size, *x.shape[1:]])
+
         return take(images), tf.nest.map_structure(take, labels), count
 
     return dataset.batch(batch_size).map(fill).prefetch(tf.data.AUTOTUNE)

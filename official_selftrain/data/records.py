@@ -16,10 +16,6 @@ from official_selftrain.errors import UserError
 ROUNDING = 1e-4
 
 
-def _none(*shape, dtype="float32"):
-    return dataclasses.field(default_factory=lambda: np.zeros(shape, dtype))
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageRecord:
     """One image with its labels, human or pseudo, checked when made.
@@ -47,8 +43,8 @@ class ImageRecord:
     height: int
     width: int
     name: str = ""
-    boxes: np.ndarray = _none(0, 4)
-    classes: np.ndarray = _none(0, dtype="int64")
+    boxes: np.ndarray = ()
+    classes: np.ndarray = ()
     scores: np.ndarray | None = None
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
@@ -148,7 +144,9 @@ def from_example(serialized, where="record"):
     try:
         features = tf.train.Example.FromString(serialized).features.feature
     except Exception:
-        raise UserError(f"{where} is not a tf.train.Example; was it written by another program?")
+        raise UserError(
+            f"{where} is not a tf.train.Example; was it written by another program?"
+        ) from None
 
     def text(key):
         values = features[key].bytes_list.value

@@ -164,7 +164,9 @@ def _existing_folder(folder):
     if not folder.is_dir():
         parent = folder.parent
         near = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-        raise UserError(f"the image folder {folder} does not exist{did_you_mean(folder.name, near)}")
+        raise UserError(
+            f"the image folder {folder} does not exist{did_you_mean(folder.name, near)}"
+        )
     return folder
 
 
@@ -337,7 +339,9 @@ def _coco_box(annotation, height, width, path):
     try:
         x, y, w, h = (float(value) for value in box)
     except (TypeError, ValueError):
-        raise UserError(f"{where}: bbox must be four numbers [x, y, width, height]; given {box}")
+        raise UserError(
+            f"{where}: bbox must be four numbers [x, y, width, height]; given {box}"
+        ) from None
     if not all(map(_finite, (x, y, w, h))) or w <= 0 or h <= 0:
         raise UserError(f"{where}: bbox has no positive, finite width and height; given {box}")
     low, right, bottom = min(x, y), x + w - width, y + h - height

@@ -83,9 +83,7 @@ def assign(anchors, boxes, classes, match_threshold=0.5, unmatched_threshold=0.5
     ignored = ops.logical_and(best_overlap >= unmatched_threshold, ops.logical_not(positive))
     matched_class = ops.take_along_axis(classes, best_box, axis=1)
     matched_boxes = ops.take_along_axis(boxes, best_box[..., None], axis=1)
-    class_targets = ops.where(
-        positive, matched_class, ops.where(ignored, IGNORED, NEGATIVE)
-    )
+    class_targets = ops.where(positive, matched_class, ops.where(ignored, IGNORED, NEGATIVE))
     # Padding may hold boxes of negative size; encode a harmless box there, or the logarithm's NaN
     # would reach the gradient.
     matched_boxes = ops.where(positive[..., None], matched_boxes, anchors)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_records import png, record
+from helpers import png, record
 
 from official_selftrain.config import InputConfig, PseudoConfig
 from official_selftrain.data import inputs, records

@@ -76,7 +76,7 @@ def golden_model(golden, case):
     ],
 )
 def test_inference_equals_release(case, golden):
-    info, classes, model = golden_model(golden, case)
+    _, classes, model = golden_model(golden, case)
     expected = load(golden / f"forward/{case}_infer.npz")
     outputs = model(expected["image"], training=False)
     for key, depth in (("cls", classes), ("box", 4)):
@@ -98,7 +98,7 @@ def test_inference_equals_release(case, golden):
 def test_training_mode_equals_release(golden):
     case = "retinanet_spinenet49S_128"
     info, classes, _ = golden_model(golden, case)
-    backbone, model = build("49S", 256, classes, num_filters=128)
+    _, model = build("49S", 256, classes, num_filters=128)
     set_hashed_weights(model, info["gain"])
     expected = load(golden / f"forward/{case}_train.npz")
     outputs = model(expected["image"], training=True)

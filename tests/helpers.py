@@ -1,0 +1,33 @@
+"""Small images and records for tests."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from official_selftrain.data import records
+
+
+def png(height=4, width=6, value=7):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), value, "uint8")).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def record(**changes):
+    values = {
+        "image_id": 5,
+        "encoded": png(),
+        "height": 4,
+        "width": 6,
+        "name": "a.png",
+        "boxes": [[0.0, 0.5, 0.5, 1.0], [0.25, 0.0, 1.0, 0.5]],
+        "classes": [1, 2],
+        "scores": np.array([0.9, 0.4], "float32"),
+        "is_crowd": np.array([False, True]),
+        "mask": b"mask",
+        "origin": "pseudo",
+        "dataset": "d",
+        "teacher": "t",
+    }
+    return records.ImageRecord(**{**values, **changes})

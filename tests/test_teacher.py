@@ -1,0 +1,103 @@
+import pathlib
+
+import numpy as np
+import pytest
+from helpers import record
+
+from official_selftrain import teacher
+from official_selftrain.data import records
+from official_selftrain.errors import UserError
+from official_selftrain.tasks.detection import Detections, DetectionTask
+
+
+class Answers(DetectionTask):
+    """Finds one object in every image; counts the images it is shown."""
+
+    shown = 0
+
+    def predict(self, model, images, labels):
+        import tensorflow as tf
+
+        batch = images.shape[0]
+        return {
+            "boxes": tf.constant(np.tile([[[0.0, 0.0, 0.5, 0.5]]], (batch, 1, 1)), tf.float32),
+            "scores": tf.fill([batch, 1], 0.7),
+            "classes": tf.fill([batch, 1], 1),
+        }
+
+    def predictions(self, arrays, count):
+        self.shown += count
+        return super().predictions(arrays, count)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    files = []
+    for shard in range(3):
+        file = str(tmp_path / f"u-{shard}.tfrecord")
+        images = [record(image_id=10 * shard + i, mask=b"") for i in range(5)]
+        records.write(file, images)
+        files.append(file)
+    return files
+
+
+def test_every_image_is_labelled_once_and_finished_shards_are_kept(shards, tmp_path):
+    task = Answers(num_classes=3, image_size=(128, 128))
+    written = teacher.label(task, None, shards, tmp_path / "labels", 4, "teacher")
+    ids = [r.image_id for r in records.read(written)]
+    assert ids == [10 * s + i for s in range(3) for i in range(5)]
+    assert task.shown == 15
+    # A kill leaves whole shards only; the same call does the missing one.
+    before = [pathlib.Path(file).read_bytes() for file in written]
+    pathlib.Path(written[1]).unlink()
+    assert teacher.label(task, None, shards, tmp_path / "labels", 4, "teacher") == written
+    assert task.shown == 20
+    assert [pathlib.Path(file).read_bytes() for file in written] == before
+    assert all(r.origin == "pseudo" for r in records.read(written))
+
+
+def labelled(tmp_path, scores, name="p"):
+    """One image a score, the box being right; the truth has two boxes an image."""
+    pseudo, truth = [], []
+    for index, score in enumerate(scores):
+        box = [[0.0, 0.5, 0.5, 1.0]]
+        values = {"image_id": index, "is_crowd": None, "mask": b""}
+        pseudo.append(record(boxes=box, classes=[1], scores=np.array([score], "float32"), **values))
+        truth.append(record(scores=None, **values))
+    files = [str(tmp_path / f"{name}.tfrecord"), str(tmp_path / f"{name}-truth.tfrecord")]
+    records.write(files[0], pseudo)
+    records.write(files[1], truth)
+    return [files[0]], [files[1]]
+
+
+def test_report_by_hand(tmp_path):
+    files = labelled(tmp_path, [0.9, 0.6, 0.5, 0.2])
+    report = teacher.report(*files, 0.5, {1: "fish"})
+    assert (report["images"], report["stored_boxes"], report["boxes"]) == (4, 4, 2)
+    assert report["boxes_per_class"] == {"fish": 2}
+    assert report["empty_share"] == 0.5
+    assert report["precision"] == 1.0
+    assert report["recall"] == pytest.approx(2 / 8)
+    # Bins of 0.05 from 0; float32 0.6 and 0.2 lie just above, 0.9 just below their edges.
+    assert sum(report["score_histogram"]) == 4 and report["score_histogram"][10] == 1
+
+
+def test_threshold_that_keeps_nothing_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="keeps no box of 2 images; the highest score is 0.60"):
+        teacher.report(*labelled(tmp_path, [0.6, 0.2]), 0.9)
+
+
+def test_almost_nothing_and_almost_everything_are_loud(tmp_path, caplog):
+    report = teacher.report(*labelled(tmp_path, [0.9] + [0.1] * 30), 0.5)
+    assert "only 3.2% of images keep a box" in report["warnings"][0]
+    assert "PSEUDO LABELS: only 3.2%" in caplog.text
+    assert teacher.report(*labelled(tmp_path, [0.9] * 10, "q"), 0.5)["warnings"] == []
+
+
+def test_matching_uses_each_true_box_once():
+    truth = record(is_crowd=None)
+    boxes = np.array([[0, 0.5, 0.5, 1.0], [0, 0.5, 0.5, 0.98], [0.25, 0, 1, 0.5]], "float32")
+    assert teacher.matches(boxes, np.array([1, 1, 2]), truth) == 2
+    assert teacher.matches(boxes, np.array([2, 2, 1]), truth) == 0
+    nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
+    assert teacher.matches(nothing.boxes, nothing.classes, truth) == 0
