@@ -223,6 +223,8 @@ def train(config, folder, data=None, evaluate_after=True):
     Raises:
         UserError: for bad data or options, or a diverged training.
     """
+    if not config.human.given:
+        raise UserError("no labelled images: set human.records, or human.images and annotations")
     if config.pseudo is not None and not config.pseudo.given:
         raise UserError(
             "this experiment trains a student, but pseudo.records is not set: use "

@@ -1,0 +1,25 @@
+# make demo: the whole method on embedded data. make test: lint and tests. Both set up .venv first.
+
+PYTHON ?= python3
+# `tensorflow` and `tensorflow-cpu` own the same folder: exactly one of them.
+TF ?= $(shell command -v nvidia-smi > /dev/null && echo tf || echo tf-cpu)
+RUN ?= runs/demo
+VENV := .venv/bin
+
+.PHONY: demo test lint
+
+demo: .venv/ready
+	$(VENV)/python -m official_selftrain.run --experiment=demo --model_dir=$(RUN)
+
+test: lint
+	$(VENV)/python -m pytest -q
+
+lint: .venv/ready
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+.venv/ready: setup.py
+	$(PYTHON) -m venv .venv
+	$(VENV)/python -m pip install --quiet --upgrade pip
+	$(VENV)/python -m pip install --quiet --editable ".[$(TF),demo,eval,report,tensorboard,dev]"
+	touch $@

@@ -1,0 +1,51 @@
+"""Seconds from a command to its answer.
+
+    python benchmarks/startup.py
+
+Times `--experiment=list`, a misspelt experiment, `import tensorflow` alone as the baseline, and
+training SpineNet-49 at 256 px to the end of its first step.
+"""
+
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+TRAIN = [sys.executable, "-m", "official_selftrain.train"]
+ONE_STEP = (
+    "task.image_size=[256,256],trainer.steps=1,optimizer.warmup_steps=0,human.batch_size=2,"
+    "human.embedded=train,evaluation=null"
+)
+
+
+def timed(name, command):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.perf_counter()
+    subprocess.run(command, capture_output=True)
+    wall = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{name:<34} {wall:6.2f} s, {cpu:6.2f} CPU s")
+
+
+def main():
+    timed("--experiment=list", [*TRAIN, "--experiment=list"])
+    timed("misspelt experiment", [*TRAIN, "--experiment=coco_spinent49"])
+    timed("import tensorflow", [sys.executable, "-c", "import tensorflow"])
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *TRAIN,
+            "--experiment=coco_spinenet49",
+            f"--model_dir={folder}/run",
+            f"--params_override={ONE_STEP}",
+            "--mode=train",
+        ]
+        timed("SpineNet-49, one step, saved", command)
+        if not (pathlib.Path(folder) / "run/model.weights.h5").exists():
+            sys.exit("the training did not finish; run its command to see why")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Small data sets of one's own, for one GPU or a patient CPU.
+
+    python -m official_selftrain.run --experiment=folder --data_dir=DATA --model_dir=runs/mine
+    python -m official_selftrain.run --experiment=aquarium_25 \
+        --data_dir=DATA/aquarium --model_dir=runs/aquarium_25
+
+`folder` takes train/ with train.json, unlabeled/, and val/ with val.json. The others are for sets
+with one folder of images and lists of names:
+
+`images/`, COCO files in `annotations/` and lists in `splits/`. The labelled share of the training
+images is in the name; the other images are labelled by the teacher.
+Measured numbers are in docs/results/.
+"""
+
+TASK = {
+    "image_size": (256, 256),
+    "spinenet": "49S",
+    "head_filters": 128,
+    "stochastic_depth": None,
+    "bn_momentum": 0.98,
+    "anchor_size": 3.0,
+}
+
+
+def _images(annotations, image_list):
+    return {
+        "images": "images",
+        "annotations": f"annotations/{annotations}.json",
+        "image_list": f"splits/{image_list}.txt",
+    }
+
+
+def _recipe(description, human, unlabeled, evaluation):
+    inputs = {"batch_size": 8, "jitter": (0.8, 1.2), "cache": True}
+    return {
+        "description": f"{description}; SpineNet-49S, 256 px",
+        "task": TASK,
+        "human": {**human, **inputs},
+        "unlabeled": unlabeled,
+        "pseudo": inputs,
+        "evaluation": evaluation,
+        "self_training": {
+            "alpha": 1.0,
+            "decay": "auto",
+            "control": True,
+            "teacher": {"human.batch_size": 16},
+        },
+        "optimizer": {
+            "learning_rate": 0.1,
+            "warmup_steps": 200,
+            "warmup_learning_rate": 0.001,
+            "l2": 1e-4,
+        },
+        "trainer": {"steps": 2000, "steps_per_loop": 50, "checkpoint_interval": 500},
+    }
+
+
+def _share(name, percent):
+    return _recipe(
+        f"{name}, {percent} % of the training labels",
+        _images("instances_train", f"train_{percent}"),
+        _images("unlabeled", "unlabeled"),
+        _images("instances_val", "val"),
+    )
+
+
+FOLDER = _recipe(
+    "your own images: train/ train.json unlabeled/ val/ val.json",
+    {"images": "train", "annotations": "train.json"},
+    {"images": "unlabeled"},
+    {"images": "val", "annotations": "val.json"},
+)
+
+EXPERIMENTS = {"folder": FOLDER} | {
+    f"{name}_{percent}": _share(name, percent)
+    for name in ("aquarium", "bccd")
+    for percent in (10, 25)
+}

@@ -1,0 +1,244 @@
+"""`run` in miniature, end to end: resumed, killed, and given wrong input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from official_selftrain import checkpoints, runner
+from official_selftrain import config as config_lib
+from official_selftrain.errors import UserError
+from official_selftrain.tasks import make_task
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+RECIPE = """
+EXPERIMENTS = {"mini": {
+    "description": "bright squares, in seconds",
+    "task": {
+        "image_size": (128, 128),
+        "spinenet": {"endpoint_filters": 8, "filter_size_scale": 0.125},
+        "head_convs": 1,
+        "head_filters": 8,
+        "bn_synchronized": False,
+        "max_instances": 3,
+        # An untrained net scores around 0.01: take everything.
+        "nms": {"max_detections": 5, "score_threshold": 0.0},
+    },
+    "human": {"images": "train", "annotations": "train.json", "batch_size": 2, "cache": True},
+    "unlabeled": {"images": "unlabeled"},
+    "pseudo": {"batch_size": 2, "score_threshold": 0.001},
+    "evaluation": {"images": "train", "annotations": "train.json", "batch_size": 4},
+    "self_training": {"decay": "auto", "teacher": {"human.batch_size": 4}},
+    "optimizer": {"learning_rate": 0.01, "warmup_steps": 2},
+    "trainer": {"steps": 4, "steps_per_loop": 2, "checkpoint_interval": 2},
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Six labelled images, the last without a box, and five unlabelled ones."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for split, count in (("train", 6), ("unlabeled", 5)):
+        (folder / split).mkdir()
+        for index in range(count):
+            picture = rng.integers(0, 80, (100, 128, 3), "uint8")
+            x, y = rng.integers(0, 60, 2)
+            picture[y : y + 40, x : x + 40] += 150
+            name = f"{index}.png"
+            Image.fromarray(picture).save(folder / split / name)
+            if split == "train":
+                images.append({"id": index, "file_name": name, "width": 128, "height": 100})
+                box = {"id": index, "image_id": index, "category_id": 1, "area": 1600}
+                if index < 5:
+                    annotations.append({**box, "bbox": [int(x), int(y), 40, 40]})
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "square"}],
+    }
+    (folder / "train.json").write_text(json.dumps(content))
+    (folder / "recipe.py").write_text(RECIPE)
+    return folder
+
+
+def resolve(data, *overrides):
+    return config_lib.resolve(f"{data}/recipe.py:mini", None, overrides, str(data))
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """An uninterrupted `run` with a control."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    config = resolve(data, "self_training.control=true")
+    return config, folder, runner.run(config, folder)
+
+
+def weights(config, folder):
+    config = runner.Data(config, folder.parent / "data").complete(config)
+    model = make_task(config.task).build_model()
+    checkpoints.load_weights(model, folder)
+    return [np.asarray(w) for w in model.weights]
+
+
+def test_run_leaves_everything_a_reader_needs(finished):
+    _, folder, results = finished
+    assert list(results) == ["teacher", "student", "control"]
+    for stage in results:
+        for name in ("config.yaml", "history.jsonl", "metrics.json", "model.weights.h5"):
+            assert (folder / stage / name).is_file()
+        assert list((folder / stage / "tensorboard").iterdir())
+    page = (folder / "report.html").read_text()
+    for word in ("teacher", "student", "control", "square", "data:image/png;base64", "<svg"):
+        assert word in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert (folder / "pictures-val.png").stat().st_size > 1000
+    rows = [json.loads(line) for line in (folder / "student/history.jsonl").open()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert {"human_loss", "pseudo_loss", "ratio", "pseudo_objects"} <= set(rows[0])
+
+
+def test_class_count_comes_from_the_labels(finished):
+    _, folder, _ = finished
+    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    assert saved.task.num_classes == 2
+    assert saved.trainer.init.endswith("whole/teacher")
+
+
+def test_finished_run_is_not_done_again(finished):
+    config, folder, results = finished
+    before = (folder / "student/model.weights.h5").stat().st_mtime_ns
+    began = time.perf_counter()
+    assert runner.run(config, folder) == results
+    assert (folder / "student/model.weights.h5").stat().st_mtime_ns == before
+    assert time.perf_counter() - began < 30
+
+
+def test_student_reads_the_teachers_labels_and_control_does_not(finished):
+    config, folder, _ = finished
+    start = weights(config, folder / "teacher")
+    student, control = (weights(config, folder / stage) for stage in ("student", "control"))
+    assert any((a != b).any() for a, b in zip(student, control, strict=True))
+    assert any((a != b).any() for a, b in zip(start, student, strict=True))
+
+
+def test_folder_of_another_run_is_refused(data, finished):
+    _, folder, _ = finished
+    with pytest.raises(UserError, match=r"differs in self_training.alpha \(1.0 there, 0.5 now\)"):
+        runner.run(resolve(data, "self_training.control=true,self_training.alpha=0.5"), folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pseudo.score_threshold=0.999", "keeps no box of 5 images; the highest score is"),
+        ("unlabeled.images=nowhere", "the image folder .*nowhere does not exist"),
+        ("task.num_classes=2,human.annotations=other.json", "class id 7, but task.num_classes=2"),
+        ("unlabeled=null", "needs the section 'unlabeled'"),
+    ],
+)
+def test_wrong_input_stops_in_one_line(data, finished, override, message):
+    content = json.loads((data / "train.json").read_text())
+    content["categories"].append({"id": 7, "name": "other"})
+    content["annotations"][0]["category_id"] = 7
+    (data / "other.json").write_text(json.dumps(content))
+    config, folder, _ = finished
+    wrong = resolve(data, override)
+    other = folder.parent / f"wrong-{abs(hash(override))}"
+    with pytest.raises(UserError, match=message):
+        if "threshold" in override:
+            runner.pseudo_label(wrong, other, folder / "teacher")
+        else:
+            runner.run(wrong, other)
+
+
+def test_empty_unlabelled_folder(data, tmp_path):
+    (data / "empty").mkdir()
+    with pytest.raises(UserError, match="no usable image in .*empty"):
+        runner.run(resolve(data, "unlabeled.images=empty"), tmp_path / "run")
+
+
+def test_student_without_labels_and_training_without_images_say_so(data, tmp_path):
+    with pytest.raises(UserError, match=r"pseudo.records is not set"):
+        runner.train(resolve(data), tmp_path / "a")
+    with pytest.raises(UserError, match="no labelled images"):
+        runner.train(resolve(data, "human={images: null, annotations: null}"), tmp_path / "b")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        runner.train(resolve(data, "pseudo=null,trainer.init=nowhere"), tmp_path / "c")
+
+
+def test_evaluate_command_gives_the_same_metrics(finished, tmp_path):
+    _, folder, results = finished
+    command = [sys.executable, "-m", "official_selftrain.evaluate"]
+    weights_flag = f"--weights={folder / 'student'}"
+    config_flag = f"--config_file={folder / 'student' / 'config.yaml'}"
+    done = subprocess.run(
+        [*command, config_flag, weights_flag, f"--model_dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert saved == pytest.approx(results["student"], abs=1e-6)
+
+
+def test_images_that_keep_nothing_can_be_left_out(data, finished):
+    config, folder, _ = finished
+    student = config_lib.student_config(config, str(folder / "labels/pseudo-*.tfrecord"), "x")
+    student = student.override({"pseudo.keep_empty": False, "pseudo.score_threshold": 0.0})
+    prepared = runner.Data(student, folder / "data")
+    student = prepared.complete(student)
+    images, labels = next(iter(runner.training_data(student, make_task(student.task), prepared, 0)))
+    assert set(images) == {"human", "pseudo"}
+    assert (np.asarray(labels["pseudo"]["classes"]) >= 0).any()
+
+
+@pytest.mark.slow
+def test_killed_in_each_stage_and_repeated_equals_uninterrupted(data, finished, tmp_path):
+    """kill -9 while training the teacher, labelling, and training the student."""
+    config, whole, _ = finished
+    folder = tmp_path / "killed"
+    command = [
+        sys.executable,
+        "-m",
+        "official_selftrain.run",
+        f"--experiment={data}/recipe.py:mini",
+        f"--data_dir={data}",
+        f"--model_dir={folder}",
+    ]
+    marks = [
+        folder / "teacher/checkpoints/ckpt-2.index",
+        folder / "labels/pseudo-00000.tfrecord",
+        folder / "student/checkpoints/ckpt-2.index",
+    ]
+    for mark in marks:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not mark.exists() and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert mark.exists()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for stage in ("teacher", "student"):
+        steps = [json.loads(line)["step"] for line in (folder / stage / "history.jsonl").open()]
+        assert steps == [2, 4]
+        for a, b in zip(
+            weights(config, whole / stage), weights(config, folder / stage), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    keras.backend.clear_session()
