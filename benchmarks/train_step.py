@@ -40,7 +40,8 @@ def measure(name, function, images):
         function()
     wall, cpu = (time.perf_counter() - wall) / STEPS, (time.process_time() - cpu) / STEPS
     print(
-        f"{name}: first {first:.1f} s, then {wall:.2f} s, {cpu:.2f} CPU s, {images / wall:.2f} images/s"
+        f"{name}: first {first:.1f} s, then {wall:.2f} s, {cpu:.2f} CPU s, "
+        f"{images / wall:.2f} images/s"
     )
     return wall
 

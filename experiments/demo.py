@@ -36,7 +36,7 @@ DEMO = {
         "alpha": 1.0,
         "decay": "auto",
         "control": True,
-        "teacher": {"trainer.steps": 800, "human.batch_size": 16},
+        "teacher": {"trainer.steps": 900, "human.batch_size": 16},
     },
     "optimizer": {
         "learning_rate": 0.1,

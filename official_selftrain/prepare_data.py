@@ -4,7 +4,6 @@ python -m official_selftrain.prepare_data --images=DIR [--annotations=COCO.json]
 """
 
 import json
-import pathlib
 
 from absl import flags
 
@@ -12,7 +11,6 @@ from official_selftrain import cli, config
 from official_selftrain.errors import UserError
 
 FLAGS = flags.FLAGS
-PREVIEW_COLUMNS, PREVIEW_SIDE = 4, 240
 
 
 def main():
@@ -25,28 +23,16 @@ def main():
         on_bad_record="skip" if FLAGS.skip_bad_records else "stop",
     )
 
-    from official_selftrain.data import sources
+    from official_selftrain import visualize
+    from official_selftrain.data import records, sources
 
     summary = sources.prepare(source, str, FLAGS.output)
     if FLAGS.preview:
-        preview(summary, f"{FLAGS.output}-preview.png", FLAGS.preview)
+        names = {int(key): name for key, name in summary["classes"].items()}
+        shown = records.read(summary["files"])
+        visualize.preview(f"{FLAGS.output}-preview.png", shown, FLAGS.preview, names)
     shown = {key: summary[key] for key in ("images", "boxes", "empty", "classes")}
     print(json.dumps(shown | {"skipped": len(summary["skipped"]), "files": len(summary["files"])}))
-
-
-def preview(summary, path, count):
-    """Writes a picture of the first `count` images with their boxes."""
-    from official_selftrain import visualize
-    from official_selftrain.data import records
-
-    names = {int(key): name for key, name in summary["classes"].items()}
-    pictures = [
-        visualize.draw_record(record, PREVIEW_SIDE, names)
-        for record, _ in zip(records.read(summary["files"]), range(count), strict=False)
-    ]
-    rows = [pictures[i : i + PREVIEW_COLUMNS] for i in range(0, len(pictures), PREVIEW_COLUMNS)]
-    sheet = visualize.contact_sheet(rows, [""] * PREVIEW_COLUMNS)
-    pathlib.Path(path).write_bytes(visualize.png(sheet))
 
 
 if __name__ == "__main__":

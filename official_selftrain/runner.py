@@ -12,7 +12,7 @@ import pathlib
 import subprocess
 import time
 
-from official_selftrain import checkpoints, teacher
+from official_selftrain import checkpoints, teacher, visualize
 from official_selftrain import config as config_lib
 from official_selftrain.data import inputs, sources
 from official_selftrain.errors import UserError
@@ -391,7 +391,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
     folder = pathlib.Path(folder)
     data = data or Data(config, folder / "data")
     config = data.complete(config)
-    files, done = data.files("unlabeled"), folder / "report.json"
+    files = data.files("unlabeled")
     if threshold is None:
         threshold = config.pseudo.score_threshold if config.pseudo is not None else 0.5
     batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
@@ -403,7 +403,9 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
         checkpoints.load_weights(model, weights)
         teacher.label(task, model, files, folder, batch_size, str(weights))
     report = teacher.report(written, files, threshold, data.class_names)
-    write_json(done, report)
+    write_json(folder / "report.json", report)
+    shown = records.read(written)
+    visualize.preview(folder / "preview.png", shown, 12, data.class_names, threshold)
     return written, report
 
 

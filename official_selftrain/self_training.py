@@ -116,6 +116,7 @@ class SelfTrainer(keras.Model):
         names = ("loss", "human_loss", "pseudo_loss", "ratio", "pseudo_objects", "gradient_norm")
         for name in names:
             self.trackers[name] = keras.metrics.Mean(name=name)
+        self.built = True  # all state exists; `student` is built already
 
     def call(self, images, training=False):
         """Outputs by source; one forward pass over all sources unless told otherwise."""

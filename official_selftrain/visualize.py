@@ -74,6 +74,26 @@ def contact_sheet(rows, captions):
     return sheet
 
 
+def preview(path, records, count, names=None, threshold=0.0, columns=4, side=240):
+    """Writes a picture of the first `count` records with their labels above `threshold`.
+
+    Args:
+        path: of the PNG file.
+        records: iterable of `ImageRecord`.
+        count: pictures, in rows of `columns`, the longer side of each `side` pixels.
+        names: `{class id: name}` or None.
+        threshold: smallest score drawn.
+    """
+    drawn = [
+        draw_record(record, side, names, threshold)
+        for record, _ in zip(records, range(count), strict=False)
+    ]
+    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    captions = ["" if threshold == 0 else f"score > {threshold}"] * columns
+    with open(path, "wb") as file:
+        file.write(png(contact_sheet(rows, captions)))
+
+
 def png(image):
     """PNG bytes of a PIL image."""
     buffer = io.BytesIO()

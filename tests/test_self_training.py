@@ -148,6 +148,19 @@ def test_plain_loss_diverges_where_the_normalised_one_does_not():
     assert not plain < 10 * start
 
 
+def test_fit_does_the_same_steps():
+    batches = [batch(8, seed) for seed in range(4)]
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(batches),
+        output_signature=tf.nest.map_structure(tf.TensorSpec.from_tensor, batches[0]),
+    )
+    fitted = trainer()
+    history = fitted.fit(dataset, verbose=0).history
+    for a, b in zip(steps(trainer(), batches), fitted.student.weights, strict=True):
+        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-5, atol=1e-6)
+    assert {"loss", "human_loss", "pseudo_loss", "ratio"} <= set(history)
+
+
 def test_shared_and_separate_passes_see_different_statistics():
     batches = [batch(8, 0)]
     shared = steps(trainer(), batches)

@@ -14,11 +14,11 @@ from PIL import Image
 from official_selftrain.data.records import ImageRecord
 from official_selftrain.errors import UserError
 
-DIGITS = (0, 1, 2, 3, 4)
+DIGITS = (0, 1, 2)
 CLASSES = {index + 1: f"digit {digit}" for index, digit in enumerate(DIGITS)}
-SIZES = {"train": 150, "unlabeled": 1000, "val": 250}
+SIZES = {"train": 60, "unlabeled": 1000, "val": 250}
 # Shares of the digits of each class and of the width of each photograph.
-SHARES = {"train": (0.0, 0.25), "unlabeled": (0.25, 0.8), "val": (0.8, 1.0)}
+SHARES = {"train": (0.0, 0.2), "unlabeled": (0.2, 0.8), "val": (0.8, 1.0)}
 SIDE = 128
 DIGIT_SIDES = (30, 56)
 PHOTOGRAPHS = (

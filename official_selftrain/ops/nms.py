@@ -49,11 +49,10 @@ def class_wise_nms(
     # The K best pairs lie among the K anchors with the best maximum: a smaller sort.
     anchors = min(candidates, scores.shape[1])
     _, anchor = ops.top_k(ops.max(scores, axis=-1), anchors)  # [B, anchors]
-    scores = ops.take_along_axis(scores, anchor[..., None], axis=1)
-    score, pair = ops.top_k(ops.reshape(scores, (-1, anchors * num_classes)), candidates)
+    pairs = ops.reshape(_rows(scores, anchor), (-1, anchors * num_classes))
+    score, pair = ops.top_k(pairs, candidates)
     label = pair % num_classes
-    anchor = ops.take_along_axis(anchor, pair // num_classes, axis=1)
-    candidate_boxes = ops.take_along_axis(boxes, anchor[..., None], axis=1)  # [B, K, 4]
+    candidate_boxes = _rows(boxes, _rows(anchor, pair // num_classes))  # [B, K, 4]
     kept, kept_scores = _suppress(
         _apart_by_class(candidate_boxes, label),
         ops.where(score > score_threshold, score, NO_SCORE),
@@ -62,11 +61,18 @@ def class_wise_nms(
         score_threshold,
         soft_sigma,
     )
-    return (
-        ops.take_along_axis(candidate_boxes, kept[..., None], axis=1),
-        kept_scores,
-        ops.cast(ops.take_along_axis(label, kept, axis=1), "int32"),
-    )
+    labels = ops.cast(_rows(label, kept), "int32")
+    return _rows(candidate_boxes, kept), kept_scores, labels
+
+
+def _rows(x, indices):
+    """`x[b, indices[b, i]]`: `[B, N, ...]` and `[B, K]` to `[B, K, ...]`.
+
+    One flat gather; `take_along_axis` would spell out an index for every number.
+    """
+    batch, count = ops.shape(x)[0], x.shape[1]
+    start = count * ops.arange(batch, dtype=indices.dtype)[:, None]
+    return ops.take(ops.reshape(x, (-1, *x.shape[2:])), indices + start, axis=0)
 
 
 def _apart_by_class(boxes, label):
@@ -77,28 +83,37 @@ def _apart_by_class(boxes, label):
 
 
 def _suppress(boxes, scores, steps, iou_threshold, score_threshold, soft_sigma):
-    """Picks the best remaining candidate `steps` times; indices and scores `[B, steps]`."""
+    """Picks the best remaining candidate `steps` times; indices and scores `[B, steps]`.
+
+    Time is the number of operations in a step, not their size: hence corners side by side, and a
+    masked sum to look up the chosen box.
+    """
     batch = ops.shape(scores)[0]
     slots = ops.arange(steps, dtype="int32")
+    positions = ops.arange(scores.shape[1], dtype="int32")
+    area = box_ops.area(boxes)  # [B, K]
+    table = ops.transpose(ops.concatenate([boxes, area[..., None]], axis=-1), (0, 2, 1))
+    low, high = table[:, :2], table[:, 2:4]  # [B, 2, K]
 
     def step(i, state):
         scores, kept, kept_scores = state
-        best = ops.argmax(scores, axis=-1)[:, None]  # [B, 1]
-        best_score = ops.take_along_axis(scores, best, axis=1)
-        best_box = ops.take_along_axis(boxes, best[..., None], axis=1)
-        overlap = box_ops.iou(best_box, boxes)  # [B, K]
+        best = ops.cast(ops.argmax(scores, axis=-1, keepdims=True), "int32")  # [B, 1]
+        best_score = ops.max(scores, axis=-1, keepdims=True)
+        chosen = positions == best  # [B, K]
+        row = ops.sum(ops.where(chosen[:, None], table, 0.0), axis=-1, keepdims=True)  # [B, 5, 1]
+        sides = ops.relu(ops.minimum(high, row[:, 2:4]) - ops.maximum(low, row[:, :2]))
+        intersection = sides[:, 0] * sides[:, 1]
+        union = area + row[:, 4] - intersection
         if soft_sigma > 0:
-            decayed = scores * ops.exp(-0.5 / soft_sigma * overlap * overlap)
-            remain = decayed > score_threshold
+            overlap = intersection / ops.maximum(union, 1e-12)
+            scores = scores * ops.exp(-0.5 / soft_sigma * overlap * overlap)
+            drop = ops.logical_or(chosen, scores <= score_threshold)
         else:
-            decayed, remain = scores, overlap <= iou_threshold
-        chosen = ops.arange(scores.shape[1], dtype=best.dtype) == best
-        remain = ops.logical_and(remain, ops.logical_not(chosen))
-        scores = ops.where(remain, decayed, NO_SCORE)
+            drop = ops.logical_or(chosen, intersection > iou_threshold * union)
         here = slots == i
-        kept = ops.where(here, ops.cast(best, "int32"), kept)
+        kept = ops.where(here, best, kept)
         kept_scores = ops.where(here, best_score, kept_scores)
-        return scores, kept, kept_scores
+        return ops.where(drop, NO_SCORE, scores), kept, kept_scores
 
     empty = ops.zeros((batch, steps), dtype="int32")
     state = (scores, empty, ops.full((batch, steps), NO_SCORE, dtype=scores.dtype))
