@@ -14,7 +14,7 @@ import time
 
 from official_selftrain import checkpoints, teacher, visualize
 from official_selftrain import config as config_lib
-from official_selftrain.data import inputs, sources
+from official_selftrain.data import inputs, records, sources
 from official_selftrain.errors import UserError
 
 # Sections that may change between a run and its continuation: they change no result.
