@@ -1,0 +1,42 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from official_selftrain.applications.layers import BatchNorm
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_batch_norm_equals_keras_forward_backward_and_statistics(dtype):
+    x = np.random.default_rng(0).standard_normal((4, 3, 5, 6)).astype("float32") * 3 + 1
+    weight = tf.constant(np.random.default_rng(1).standard_normal(x.shape), tf.float32)
+    results = []
+    for kind in (BatchNorm, keras.layers.BatchNormalization):
+        layer = kind(momentum=0.9, epsilon=1e-3, dtype=dtype)
+        layer.build(x.shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 6))
+        layer.beta.assign(np.linspace(-1, 1, 6))
+        inputs = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            y = layer(inputs, training=True)
+            loss = tf.reduce_sum(weight * tf.cast(y, tf.float32) ** 2)
+        gradients = tape.gradient(loss, [inputs, layer.gamma.value, layer.beta.value])
+        assert y.dtype == layer.compute_dtype
+        results.append([y, *gradients, layer.moving_mean, layer.moving_variance])
+    tolerance = 1e-4 if dtype == "float32" else 3e-2
+    for ours, theirs in zip(*results, strict=True):
+        ours, theirs = (np.asarray(keras.ops.cast(v, "float32")) for v in (ours, theirs))
+        np.testing.assert_allclose(
+            ours, theirs, rtol=tolerance, atol=tolerance * np.abs(theirs).max()
+        )
+
+
+def test_frozen_and_inference_use_the_moving_statistics():
+    layer = BatchNorm()
+    x = np.ones((2, 2, 2, 3), "float32") * 5
+    layer.build(x.shape)
+    np.testing.assert_allclose(layer(x, training=False), x / np.sqrt(1 + 1e-3), rtol=1e-5)
+    layer.trainable = False
+    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1 + 1e-3), rtol=1e-5)
+    np.testing.assert_array_equal(layer.moving_mean, np.zeros(3))
