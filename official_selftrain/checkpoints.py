@@ -35,27 +35,30 @@ class Checkpoints:
         self.manager = tf.train.CheckpointManager(self.checkpoint, self.folder, keep)
 
     def restore(self):
-        """Restores the newest checkpoint; returns its step, or 0 if there is none.
+        """Restores the newest readable checkpoint; returns its step, or 0 if there is none.
 
         Raises:
-            UserError: if the checkpoint belongs to another network or is damaged.
+            UserError: if there are checkpoints, but all are damaged or of another network.
         """
         import tensorflow as tf
 
-        latest = self.manager.latest_checkpoint
-        if latest is None:
-            return 0
-        try:
-            self.checkpoint.restore(latest).assert_consumed()
-        except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
+        reason = ""
+        for path in reversed(self.manager.checkpoints):
+            try:
+                self.checkpoint.restore(path).assert_consumed()
+            except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
+                reason = str(error).splitlines()[0][:120]
+                logging.warning("the checkpoint %s cannot be used: %s", path, reason)
+                continue
+            step = int(path.rsplit("-", 1)[1])
+            logging.info("resumed from step %d of %s", step, self.folder)
+            return step
+        if reason:
             raise UserError(
-                f"the checkpoint {latest} does not fit the network of this experiment or is "
-                f"damaged ({str(error).splitlines()[0][:120]}); delete it to go on from the one "
-                "before, or choose another --model_dir"
-            ) from None
-        step = int(latest.rsplit("-", 1)[1])
-        logging.info("resumed from step %d of %s", step, self.folder)
-        return step
+                f"no checkpoint in {self.folder} fits the network of this experiment, or they are "
+                f"damaged ({reason}); choose another --model_dir, or delete the folder"
+            )
+        return 0
 
     def save(self, step):
         """Saves at `step`.
@@ -83,11 +86,11 @@ def save_weights(model, folder):
     return str(path)
 
 
-def load_weights(model, path):
-    """Loads weights from a `.weights.h5` file or a run folder that holds one.
+def weights_file(path):
+    """The weights at `path`, a `.weights.h5` file or the folder of a finished training.
 
     Raises:
-        UserError: if there are none, or they belong to another network.
+        UserError: if there are none.
     """
     path = pathlib.Path(path)
     file = path / WEIGHTS if path.is_dir() else path
@@ -95,6 +98,16 @@ def load_weights(model, path):
         raise UserError(
             f"no weights at {file}; give a .weights.h5 file or the folder of a finished training"
         )
+    return file
+
+
+def load_weights(model, path):
+    """Loads weights from a `.weights.h5` file or a run folder that holds one.
+
+    Raises:
+        UserError: if there are none, or they belong to another network.
+    """
+    file = weights_file(path)
     try:
         model.load_weights(file)
     except (ValueError, OSError, KeyError) as error:

@@ -68,7 +68,7 @@ def main(command):
             if len(arguments) > 1:
                 raise UserError(f"unexpected argument {arguments[1]!r}; flags are --name=value")
             command()
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:

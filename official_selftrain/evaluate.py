@@ -1,22 +1,33 @@
 """COCO metrics of trained weights, written to metrics.json, with AP per class.
 
-python -m official_selftrain.evaluate --model_dir=RUN
+python -m official_selftrain.evaluate --model_dir=RUN     (a training, or all those of `run`)
 python -m official_selftrain.evaluate --experiment=NAME --model_dir=OUT --weights=FILE
 """
 
+import pathlib
+
 from absl import flags
 
-from official_selftrain import cli
+from official_selftrain import cli, config
 
 
 def main():
-    config = cli.config_from_flags()
+    folder, weights = cli.FLAGS.model_dir, cli.FLAGS.weights
+    if folder and not weights and not cli.FLAGS.experiment:
+        stages = sorted(p.parent for p in pathlib.Path(folder).glob("*/model.weights.h5"))
+        for stage in stages:
+            saved = config.make(config.load_file(stage / "config.yaml"))
+            evaluate(saved, stage, stage, stage.name)
+        if stages:
+            return
+    evaluate(cli.config_from_flags(), folder, weights or folder, "")
 
+
+def evaluate(settings, folder, weights, title):
     from official_selftrain import runner
 
-    metrics = runner.evaluate(
-        config, cli.FLAGS.model_dir, weights=cli.FLAGS.weights or cli.FLAGS.model_dir
-    )
+    metrics = runner.evaluate(settings, folder, weights=weights)
+    print(f"\n{title}" if title else "")
     for name, value in metrics.items():
         print(f"{name:<16} {100 * value:6.2f}" if value >= 0 else f"{name:<16}    none")
 

@@ -15,7 +15,9 @@ from official_selftrain.errors import UserError
 
 PICTURES = 6  # rows of each contact sheet
 SIDE = 192  # pixels of a picture's longer side
-SHOWN_SCORE = 0.3  # predictions below it clutter the pictures
+SHOWN_SCORE, ANY_SCORE = 0.3, 0.1  # lower scores clutter the pictures
+
+NO_CURVES = "<p>Curves need matplotlib: pip install 'official_selftrain[report]'</p>"
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; }
@@ -43,7 +45,7 @@ def write(config, folder, data, results, seconds):
         _results_table(config, results),
         _heading("Pseudo labels"),
         _label_table(labels),
-        visualize.histogram(labels["score_histogram"], labels["threshold"]),
+        visualize.histogram(labels["score_histogram"], labels["threshold"]) or NO_CURVES,
         _heading("Training"),
         visualize.curves(histories, names),
         _table(["stage", "seconds"], [[s, f"{t:.0f}"] for s, t in seconds.items()]),
@@ -54,8 +56,6 @@ def write(config, folder, data, results, seconds):
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
     ]
-    if parts[3] is None:
-        parts[3] = "<p>Curves need matplotlib: pip install 'official_selftrain[report]'</p>"
     title = html.escape(f"{config.experiment}: {config.description}")
     page = (
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
@@ -130,14 +130,16 @@ def _unlabeled_sheet(config, folder, data, labels):
     rows = [
         [
             visualize.draw_record(truth, SIDE, names),
-            visualize.draw_record(labelled, SIDE, names, SHOWN_SCORE / 3),
+            visualize.draw_record(labelled, SIDE, names, ANY_SCORE),
             visualize.draw_record(labelled, SIDE, names, labels["threshold"]),
             visualize.draw_record(found, SIDE, names, SHOWN_SCORE),
         ]
         for truth, labelled, found in zip(images, pseudo, student, strict=True)
     ]
     kept = f"pseudo labels (> {labels['threshold']})"
-    return visualize.contact_sheet(rows, ["held-back labels", "teacher, all", kept, "student"])
+    return visualize.contact_sheet(
+        rows, ["held-back labels", f"teacher (> {ANY_SCORE})", kept, "student"]
+    )
 
 
 def _validation_sheet(config, folder, data, results):

@@ -118,13 +118,13 @@ class Data:
         """The config with the class count of the data.
 
         Raises:
-            UserError: if a label is outside the configured classes, or there are no labels.
+            UserError: if a label is outside the configured classes, or no image is labelled.
         """
+        if not self.summaries["human"]["boxes"]:
+            raise UserError("the labelled images hold no box; is human.annotations given?")
         labels = [s["largest_class"] for s in self.summaries.values()]
         largest = max([*self.class_names, *labels], default=0)
         if config.task.num_classes is None:
-            if not largest:
-                raise UserError("the human labels hold no object; set task.num_classes")
             return config.override({"task.num_classes": largest + 1})
         if largest >= config.task.num_classes:
             raise UserError(
@@ -396,6 +396,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
         threshold = config.pseudo.score_threshold if config.pseudo is not None else 0.5
     batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
     folder.mkdir(parents=True, exist_ok=True)
+    _claim_labels(folder, weights, data)
     written = [str(folder / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
     if not all(os.path.exists(file) for file in written):
         task = make_task(config.task)
@@ -407,6 +408,24 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
     shown = records.read(written)
     visualize.preview(folder / "preview.png", shown, 12, data.class_names, threshold)
     return written, report
+
+
+def _claim_labels(folder, weights, data):
+    """Keeps the labels of two teachers, or of two sets of images, out of one folder."""
+    file = checkpoints.weights_file(weights)
+    made_by = {
+        "teacher": str(file),
+        "modified": file.stat().st_mtime_ns,
+        "images": data.summaries["unlabeled"]["source"],
+    }
+    record = folder / "made_by.json"
+    if not record.exists():
+        write_json(record, made_by)
+    elif read_json(record) != made_by:
+        raise UserError(
+            f"{folder} holds labels by another teacher ({read_json(record)['teacher']}) or of "
+            "other images; choose another --model_dir, or delete the folder"
+        )
 
 
 # --- The whole method ------------------------------------------------------------------------

@@ -163,6 +163,19 @@ def test_wrong_input_stops_in_one_line(data, finished, override, message):
             runner.run(wrong, other)
 
 
+def test_labels_of_two_teachers_do_not_mix(data, finished, tmp_path):
+    _, folder, _ = finished
+    config = resolve(data)
+    runner.pseudo_label(config, tmp_path, folder / "teacher")
+    with pytest.raises(UserError, match="labels by another teacher"):
+        runner.pseudo_label(config, tmp_path, folder / "student")
+
+
+def test_images_without_any_label_cannot_teach(data, tmp_path):
+    with pytest.raises(UserError, match="hold no box; is human.annotations given"):
+        runner.run(resolve(data, "human.annotations=null"), tmp_path / "run")
+
+
 def test_empty_unlabelled_folder(data, tmp_path):
     (data / "empty").mkdir()
     with pytest.raises(UserError, match="no usable image in .*empty"):

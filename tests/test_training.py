@@ -82,6 +82,16 @@ def test_diverged_training_stops_with_advice():
         training.train(trainer(), dataset(scale=np.nan), 4, steps_per_loop=2)
 
 
+def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    model = trainer()
+    saved = checkpoints.Checkpoints(tmp_path, model)
+    for step in (3, 5):
+        saved.save(step)
+    newest = tmp_path / "ckpt-5.data-00000-of-00001"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert checkpoints.Checkpoints(tmp_path, trainer()).restore() == 3
+
+
 def test_checkpoint_of_another_network_and_a_broken_one_are_refused(tmp_path):
     model = trainer()
     checkpoints.Checkpoints(tmp_path, model).save(3)
@@ -89,7 +99,7 @@ def test_checkpoint_of_another_network_and_a_broken_one_are_refused(tmp_path):
     other = SelfTrainer(keras.Model(x, {"y": keras.layers.Dense(1)(x)}), None)
     other.compile(optimizer=keras.optimizers.SGD(0.1))
     other.optimizer.build(other.student.trainable_variables)
-    with pytest.raises(UserError, match="does not fit the network"):
+    with pytest.raises(UserError, match="fits the network of this experiment"):
         checkpoints.Checkpoints(tmp_path, other).restore()
     data = next(tmp_path.glob("*.data-*"))
     data.write_bytes(data.read_bytes()[:100])
