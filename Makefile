@@ -3,13 +3,15 @@
 PYTHON ?= python3
 # `tensorflow` and `tensorflow-cpu` own the same folder: exactly one of them.
 TF ?= $(shell command -v nvidia-smi > /dev/null && echo tf || echo tf-cpu)
+SEED ?= 0
 RUN ?= runs/demo
 VENV := .venv/bin
 
 .PHONY: demo test lint
 
 demo: .venv/ready
-	$(VENV)/python -m official_selftrain.run --experiment=demo --model_dir=$(RUN)
+	$(VENV)/python -m official_selftrain.run --experiment=demo --model_dir=$(RUN) \
+		--params_override=trainer.seed=$(SEED)
 
 test: lint
 	$(VENV)/python -m pytest -q

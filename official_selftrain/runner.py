@@ -185,6 +185,22 @@ def make_strategy(config):
     return tf.distribute.get_strategy()
 
 
+def check_batches(config, strategy):
+    """A replica without images would write NaN into the weights.
+
+    Raises:
+        UserError: if a batch cannot be shared out evenly.
+    """
+    count = strategy.num_replicas_in_sync
+    for name in ("human", "pseudo"):
+        source = getattr(config, name)
+        if source is not None and source.batch_size % count:
+            raise UserError(
+                f"{name}.batch_size={source.batch_size} cannot be shared out evenly among {count} "
+                f"replicas; take {-(-source.batch_size // count) * count}"
+            )
+
+
 def make_trainer(config, task):
     """A built and compiled `SelfTrainer`; call it in the strategy's scope."""
     from official_selftrain.optimization import make_optimizer
@@ -255,6 +271,7 @@ def _train(config, folder, data):
     settings = config.trainer
     keras.utils.set_random_seed(settings.seed)
     strategy = make_strategy(config)
+    check_batches(config, strategy)
     task = make_task(config.task)
     with strategy.scope():
         trainer = make_trainer(config, task)
@@ -412,19 +429,15 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
 
 def _claim_labels(folder, weights, data):
     """Keeps the labels of two teachers, or of two sets of images, out of one folder."""
-    file = checkpoints.weights_file(weights)
-    made_by = {
-        "teacher": str(file),
-        "modified": file.stat().st_mtime_ns,
-        "images": data.summaries["unlabeled"]["source"],
-    }
+    modified = checkpoints.weights_file(weights).stat().st_mtime_ns
+    made_by = {"weights_modified": modified, "images": data.summaries["unlabeled"]["source"]}
     record = folder / "made_by.json"
     if not record.exists():
         write_json(record, made_by)
     elif read_json(record) != made_by:
         raise UserError(
-            f"{folder} holds labels by another teacher ({read_json(record)['teacher']}) or of "
-            "other images; choose another --model_dir, or delete the folder"
+            f"{folder} holds labels by another teacher or of other images; choose another "
+            "--model_dir, or delete the folder"
         )
 
 

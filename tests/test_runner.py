@@ -11,6 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from official_selftrain import checkpoints, runner
@@ -174,6 +175,14 @@ def test_labels_of_two_teachers_do_not_mix(data, finished, tmp_path):
 def test_images_without_any_label_cannot_teach(data, tmp_path):
     with pytest.raises(UserError, match="hold no box; is human.annotations given"):
         runner.run(resolve(data, "human.annotations=null"), tmp_path / "run")
+
+
+def test_batches_are_shared_out_evenly(data):
+    """Silent error 3: a replica that gets no image turns all weights to NaN."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    runner.check_batches(resolve(data), strategy)
+    with pytest.raises(UserError, match=r"pseudo.batch_size=3 .* 2 replicas; take 4"):
+        runner.check_batches(resolve(data, "pseudo.batch_size=3"), strategy)
 
 
 def test_empty_unlabelled_folder(data, tmp_path):

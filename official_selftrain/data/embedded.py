@@ -14,13 +14,15 @@ from PIL import Image
 from official_selftrain.data.records import ImageRecord
 from official_selftrain.errors import UserError
 
-DIGITS = (0, 1, 2)
+DIGITS = (0, 1, 2, 3, 4)
 CLASSES = {index + 1: f"digit {digit}" for index, digit in enumerate(DIGITS)}
 SIZES = {"train": 60, "unlabeled": 1000, "val": 250}
 # Shares of the digits of each class and of the width of each photograph.
 SHARES = {"train": (0.0, 0.2), "unlabeled": (0.2, 0.8), "val": (0.8, 1.0)}
 SIDE = 128
 DIGIT_SIDES = (30, 56)
+# Photographs fade to this range; ink lies outside it, so that few labels teach what is background.
+FADED = (64, 192)
 PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "cat", "clock", "coffee", "coins", "grass", "gravel",
     "hubble_deep_field", "immunohistochemistry", "moon", "retina", "rocket",
@@ -78,7 +80,8 @@ def _background(rng, photographs):
     side = int(rng.uniform(0.5, 1.0) * min(height, width))
     top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
     crop = Image.fromarray(photograph[top : top + side, left : left + side])
-    return np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR), "float32").copy()
+    pixels = np.asarray(crop.resize((SIDE, SIDE), Image.Resampling.BILINEAR), "float32")
+    return FADED[0] + pixels * ((FADED[1] - FADED[0]) / 255)
 
 
 def _stroke(rng, samples):
@@ -95,9 +98,8 @@ def _stroke(rng, samples):
 
 
 def _tint(rng, beneath):
-    """A colour that differs in lightness from what lies beneath it."""
-    dark = beneath.mean() > 127
-    low, high = (0, 90) if dark else (165, 255)
+    """A colour darker or lighter than every photograph, whichever differs more from `beneath`."""
+    low, high = (0, FADED[0]) if beneath.mean() > 127 else (FADED[1], 255)
     return rng.uniform(low, high, 3).astype("float32")
 
 
