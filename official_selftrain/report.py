@@ -41,6 +41,12 @@ def write(config, folder, data, results, seconds):
     labels = json.loads((folder / "labels" / "report.json").read_text())
     histories = {stage: _history(folder / stage) for stage in results}
     names = ("human_loss", "pseudo_loss", "ratio")
+    unlabeled, validation = _first(data.files("unlabeled")), _first(data.files("evaluation"))
+    found = _predictions(config, folder, results, unlabeled + validation)
+    count = len(unlabeled)
+    labelling = _unlabeled_sheet(folder, data, labels, unlabeled, found["student"][:count])
+    columns = [validation, *(labelled[count:] for labelled in found.values())]
+    comparison = _validation_sheet(data, ["human labels", *found], columns)
     parts = [
         _results_table(config, results),
         _heading("Pseudo labels"),
@@ -50,9 +56,14 @@ def write(config, folder, data, results, seconds):
         visualize.curves(histories, names),
         _table(["stage", "seconds"], [[s, f"{t:.0f}"] for s, t in seconds.items()]),
         _heading("Unlabelled images"),
-        _picture(folder / "pictures-unlabeled.png", _unlabeled_sheet(config, folder, data, labels)),
+        _picture(
+            folder / "pictures-unlabeled.png",
+            _unlabeled_sheet(folder, data, labels, unlabeled, student),
+        ),
         _heading("Validation images"),
-        _picture(folder / "pictures-val.png", _validation_sheet(config, folder, data, results)),
+        _picture(
+            folder / "pictures-val.png", _validation_sheet(data, ["human labels", *found], columns)
+        ),
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
     ]
@@ -121,11 +132,9 @@ def _first(files, count=PICTURES):
     return [record for record, _ in zip(stream, range(count), strict=False)]
 
 
-def _unlabeled_sheet(config, folder, data, labels):
-    """Held-back labels, everything the teacher found, what is kept, and the student."""
-    images = _first(data.files("unlabeled"))
+def _unlabeled_sheet(folder, data, labels, images, student):
+    """Held-back labels, what the teacher found, what is kept, and the student."""
     pseudo = _first(records.matching_files(str(folder / "labels" / "pseudo-*.tfrecord")))
-    student = _predicted(config, folder / "student", images)
     names = data.class_names
     rows = [
         [
@@ -137,26 +146,20 @@ def _unlabeled_sheet(config, folder, data, labels):
         for truth, labelled, found in zip(images, pseudo, student, strict=True)
     ]
     kept = f"pseudo labels (> {labels['threshold']})"
-    return visualize.contact_sheet(
-        rows, ["held-back labels", f"teacher (> {ANY_SCORE})", kept, "student"]
-    )
+    captions = ["held-back labels", f"teacher (> {ANY_SCORE})", kept, "student"]
+    return visualize.contact_sheet(rows, captions)
 
 
-def _validation_sheet(config, folder, data, results):
-    images = _first(data.files("evaluation"))
-    columns = [images, *(_predicted(config, folder / stage, images) for stage in results)]
+def _validation_sheet(data, captions, columns):
     rows = [
-        [
-            visualize.draw_record(r, SIDE, data.class_names, SHOWN_SCORE if i else 0.0)
-            for i, r in enumerate(row)
-        ]
+        [visualize.draw_record(record, SIDE, data.class_names, SHOWN_SCORE) for record in row]
         for row in zip(*columns, strict=True)
     ]
-    return visualize.contact_sheet(rows, ["human labels", *results])
+    return visualize.contact_sheet(rows, captions)
 
 
-def _predicted(config, weights, images):
-    """Records with the labels that trained weights give them."""
+def _predictions(config, folder, stages, images):
+    """`{stage: records}`: the images with the labels that each trained network gives them."""
     import tempfile
 
     from official_selftrain import checkpoints, teacher
@@ -164,12 +167,15 @@ def _predicted(config, weights, images):
 
     task = make_task(config.task)
     model = task.build_model()
-    checkpoints.load_weights(model, weights)
+    labelled = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = f"{scratch}/images.tfrecord"
         records.write(file, images)
-        found = teacher.predict(task, model, [file], len(images), f"draw {weights.name}")
-        return [task.to_record(record, prediction, weights.name) for record, prediction in found]
+        for stage in stages:
+            checkpoints.load_weights(model, folder / stage)
+            found = teacher.predict(task, model, [file], len(images), f"draw {stage}")
+            labelled[stage] = [task.to_record(record, p, stage) for record, p in found]
+    return labelled
 
 
 def main():

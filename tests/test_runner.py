@@ -120,10 +120,8 @@ def test_class_count_comes_from_the_labels(finished):
 def test_finished_run_is_not_done_again(finished):
     config, folder, results = finished
     before = (folder / "student/model.weights.h5").stat().st_mtime_ns
-    began = time.perf_counter()
     assert runner.run(config, folder) == results
     assert (folder / "student/model.weights.h5").stat().st_mtime_ns == before
-    assert time.perf_counter() - began < 30
 
 
 def test_student_reads_the_teachers_labels_and_control_does_not(finished):
