@@ -56,14 +56,9 @@ def write(config, folder, data, results, seconds):
         visualize.curves(histories, names),
         _table(["stage", "seconds"], [[s, f"{t:.0f}"] for s, t in seconds.items()]),
         _heading("Unlabelled images"),
-        _picture(
-            folder / "pictures-unlabeled.png",
-            _unlabeled_sheet(folder, data, labels, unlabeled, student),
-        ),
+        _picture(folder / "pictures-unlabeled.png", labelling),
         _heading("Validation images"),
-        _picture(
-            folder / "pictures-val.png", _validation_sheet(data, ["human labels", *found], columns)
-        ),
+        _picture(folder / "pictures-val.png", comparison),
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
     ]
@@ -187,9 +182,8 @@ def main():
     if not (folder / "labels" / "report.json").exists():
         raise UserError(f"{folder} is no finished folder of `run`: it has no labels/report.json")
     data = runner.Data(config, folder / "data")
-    results = {
-        file.parent.name: runner.read_json(file) for file in sorted(folder.glob("*/metrics.json"))
-    }
+    finished = sorted(folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
+    results = {file.parent.name: runner.read_json(file) for file in finished}
     write(data.complete(config), folder, data, results, runner.read_json(folder / "seconds.json"))
     print(f"report: {folder}/report.html")
 
