@@ -7,6 +7,7 @@ A run folder holds `config.yaml`, `checkpoints/`, `tensorboard/`, `history.jsonl
 
 import json
 import logging
+import math
 import os
 import pathlib
 import subprocess
@@ -177,8 +178,7 @@ def make_strategy(config):
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
-        # On the CPU the graph optimiser costs more seconds at the start than it ever saves: 5 of 13
-        # for the demo, with equal step time.
+        # On the CPU the graph optimiser costs seconds at the start and saves none in a step.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if config.runtime.strategy == "mirrored":
         return tf.distribute.MirroredStrategy()
@@ -316,8 +316,9 @@ def _train(config, folder, data):
 
 def _steps_per_loop(settings):
     """Loops end where a checkpoint or an evaluation is due."""
-    steps = min(settings.steps_per_loop, settings.checkpoint_interval, settings.steps)
-    return min(steps, settings.evaluation_interval or steps)
+    return math.gcd(
+        settings.steps_per_loop, settings.checkpoint_interval, settings.evaluation_interval
+    )
 
 
 def _images_per_step(config):

@@ -175,6 +175,16 @@ def test_images_without_any_label_cannot_teach(data, tmp_path):
         runner.run(resolve(data, "human.annotations=null"), tmp_path / "run")
 
 
+def test_every_checkpoint_and_evaluation_that_is_due_ends_a_loop():
+    def loop(**settings):
+        values = {"steps": 600, "checkpoint_interval": 120, "steps_per_loop": 50, **settings}
+        return runner._steps_per_loop(config_lib.TrainerConfig(**values))
+
+    assert loop() == 10  # 50 would pass 120 by
+    assert loop(checkpoint_interval=200) == 50
+    assert loop(checkpoint_interval=200, evaluation_interval=25) == 25
+
+
 def test_batches_are_shared_out_evenly(data):
     """Silent error 3: a replica that gets no image turns all weights to NaN."""
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

@@ -95,8 +95,7 @@ def batch_norm(settings, name):
 class BatchNorm(keras.layers.BatchNormalization):
     """Keras' batch normalisation with a gradient in closed form, for unsynchronised training.
 
-    The same numbers in fewer passes over the activations: a training step of a narrow SpineNet
-    takes 16 % less time on the CPU.
+    The same numbers in fewer passes over the activations, which bound narrow networks on the CPU.
     """
 
     def call(self, x, training=None, mask=None):
