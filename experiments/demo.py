@@ -8,7 +8,7 @@ docs/results/demo.md.
 
 TASK = {
     "image_size": (128, 128),
-    "spinenet": {"endpoint_filters": 32, "filter_size_scale": 0.25},
+    "backbone_sizes": {"endpoint_filters": 32, "filter_size_scale": 0.25},
     "head_convs": 2,
     "head_filters": 32,
     "activation": "relu",

@@ -14,7 +14,7 @@ Measured numbers are in docs/results/.
 
 TASK = {
     "image_size": (256, 256),
-    "spinenet": "49S",
+    "backbone": "spinenet49S",
     "head_filters": 128,
     "stochastic_depth": None,
     "bn_momentum": 0.98,

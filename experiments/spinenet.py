@@ -23,7 +23,7 @@ def _experiment(variant, size, jitter, head, anchor_size, drop, rate, steps, pub
         "task": {
             "num_classes": 91,
             "image_size": (size, size),
-            "spinenet": variant,
+            "backbone": f"spinenet{variant}",
             "head_convs": head[0],
             "head_filters": head[1],
             "anchor_size": anchor_size,

@@ -43,6 +43,16 @@ def config_from_flags():
     return config
 
 
+def image_size(text):
+    """`(height, width)` from "640" or "512,768"; None stays None."""
+    if text is None:
+        return None
+    sides = text.split(",")
+    if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
+        raise UserError(f"--image_size takes SIDE or HEIGHT,WIDTH in pixels; given {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
 def listing():
     """One line an experiment: name, published AP, description."""
     rows = []

@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 import runpy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
@@ -21,7 +21,14 @@ EXPERIMENT_FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
 
 Fraction = pydantic.confloat(ge=0, le=1)
 Positive = pydantic.PositiveInt
-SpineNetName = Literal["49S", "49", "96", "143", "143L", "190"]
+BACKBONES = (
+    *(f"spinenet{variant}" for variant in ("49S", "49", "96", "143", "143L", "190")),
+    *(f"efficientnet-b{number}" for number in range(9)),
+    "efficientnet-l2",
+    *(f"efficientnet-lite{number}" for number in range(5)),
+    *(f"resnet{depth}" for depth in (10, 14, 18, 26, 34, 50, 101, 152, 200)),
+)
+BackboneName = Literal[BACKBONES]
 
 
 class Group(pydantic.BaseModel):
@@ -47,20 +54,57 @@ class NmsConfig(Group):
     soft_sigma: pydantic.NonNegativeFloat = 0.0  # 0 is hard NMS; the paper's SpineNet rows use 0.3
 
 
-class TaskConfig(Group):
-    """RetinaNet on SpineNet; defaults are those of the released SpineNet-49 configuration."""
+class EfficientNetSizes(Group):
+    """An EfficientNet of one's own sizes; see `applications.efficientnet.Variant`."""
 
-    kind: Literal["detection"] = "detection"
+    width: pydantic.PositiveFloat
+    depth: pydantic.PositiveFloat = 1.0
+
+
+class NetworkConfig(Group):
+    """A backbone, its neck and batch norm; defaults are those of the released SpineNet-49."""
+
     num_classes: int | None = pydantic.Field(None, ge=2)  # with background 0; None: ask the labels
     image_size: tuple[Positive, Positive] = (640, 640)  # height, width in pixels
-    spinenet: SpineNetName | SpineNetSizes = "49"
+    backbone: BackboneName = "spinenet49"
+    backbone_sizes: SpineNetSizes | EfficientNetSizes | None = None  # in place of the named one's
+    neck: Literal["none", "fpn", "nasfpn"] = "none"
+    neck_filters: Positive = 256
+    neck_repeats: Positive = 7  # cells of a NAS-FPN
+    neck_separable: bool = False  # depthwise-separable convolutions
+    neck_sum_only: bool = False  # NAS-FPN without attention
     stochastic_depth: float | None = pydantic.Field(None, gt=0, lt=1)
-    head_convs: Positive = 4
-    head_filters: Positive = 256
+    drop_block: tuple[Fraction, Positive] | None = None  # share kept, block side; ResNet, NAS-FPN
     activation: Literal["relu", "swish"] = "swish"
     bn_momentum: Fraction = 0.997
     bn_epsilon: pydantic.PositiveFloat = 1e-3
     bn_synchronized: bool = True
+    bn_frozen: bool = False
+
+    @pydantic.field_validator("image_size")
+    @classmethod
+    def _fits_the_pyramid(cls, size):
+        if any(side % 128 for side in size):
+            raise ValueError(f"height and width must be divisible by 128 = 2^7; given {size}")
+        return size
+
+    @pydantic.model_validator(mode="after")
+    def _parts_fit(self):
+        family = self.backbone.rstrip("0123456789SL").removesuffix("-b").split("-")[0]
+        own = {"spinenet": SpineNetSizes, "efficientnet": EfficientNetSizes}.get(family)
+        if self.backbone_sizes is not None and type(self.backbone_sizes) is not own:
+            raise ValueError(f"backbone_sizes does not fit backbone {self.backbone!r}")
+        if self.neck == "none" and family != "spinenet":
+            raise ValueError(f"{self.backbone} has no levels 6 and 7; set neck to fpn or nasfpn")
+        return self
+
+
+class DetectionConfig(NetworkConfig):
+    """RetinaNet."""
+
+    kind: Literal["detection"] = "detection"
+    head_convs: Positive = 4
+    head_filters: Positive = 256
     anchor_size: pydantic.PositiveFloat = 3.0  # side of the smallest anchor in strides
     max_instances: Positive = 100  # boxes per image that reach the loss
     focal_alpha: Fraction = 0.25
@@ -69,12 +113,34 @@ class TaskConfig(Group):
     box_weight: pydantic.NonNegativeFloat = 50.0
     nms: NmsConfig = NmsConfig()
 
-    @pydantic.field_validator("image_size")
-    @classmethod
-    def _fits_the_pyramid(cls, size):
-        if any(side % 128 for side in size):
-            raise ValueError(f"height and width must be divisible by 128 = 2^7; given {size}")
-        return size
+
+class SegmentationConfig(NetworkConfig):
+    """Segmenter; defaults are those of the released EfficientNet-B7 configuration."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    image_size: tuple[Positive, Positive] = (512, 512)
+    backbone: BackboneName = "efficientnet-b7"
+    neck: Literal["none", "fpn", "nasfpn"] = "nasfpn"
+    neck_separable: bool = True
+    activation: Literal["relu", "swish"] = "relu"
+    aspp: bool = False  # on level 5 of the backbone
+    head_level: pydantic.NonNegativeInt = 2  # the logits have stride 2^head_level
+    head_convs: Positive = 3
+    fusion: bool = True  # sum all levels before the head
+
+
+def _kind(values):
+    """Which of the two tasks a config means; detection unless it says otherwise."""
+    if isinstance(values, dict):
+        return values.get("kind", "detection")
+    return getattr(values, "kind", "detection")
+
+
+TaskConfig = Annotated[
+    Annotated[DetectionConfig, pydantic.Tag("detection")]
+    | Annotated[SegmentationConfig, pydantic.Tag("segmentation")],
+    pydantic.Discriminator(_kind),
+]
 
 
 class SourceConfig(Group):
@@ -187,7 +253,7 @@ class Config(Group):
     description: str = ""
     published: float | None = None  # the paper's AP
     data_dir: str | None = None
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig = DetectionConfig()
     human: InputConfig
     unlabeled: SourceConfig | None = None  # images for the teacher to label
     pseudo: PseudoConfig | None = None

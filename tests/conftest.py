@@ -9,6 +9,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pytest
 
+from official_selftrain.released import variables_by_name
+
 try:
     import tensorflow as tf
 
@@ -43,20 +45,6 @@ def load(path):
         return {key: arrays[key] for key in arrays}
 
 
-def released_name(layer, variable):
-    return layer.name.replace(".", "/") + "/" + variable.name
-
-
-def released_variables(model):
-    """`{checkpoint name: variable}` of every weight that a released checkpoint would hold."""
-    return {
-        released_name(layer, variable): variable
-        for layer in model.layers
-        for variable in layer.weights
-        if "seed_generator" not in variable.path
-    }
-
-
 def hashed_weight(name, shape, gain):
     """The weight of the golden cases: normal numbers seeded by the variable's name."""
     z = np.random.default_rng(zlib.crc32(name.encode("utf-8"))).standard_normal(shape)
@@ -75,7 +63,7 @@ def hashed_weight(name, shape, gain):
 
 
 def set_hashed_weights(model, gain):
-    for name, variable in released_variables(model).items():
+    for name, variable in variables_by_name(model).items():
         variable.assign(hashed_weight(name, tuple(variable.shape), gain))
 
 

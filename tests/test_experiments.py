@@ -20,7 +20,7 @@ def test_spinenet_recipes_equal_the_released_configs(variant, golden):
     pairs = [
         (task.num_classes, released["architecture"]["num_classes"]),
         (list(task.image_size), parser["output_size"]),
-        (task.spinenet, released["spinenet"]["model_id"]),
+        (task.backbone, "spinenet" + released["spinenet"]["model_id"]),
         (task.stochastic_depth, released["spinenet"]["init_drop_connect_rate"]),
         ((task.head_convs, task.head_filters), (head["num_convs"], head["num_filters"])),
         (task.activation, norm["activation"]),

@@ -26,7 +26,7 @@ EXPERIMENTS = {"mini": {
     "description": "bright squares, in seconds",
     "task": {
         "image_size": (128, 128),
-        "spinenet": {"endpoint_filters": 8, "filter_size_scale": 0.125},
+        "backbone_sizes": {"endpoint_filters": 8, "filter_size_scale": 0.125},
         "head_convs": 1,
         "head_filters": 8,
         "bn_synchronized": False,

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import concatenate_levels, load, released_variables, set_hashed_weights
+from conftest import concatenate_levels, load, set_hashed_weights
 from test_self_training import batch, trainer
 
 from official_selftrain import checkpoints, training
@@ -16,6 +16,7 @@ from official_selftrain.config import OptimizerConfig
 from official_selftrain.errors import UserError
 from official_selftrain.models import RetinaNet
 from official_selftrain.optimization import make_optimizer
+from official_selftrain.released import variables_by_name
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
 
@@ -134,7 +135,13 @@ def released_steps(golden):
     """Three steps of `SelfTrainer` from the golden start, on the golden batch."""
     folder = golden / "checkpoints/retinanet_spinenet_tiny"
     norm = Norm("swish", 0.997, 1e-4)
-    backbone = spinenet.SpineNet(spinenet.Variant(24, 0.25, 0.5, 1), (256, 256, 3), norm=norm)
+    backbone = spinenet.SpineNet(
+        "49S",
+        include_top=False,
+        input_shape=(256, 256, 3),
+        norm=norm,
+        sizes=spinenet.Variant(24, 0.25, 0.5, 1),
+    )
     student = RetinaNet(backbone, 4, num_convs=2, num_filters=16, norm=norm)
     set_hashed_weights(student, json.loads((folder / "case.json").read_text())["gain"])
     task = GoldenTargets(num_classes=4, image_size=(256, 256))
@@ -161,7 +168,7 @@ def released_steps(golden):
         for tracker in model.trackers.values():
             tracker.reset_state()
         if index == 0:
-            after_first = {k: np.asarray(v) for k, v in released_variables(student).items()}
+            after_first = {k: np.asarray(v) for k, v in variables_by_name(student).items()}
     expected = json.loads((folder / "train_steps.json").read_text())
     return rows, after_first, expected
 

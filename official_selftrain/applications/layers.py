@@ -21,12 +21,14 @@ class Norm:
         momentum: share of the old moving average that is kept in one step.
         epsilon: added to the variance.
         synchronized: compute batch statistics over all replicas.
+        trainable: False freezes statistics, scale and offset.
     """
 
     activation: str = "swish"
     momentum: float = 0.997
     epsilon: float = 1e-3
     synchronized: bool = False
+    trainable: bool = True
 
 
 class Scope:
@@ -34,22 +36,29 @@ class Scope:
 
     Calls create `conv2d`, `conv2d_1`, ... and `batch_normalization`, `batch_normalization_1`, ...
     in order, so the order of calls is part of the checkpoint format.
+
+    Args:
+        path: the scope, with dots.
+        norm: `Norm` of every batch normalisation.
+        drop_block: `(keep_prob, block_size)` of `DropBlock`, or None for none.
     """
 
-    def __init__(self, path, norm):
+    def __init__(self, path, norm, drop_block=None):
         self.path = path
         self.norm_settings = norm
+        self.drop_block_settings = drop_block
         self._counts = {}
 
     def child(self, name):
-        return Scope(f"{self.path}.{name}" if self.path else name, self.norm_settings)
+        path = f"{self.path}.{name}" if self.path else name
+        return Scope(path, self.norm_settings, self.drop_block_settings)
 
     def name(self, kind):
         count = self._counts.get(kind, 0)
         self._counts[kind] = count + 1
         return f"{self.path}.{kind}" + (f"_{count}" if count else "")
 
-    def conv(self, x, filters, kernel_size, strides=1):
+    def conv(self, x, filters, kernel_size, strides=1, dilation=1):
         """Bias-free convolution whose padding does not depend on the input size."""
         padding = "same"
         if strides > 1:
@@ -63,6 +72,7 @@ class Scope:
             kernel_size,
             strides=strides,
             padding=padding,
+            dilation_rate=dilation,
             use_bias=False,
             kernel_initializer=keras.initializers.VarianceScaling(1.0, "fan_in"),
             name=self.name("conv2d"),
@@ -73,12 +83,17 @@ class Scope:
         x = batch_norm(settings, self.name("batch_normalization"))(x)
         return self.activation(x) if activate else x
 
-    def conv_norm(self, x, filters, kernel_size, strides=1, activate=True):
-        return self.norm(self.conv(x, filters, kernel_size, strides), activate)
+    def conv_norm(self, x, filters, kernel_size, strides=1, activate=True, dilation=1):
+        return self.norm(self.conv(x, filters, kernel_size, strides, dilation), activate)
 
     def activation(self, x):
         kind = self.norm_settings.activation
         return keras.layers.Activation(kind, name=self.name(kind))(x)
+
+    def drop_block(self, x):
+        if self.drop_block_settings is None:
+            return x
+        return DropBlock(*self.drop_block_settings, name=self.name("drop_block"))(x)
 
 
 def batch_norm(settings, name):
@@ -87,6 +102,7 @@ def batch_norm(settings, name):
         momentum=settings.momentum,
         epsilon=settings.epsilon,
         synchronized=settings.synchronized,
+        trainable=settings.trainable,
         name=name,
     )
 
@@ -160,6 +176,78 @@ class DropConnect(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+
+
+@keras.saving.register_keras_serializable("official_selftrain")
+class DropBlock(keras.layers.Layer):
+    """Drops square blocks of a feature map, each channel by itself, in training only.
+
+    Ghiasi et al., "DropBlock", NeurIPS 2018, with the released code's rescaling by the share of
+    cells that were kept. Input and output `[B, H, W, C]`, H and W fixed.
+
+    Args:
+        keep_prob: share of cells to keep, in (0, 1].
+        block_size: side of a block in cells; at most the side of the map is used.
+    """
+
+    def __init__(self, keep_prob, block_size, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.keep_prob = keep_prob
+        self.block_size = block_size
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x, training=False):
+        if not training:
+            return x
+        height, width, channels = x.shape[1:]
+        size = min(self.block_size, height, width)
+        corners = (height - size + 1, width - size + 1)
+        rate = (1.0 - self.keep_prob) * height * width / (size**2 * corners[0] * corners[1])
+        shape = (ops.shape(x)[0], *corners, channels)
+        corner = ops.cast(keras.random.uniform(shape, seed=self.seed_generator) < rate, "float32")
+        around = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
+        dropped = ops.max_pool(ops.pad(corner, around), size, strides=1)
+        kept = 1.0 - dropped
+        return x * ops.cast(kept / ops.maximum(ops.mean(kept), 1e-6), x.dtype)
+
+    def get_config(self):
+        config = {"keep_prob": self.keep_prob, "block_size": self.block_size, "seed": self.seed}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable("official_selftrain")
+class BilinearUpsample(keras.layers.Layer):
+    """Bilinear up-sampling with TF1's rule, `[B, H, W, C]` to `[B, f * H, f * W, C]`.
+
+    Source coordinate = target / factor, clamped at the far edge: no half-pixel shift, which
+    `keras.ops.image.resize` has.
+    """
+
+    def __init__(self, factor, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+    def call(self, x):
+        return self._upsample(self._upsample(x, 1), 2)
+
+    def _upsample(self, x, axis):
+        if self.factor == 1:
+            return x
+        size = ops.shape(x)[axis]
+        following = ops.concatenate([x, ops.take(x, [-1], axis=axis)], axis)
+        following = ops.split(following, [1], axis)[1]
+        phases = [x + (following - x) * (p / self.factor) for p in range(self.factor)]
+        shape = list(ops.shape(x))
+        shape[axis] = size * self.factor
+        return ops.reshape(ops.stack(phases, axis + 1), shape)
+
+    def compute_output_shape(self, input_shape):
+        batch, *sides, channels = input_shape
+        return (batch, *(side and side * self.factor for side in sides), channels)
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
 
 
 @keras.saving.register_keras_serializable("official_selftrain")

@@ -9,9 +9,9 @@ import math
 
 import keras
 
-from official_selftrain.applications.layers import DropConnect, NearestResize, Norm, Scope
-
-BOTTLENECK, RESIDUAL = "bottleneck", "residual"
+from official_selftrain.applications import classifier
+from official_selftrain.applications.blocks import BOTTLENECK, RESIDUAL, residual_block, stem
+from official_selftrain.applications.layers import NearestResize, Norm, Scope
 
 # (level, block type, parents, is an output); parents 0 and 1 are the two stem blocks.
 BLOCKS = [
@@ -76,61 +76,104 @@ class _Block:
 
 def SpineNet(
     variant,
-    input_shape,
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name=None,
+    *,
     stochastic_depth=None,
     norm=None,
-    input_tensor=None,
-    name=None,
+    sizes=None,
 ):
-    """Builds a SpineNet as a pyramid of levels 3 to 7.
+    """Builds a SpineNet as a classifier or as a pyramid of levels 3 to 7.
+
+    The classifier pools the mean of all levels, each repeated to the size of level 3 (Du et al.,
+    section 4.4; "aggregation: all" of the released classification configs).
 
     Args:
-        variant: a name in `VARIANTS` or a `Variant`.
+        variant: a name in `VARIANTS`.
+        include_top: end in the classifier.
+        weights: None or a `.weights.h5` file.
+        input_tensor: existing input to build on, normalised images.
         input_shape: `(height, width, 3)` in pixels, divisible by 8. Sizes are fixed because the
-            connections between blocks depend on them.
+            connections between blocks depend on them. None: 224 with the top, 640 without.
+        pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
+        classes: of the classifier; the released ones have 1001, background first.
+        classifier_activation: of the classifier, None for logits.
+        name: name of the model.
         stochastic_depth: probability of dropping the deepest block in training, in (0, 1); earlier
             blocks are dropped less, in proportion to their index. None never drops.
         norm: `Norm`, batch-norm settings and activation.
-        input_tensor: existing input to build on, normalised images.
-        name: name of the model.
+        sizes: a `Variant` in place of the table's.
 
     Returns:
-        A `keras.Model` from images `[B, H, W, 3]` to `{3: ..., ..., 7: ...}` with keys as strings,
-        level `l` being `[B, H / 2^l, W / 2^l, endpoint_filters]`, rounded up.
+        A `keras.Model` from normalised images `[B, H, W, 3]` to probabilities `[B, classes]`,
+        pooled features, or `{"3": ..., ..., "7": ...}`, level `l` being
+        `[B, H / 2^l, W / 2^l, endpoint_filters]`, rounded up.
 
     Raises:
-        ValueError: for an unknown variant or a size that is not divisible by 8.
+        ValueError: for an unknown variant, a size that is not divisible by 8, or unusable weights.
     """
-    sizes = VARIANTS.get(variant, variant)
-    if not isinstance(sizes, Variant):
+    if variant not in VARIANTS:
         raise ValueError(f"SpineNet variant {variant!r} is unknown; choose from {list(VARIANTS)}.")
-    if input_shape[0] % 8 or input_shape[1] % 8:
+    classifier.check_weights(weights)
+    sizes = sizes or VARIANTS[variant]
+    if input_shape is None and not include_top:
+        input_shape = (640, 640, 3)
+    images = classifier.image_input(input_shape, input_tensor, 224, include_top)
+    image_size = images.shape[1:3]
+    if any(side is None or side % 8 for side in image_size):
         raise ValueError(
-            f"SpineNet needs an input height and width divisible by 8. Received {input_shape[:2]}."
+            f"SpineNet needs a fixed height and width divisible by 8. Received {image_size}."
         )
     scope = Scope("spinenet", norm or Norm())
-    images = keras.Input(input_shape) if input_tensor is None else input_tensor
     blocks = _stem(images, sizes, scope)
     for index, (level, kind, parents, is_output) in enumerate(BLOCKS):
-        rate = stochastic_depth * (index + 1) / len(BLOCKS) if stochastic_depth else 0.0
+        rate = (stochastic_depth or 0.0) * (index + 1) / len(BLOCKS)
         _scale_permuted_block(
-            blocks, index, level, kind, parents, is_output, rate, sizes, input_shape[:2], scope
+            blocks, index, level, kind, parents, is_output, rate, sizes, image_size, scope
         )
     outputs = {block.level: block.tensor for block in blocks[-5:]}
     endpoints = {
-        str(level): scope.conv_norm(outputs[level], sizes.endpoint_filters, 1)
+        level: scope.conv_norm(outputs[level], sizes.endpoint_filters, 1)
         for level in sorted(outputs)
     }
-    return keras.Model(images, endpoints, name=name or "spinenet")
+    model = classifier.assemble(
+        images,
+        endpoints,
+        lambda: _mean_of_levels(endpoints, scope),
+        scope,
+        include_top,
+        pooling,
+        classes,
+        classifier_activation,
+        name,
+    )
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+def _mean_of_levels(endpoints, scope):
+    height, width = endpoints[3].shape[1:3]
+    same_size = [
+        NearestResize(height, width, name=scope.name("resize"))(x) for x in endpoints.values()
+    ]
+    return keras.layers.Average(name=scope.name("average"))(same_size)
 
 
 def _stem(images, sizes, scope):
-    x = scope.conv_norm(images, 64, 7, strides=2)
-    x = keras.layers.MaxPooling2D(3, 2, padding="same", name=scope.name("max_pool"))(x)
+    x = stem(images, scope)
     blocks = []
     for _ in range(2):
         for _ in range(sizes.block_repeats):
-            x = _bottleneck(x, sizes.filters(2), scope)
+            filters = sizes.filters(2)
+            # Only the first block of the network changes the number of channels.
+            x = residual_block(BOTTLENECK, x, filters, scope, project=x.shape[-1] != 4 * filters)
         blocks.append(_Block(x, 2, BOTTLENECK))
     return blocks
 
@@ -156,10 +199,9 @@ def _scale_permuted_block(
                 block.connected = True
                 x = keras.layers.Add(name=scope.name("add"))([x, block.tensor])
     x = scope.activation(x)
-    build = _bottleneck if kind == BOTTLENECK else _residual
     block_scope = scope.child(f"scale_permuted_block_{index + 2}")
     for _ in range(sizes.block_repeats):
-        x = build(x, filters, block_scope, rate=rate)
+        x = residual_block(kind, x, filters, block_scope, drop_rate=rate)
     blocks.append(_Block(x, level, kind))
 
 
@@ -188,47 +230,12 @@ def _resample(block, size, channels, sizes, scope):
     return scope.conv_norm(x, channels, 1, activate=False)
 
 
-def _bottleneck(x, filters, scope, rate=0.0):
-    shortcut = x
-    if x.shape[-1] != 4 * filters:  # only the first block of the stem
-        shortcut = scope.conv_norm(x, 4 * filters, 1, activate=False)
-    x = scope.conv_norm(x, filters, 1)
-    x = scope.conv_norm(x, filters, 3)
-    x = scope.conv_norm(x, 4 * filters, 1, activate=False)
-    return _add_shortcut(x, shortcut, scope, rate)
+SpineNet49S = classifier.family_member(SpineNet, "49S", "SpineNet49S")
+SpineNet49 = classifier.family_member(SpineNet, "49", "SpineNet49")
+SpineNet96 = classifier.family_member(SpineNet, "96", "SpineNet96")
+SpineNet143 = classifier.family_member(SpineNet, "143", "SpineNet143")
+SpineNet143L = classifier.family_member(SpineNet, "143L", "SpineNet143L")
+SpineNet190 = classifier.family_member(SpineNet, "190", "SpineNet190")
 
-
-def _residual(x, filters, scope, rate=0.0):
-    shortcut = x
-    x = scope.conv_norm(x, filters, 3)
-    x = scope.conv_norm(x, filters, 3, activate=False)
-    return _add_shortcut(x, shortcut, scope, rate)
-
-
-def _add_shortcut(x, shortcut, scope, rate):
-    if rate:
-        x = DropConnect(rate, name=scope.name("drop_connect"))(x)
-    x = keras.layers.Add(name=scope.name("add"))([x, shortcut])
-    return scope.activation(x)
-
-
-def _family_member(variant):
-    def build(input_shape=(640, 640, 3), **kwargs):
-        return SpineNet(variant, input_shape, **kwargs)
-
-    build.__name__ = build.__qualname__ = f"SpineNet{variant}"
-    build.__doc__ = f"SpineNet-{variant} as a pyramid of levels 3 to 7; arguments of `SpineNet`."
-    return build
-
-
-SpineNet49S = _family_member("49S")
-SpineNet49 = _family_member("49")
-SpineNet96 = _family_member("96")
-SpineNet143 = _family_member("143")
-SpineNet143L = _family_member("143L")
-SpineNet190 = _family_member("190")
-
-
-def preprocess_input(images):
-    """Normalises RGB images `[..., 3]` from 0..255 to zero mean and unit variance (ImageNet)."""
-    return keras.applications.imagenet_utils.preprocess_input(images, mode="torch")
+preprocess_input = classifier.preprocess_input
+decode_predictions = classifier.decode_predictions

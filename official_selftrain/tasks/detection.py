@@ -6,10 +6,8 @@ import numpy as np
 from keras import ops
 
 from official_selftrain import losses, metrics
-from official_selftrain.applications.layers import Norm
-from official_selftrain.applications.spinenet import SpineNet, Variant
-from official_selftrain.config import TaskConfig
-from official_selftrain.models import RetinaNet
+from official_selftrain.config import DetectionConfig
+from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.ops import nms
@@ -31,37 +29,24 @@ class Detections:
 
 
 class DetectionTask:
-    """RetinaNet on SpineNet.
+    """RetinaNet.
 
     Labels are a dict: `boxes` `[M, 4]` in pixels of the network input, `classes` `[M]` int32 and
     `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `augment.plan_resize`.
 
     Args:
-        config: `TaskConfig` with `num_classes` set.
+        config: `DetectionConfig` with `num_classes` set.
     """
 
     def __init__(self, config=None, **changes):
-        self.config = (config or TaskConfig()).model_copy(update=changes)
+        self.config = (config or DetectionConfig()).model_copy(update=changes)
         self.anchors = anchor_ops.anchor_boxes(
             self.config.image_size, anchor_size=self.config.anchor_size
         )
         self.nms_settings = self.config.nms.model_dump()
 
     def build_model(self):
-        config = self.config
-        norm = Norm(
-            config.activation, config.bn_momentum, config.bn_epsilon, config.bn_synchronized
-        )
-        sizes = config.spinenet
-        variant = sizes if isinstance(sizes, str) else Variant(**sizes.model_dump())
-        backbone = SpineNet(variant, (*config.image_size, 3), config.stochastic_depth, norm)
-        return RetinaNet(
-            backbone,
-            config.num_classes,
-            num_convs=config.head_convs,
-            num_filters=config.head_filters,
-            norm=norm,
-        )
+        return build_model(self.config)
 
     def parser(self, source=None, training=False):
         """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.

@@ -9,7 +9,7 @@ TINY = spinenet.Variant(8, 0.125, 0.5, 1)
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (200, 136)])
 def test_levels_have_their_strides(size):
-    model = spinenet.SpineNet(TINY, (*size, 3))
+    model = spinenet.SpineNet("49S", include_top=False, input_shape=(*size, 3), sizes=TINY)
     levels = model.output
     assert sorted(levels) == ["3", "4", "5", "6", "7"]
     for level, x in levels.items():
@@ -19,9 +19,9 @@ def test_levels_have_their_strides(size):
 
 def test_unknown_variant_and_odd_size_are_refused():
     with pytest.raises(ValueError, match="'50' is unknown"):
-        spinenet.SpineNet("50", (64, 64, 3))
+        spinenet.SpineNet("50")
     with pytest.raises(ValueError, match="divisible by 8"):
-        spinenet.SpineNet("49", (60, 64, 3))
+        spinenet.SpineNet("49", input_shape=(60, 64, 3))
 
 
 def test_nearest_resize_uses_legacy_indices():

@@ -1,0 +1,264 @@
+"""EfficientNet B0 to B8 and L2, and EfficientNet-Lite 0 to 4.
+
+Tan and Le, "EfficientNet", ICML 2019; L2 from Xie et al., "Self-training with Noisy Student",
+CVPR 2020. Names and arithmetic are those of the released self-training checkpoints. Lite has no
+squeeze-and-excite, ReLU6 for swish, and a stem, head, first and last stage of fixed size.
+"""
+
+import dataclasses
+import math
+
+import keras
+
+from official_selftrain.applications import classifier
+from official_selftrain.applications.layers import DropConnect, Norm, Scope, batch_norm
+
+# (output channels, repeats, kernel size, strides of the first block, expansion) of B0.
+STAGES = [
+    (16, 1, 3, 1, 1),
+    (24, 2, 3, 2, 6),
+    (40, 2, 5, 2, 6),
+    (80, 3, 3, 2, 6),
+    (112, 3, 5, 1, 6),
+    (192, 4, 5, 2, 6),
+    (320, 1, 3, 1, 6),
+]
+# The pyramid level that ends with a stage.
+LEVELS = {1: 2, 2: 3, 4: 4, 6: 5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Sizes of one EfficientNet: a row of the published scaling table.
+
+    Attributes:
+        width: factor on channels, rounded to a multiple of 8.
+        depth: factor on block repeats, rounded up.
+        size: native side of ImageNet images in pixels.
+        dropout: before the classifier.
+        lite: the EfficientNet-Lite changes.
+    """
+
+    width: float
+    depth: float
+    size: int = 224
+    dropout: float = 0.2
+    lite: bool = False
+
+    def channels(self, base):
+        scaled = base * self.width
+        rounded = max(8, int(scaled + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+    def repeats(self, base):
+        return math.ceil(self.depth * base)
+
+
+VARIANTS = {
+    "b0": Variant(1.0, 1.0, 224, 0.2),
+    "b1": Variant(1.0, 1.1, 240, 0.2),
+    "b2": Variant(1.1, 1.2, 260, 0.3),
+    "b3": Variant(1.2, 1.4, 300, 0.3),
+    "b4": Variant(1.4, 1.8, 380, 0.4),
+    "b5": Variant(1.6, 2.2, 456, 0.4),
+    "b6": Variant(1.8, 2.6, 528, 0.5),
+    "b7": Variant(2.0, 3.1, 600, 0.5),
+    "b8": Variant(2.2, 3.6, 672, 0.5),
+    "l2": Variant(4.3, 5.3, 800, 0.5),
+    "lite0": Variant(1.0, 1.0, 224, 0.2, lite=True),
+    "lite1": Variant(1.0, 1.1, 240, 0.2, lite=True),
+    "lite2": Variant(1.1, 1.2, 260, 0.3, lite=True),
+    "lite3": Variant(1.2, 1.4, 280, 0.3, lite=True),
+    "lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
+}
+
+
+def EfficientNet(
+    variant,
+    include_top=True,
+    weights=None,
+    input_tensor=None,
+    input_shape=None,
+    pooling=None,
+    classes=1000,
+    classifier_activation="softmax",
+    name=None,
+    *,
+    stochastic_depth=0.2,
+    norm=None,
+    sizes=None,
+):
+    """Builds an EfficientNet as a classifier or as a pyramid of levels 2 to 5.
+
+    Args:
+        variant: a name in `VARIANTS`.
+        include_top: end in the classifier.
+        weights: None, a `.weights.h5` file, or "imagenet" for B0 to B7 (those of
+            `keras.applications`, downloaded once) and Lite0 (from the extra `[lite]`, offline).
+        input_tensor: existing input to build on, normalised images.
+        input_shape: `(height, width, 3)`; sides may be None.
+        pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
+        classes: of the classifier.
+        classifier_activation: of the classifier, None for logits.
+        name: name of the model.
+        stochastic_depth: probability of dropping a block "after the last" in training; block i of N
+            is dropped with i / N of it. None never drops.
+        norm: `Norm`. None takes the released one, decay 0.99 and epsilon 1e-3.
+        sizes: a `Variant` in place of the table's.
+
+    Returns:
+        A `keras.Model` from normalised images `[B, H, W, 3]` to probabilities `[B, classes]`,
+        pooled features, or `{"2": ..., ..., "5": ...}`, level `l` being
+        `[B, H / 2^l, W / 2^l, C_l]`, rounded up.
+
+    Raises:
+        ValueError: for an unknown variant or unusable weights.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
+    if weights == "imagenet" and (sizes or (include_top and classes != 1000)):
+        raise ValueError('`weights="imagenet"` needs the published sizes and `classes=1000`.')
+    classifier.check_weights(weights, imagenet=variant not in ("b8", "l2", *_LITE_WITHOUT_WEIGHTS))
+    sizes = sizes or VARIANTS[variant]
+    images = classifier.image_input(input_shape, input_tensor, sizes.size, include_top)
+    network = _Builder(f"efficientnet-{variant}", sizes, norm or released_norm(sizes))
+    levels = network.levels(images, stochastic_depth or 0.0)
+    model = classifier.assemble(
+        images,
+        levels,
+        lambda: network.head(levels[5]),
+        network.scope.child("head"),
+        include_top,
+        pooling,
+        classes,
+        classifier_activation,
+        name,
+        sizes.dropout,
+        keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
+    )
+    if weights == "imagenet":
+        from official_selftrain.applications import imagenet
+
+        imagenet.load_efficientnet(model, variant)
+    elif weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+_LITE_WITHOUT_WEIGHTS = ("lite1", "lite2", "lite3", "lite4")
+
+
+def released_norm(sizes):
+    """The fixed batch norm of the released code, whatever a configuration says."""
+    return Norm("relu6" if sizes.lite else "swish", momentum=0.99, epsilon=1e-3)
+
+
+class _Builder:
+    """The layers of an EfficientNet, named as in the released checkpoints."""
+
+    def __init__(self, path, sizes, norm):
+        self.scope = Scope(path, norm)
+        self.sizes = sizes
+
+    def levels(self, images, stochastic_depth):
+        sizes, lite = self.sizes, self.sizes.lite
+        stem = self.scope.child("stem")
+        x = _conv(images, 32 if lite else sizes.channels(32), 3, stem, strides=2)
+        x = _norm(x, stem)
+        repeats = [sizes.repeats(stage[1]) for stage in STAGES]
+        if lite:
+            repeats[0] = repeats[-1] = 1
+        levels, index = {}, 0
+        for stage, (channels, _, kernel_size, strides, expansion) in enumerate(STAGES):
+            for repeat in range(repeats[stage]):
+                x = self._block(
+                    x,
+                    self.scope.child(f"blocks_{index}"),
+                    sizes.channels(channels),
+                    kernel_size,
+                    1 if repeat else strides,
+                    expansion,
+                    stochastic_depth * index / sum(repeats),
+                )
+                index += 1
+            if stage in LEVELS:
+                levels[LEVELS[stage]] = x
+        return levels
+
+    def _block(self, x, scope, channels, kernel_size, strides, expansion, drop_rate):
+        """Inverted residual block with squeeze-and-excite (MBConv)."""
+        shortcut = x
+        if expansion != 1:
+            x = _norm(_conv(x, x.shape[-1] * expansion, 1, scope), scope)
+        x = keras.layers.DepthwiseConv2D(
+            kernel_size,
+            strides,
+            padding="same",
+            use_bias=False,
+            depthwise_initializer=_initializer(),
+            name=scope.name("depthwise_conv2d"),
+        )(x)
+        x = _norm(x, scope)
+        if not self.sizes.lite:
+            x = _squeeze_excite(x, max(1, shortcut.shape[-1] // 4), scope.child("se"))
+        x = _norm(_conv(x, channels, 1, scope), scope, activate=False)
+        if strides == 1 and shortcut.shape[-1] == channels:
+            if drop_rate:
+                x = DropConnect(drop_rate, name=scope.name("drop_connect"))(x)
+            x = keras.layers.Add(name=scope.name("add"))([x, shortcut])
+        return x
+
+    def head(self, x):
+        scope = self.scope.child("head")
+        channels = 1280 if self.sizes.lite else self.sizes.channels(1280)
+        return _norm(_conv(x, channels, 1, scope), scope)
+
+
+def _squeeze_excite(x, filters, scope):
+    pool = keras.layers.GlobalAveragePooling2D(keepdims=True, name=scope.name("squeeze"))
+    gate = _conv(pool(x), filters, 1, scope, use_bias=True)
+    gate = scope.activation(gate)
+    gate = _conv(gate, x.shape[-1], 1, scope, use_bias=True)
+    gate = keras.layers.Activation("sigmoid", name=scope.name("sigmoid"))(gate)
+    return keras.layers.Multiply(name=scope.name("excite"))([x, gate])
+
+
+def _conv(x, filters, kernel_size, scope, strides=1, use_bias=False):
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding="same",
+        use_bias=use_bias,
+        kernel_initializer=_initializer(),
+        name=scope.name("conv2d"),
+    )(x)
+
+
+def _norm(x, scope, activate=True):
+    x = batch_norm(scope.norm_settings, scope.name("tpu_batch_normalization"))(x)
+    return scope.activation(x) if activate else x
+
+
+def _initializer():
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+EfficientNetB0 = classifier.family_member(EfficientNet, "b0", "EfficientNetB0")
+EfficientNetB1 = classifier.family_member(EfficientNet, "b1", "EfficientNetB1")
+EfficientNetB2 = classifier.family_member(EfficientNet, "b2", "EfficientNetB2")
+EfficientNetB3 = classifier.family_member(EfficientNet, "b3", "EfficientNetB3")
+EfficientNetB4 = classifier.family_member(EfficientNet, "b4", "EfficientNetB4")
+EfficientNetB5 = classifier.family_member(EfficientNet, "b5", "EfficientNetB5")
+EfficientNetB6 = classifier.family_member(EfficientNet, "b6", "EfficientNetB6")
+EfficientNetB7 = classifier.family_member(EfficientNet, "b7", "EfficientNetB7")
+EfficientNetB8 = classifier.family_member(EfficientNet, "b8", "EfficientNetB8")
+EfficientNetL2 = classifier.family_member(EfficientNet, "l2", "EfficientNetL2")
+EfficientNetLite0 = classifier.family_member(EfficientNet, "lite0", "EfficientNetLite0")
+EfficientNetLite1 = classifier.family_member(EfficientNet, "lite1", "EfficientNetLite1")
+EfficientNetLite2 = classifier.family_member(EfficientNet, "lite2", "EfficientNetLite2")
+EfficientNetLite3 = classifier.family_member(EfficientNet, "lite3", "EfficientNetLite3")
+EfficientNetLite4 = classifier.family_member(EfficientNet, "lite4", "EfficientNetLite4")
+
+preprocess_input = classifier.preprocess_input
+decode_predictions = classifier.decode_predictions

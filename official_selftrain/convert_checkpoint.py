@@ -1,0 +1,72 @@
+"""Converts a released TF1 checkpoint to Keras, or a Keras model back to TF1 names.
+
+python -m official_selftrain.convert_checkpoint --checkpoint=PREFIX_OR_DIR_OR_TARGZ \
+    --config_file=RELEASED_YAML_OR_JSON --output=MODEL.keras [--image_size=640]
+
+Beside MODEL.keras (or MODEL.weights.h5) it writes MODEL.yaml, the matching experiment. With
+--checkpoint=MODEL.keras, --output is the prefix of a TF1 checkpoint.
+"""
+
+import collections
+import pathlib
+
+from absl import flags
+
+from official_selftrain import cli
+from official_selftrain import config as config_lib
+from official_selftrain.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+def main():
+    for name in ("checkpoint", "output"):
+        if not getattr(FLAGS, name):
+            raise UserError(f"give --{name}; see --help")
+    if FLAGS.checkpoint.endswith(".keras"):
+        return _back_to_tf1(FLAGS.checkpoint, FLAGS.output)
+    if not FLAGS.output.endswith((".keras", ".weights.h5")):
+        raise UserError(f"--output must end in .keras or .weights.h5; given {FLAGS.output}")
+    values = config_lib.load_file(FLAGS.config_file) if FLAGS.config_file else None
+    size = cli.image_size(FLAGS.image_size)
+
+    from official_selftrain import released
+
+    result = released.convert(FLAGS.checkpoint, values, size)
+    output = pathlib.Path(FLAGS.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".keras":
+        result.model.save(output)
+    else:
+        result.model.save_weights(output)
+    stem = output.name.removesuffix(".keras").removesuffix(".weights.h5")
+    recipe = output.with_name(stem + ".yaml")
+    recipe.write_text(config_lib.dump(result.config), encoding="utf-8")
+    print(f"loaded {len(result.mapped)} variables, checksum {result.checksum:08x}")
+    for reason, count in collections.Counter(result.skipped.values()).items():
+        print(f"skipped {count}: {reason}")
+    for name, (mean, deviation) in released.forward_summary(result.model).items():
+        print(f"one image of noise: {name} mean {mean:.6g}, standard deviation {deviation:.6g}")
+    print(f"wrote {output} and {recipe}")
+    return None
+
+
+def _back_to_tf1(model, prefix):
+    import keras
+
+    from official_selftrain import released
+
+    try:
+        model = keras.saving.load_model(model, compile=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {FLAGS.checkpoint}: {' '.join(str(error).split())}") from None
+    released.write_checkpoint(model, prefix)
+    print(f"wrote the TF1 checkpoint {prefix}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "TF1 checkpoint: prefix, folder or .tar.gz")
+    flags.DEFINE_string("config_file", None, "released YAML or JSON, whole or partial")
+    flags.DEFINE_string("output", None, "MODEL.keras or MODEL.weights.h5")
+    flags.DEFINE_string("image_size", None, "SIDE or HEIGHT,WIDTH in pixels; the config's if unset")
+    cli.main(main)

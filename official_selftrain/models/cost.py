@@ -1,0 +1,32 @@
+"""What a network costs."""
+
+import math
+
+import keras
+
+
+def multiply_adds(model):
+    """Multiply-adds of one image in the convolutions and dense layers of a functional model.
+
+    The input size of the model must be fixed. Element-wise layers are not counted.
+    """
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        for node in layer._inbound_nodes:  # a layer shared by several levels has several
+            cells = math.prod(node.outputs[0].shape[1:-1])
+            total += cells * _per_cell(layer, node.arguments.keras_tensors[0].shape[-1])
+    return total
+
+
+def _per_cell(layer, channels):
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        return layer.kernel_size[0] * layer.kernel_size[1] * channels
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        return channels * (layer.kernel_size[0] * layer.kernel_size[1] + layer.filters)
+    if isinstance(layer, keras.layers.Conv2D):
+        return layer.kernel_size[0] * layer.kernel_size[1] * channels * layer.filters
+    if isinstance(layer, keras.layers.Dense):
+        return channels * layer.units
+    return 0

@@ -1,0 +1,547 @@
+"""The released TF1 checkpoints: their variable names, their configurations and their conversion.
+
+Facts: spec of the released code, sections 9 (names) and 13 (configurations).
+"""
+
+import dataclasses
+import pathlib
+import re
+import tarfile
+import tempfile
+import zlib
+
+import numpy as np
+
+from official_selftrain import config as config_lib
+from official_selftrain.errors import UserError
+
+# Variables that a network for inference or training does not need, and why.
+SKIPPED = {
+    r".*/Momentum$": "optimizer slot",
+    r".*/(Adam|Adam_1|RMSProp|RMSProp_1)$": "optimizer slot",
+    r".*/ExponentialMovingAverage$": "moving average of the weights",
+    r"global_step$": "step counter",
+    r"moving_normalizer$": "moving average of the loss normaliser",
+    r"efficientnet-\w+/head/": "ImageNet classifier, unused by the task",
+}
+
+
+# --- Names -----------------------------------------------------------------------------------
+
+
+def variables_by_name(model):
+    """`{name in a released checkpoint: variable}` of a model built by this package."""
+    return {
+        released_name(layer, variable): variable
+        for layer in model.layers
+        for variable in layer.weights
+        if "seed_generator" not in variable.path
+    }
+
+
+def released_name(layer, variable):
+    leaf = variable.name
+    if leaf == "kernel" and type(layer).__name__ == "DepthwiseConv2D":
+        leaf = "depthwise_kernel"
+    return layer.name.replace(".", "/") + "/" + leaf
+
+
+# --- Configurations --------------------------------------------------------------------------
+
+# Where the released defaults of the two models differ.
+_DEFAULTS = {
+    "detection": {"head_convs": 4, "head_level": None, "size": (640, 640), "classes": 91},
+    "segmentation": {"head_convs": 2, "head_level": 3, "size": (512, 512), "classes": 21},
+}
+_PARTS = {"identity": "none", "fpn": "fpn", "nasfpn": "nasfpn"}
+
+
+def experiment(values, found=None):
+    """Nested dicts of an experiment config from a released configuration.
+
+    Args:
+        values: a released configuration, whole or partial, as nested dicts; also in the form
+            `{"model": ..., "params": ...}`.
+        found: what `detect` saw in a checkpoint. It stands in for what `values` leaves open, and
+            decides sizes that no released configuration can express, such as a width.
+
+    Raises:
+        UserError: for parts that the package does not have, or a checkpoint of something else.
+    """
+    values, model = _params(values)
+    found = found or {}
+    kind = {"retinanet": "detection", "segmentation": "segmentation"}.get(model)
+    if model and kind is None:
+        raise UserError(f"the config is of a {model!r} model; retinanet and segmentation convert")
+    kind = kind or found.get("kind") or "detection"
+    if found and kind != found["kind"]:
+        raise UserError(f"the config is for {kind}, the checkpoint for {found['kind']}")
+    task = {"kind": kind, **_network(values, kind, found), **_head(values, kind, found)}
+    train = values.get("train", {})
+    rate = train.get("learning_rate", {})
+    parser = _parser(values)
+    steps = train.get("total_steps", 22_500)
+    step_schedule = rate.get("type", "step") == "step"
+    return {
+        "experiment": "converted",
+        "description": "converted from a released configuration",
+        "task": task,
+        "human": {
+            "batch_size": train.get("train_batch_size", 64),
+            "flip": parser.get("aug_rand_hflip", True),
+            "jitter": (parser.get("aug_scale_min", 1.0), parser.get("aug_scale_max", 1.0)),
+        },
+        "evaluation": {"batch_size": values.get("eval", {}).get("eval_batch_size", 8)},
+        "optimizer": {
+            "momentum": train.get("optimizer", {}).get("momentum", 0.9),
+            "l2": train.get("l2_weight_decay", 1e-4),
+            "clip_norm": train.get("gradient_clip_norm", 0.0),
+            "schedule": rate.get("type", "step"),
+            "learning_rate": rate.get("init_learning_rate", 0.08),
+            "warmup_steps": min(rate.get("warmup_steps", 500), steps),
+            "warmup_learning_rate": rate.get("warmup_learning_rate", 0.0067),
+            "step_boundaries": rate.get("learning_rate_steps", ()) if step_schedule else (),
+            "step_rates": rate.get("learning_rate_levels", ()) if step_schedule else (),
+        },
+        "trainer": {"steps": steps},
+    }
+
+
+def _params(values):
+    model = values.get("model")
+    values = values.get("params", values)
+    model = model or values.get("type")
+    if model is None and ("segmentation_head" in values or "segmentation_loss" in values):
+        model = "segmentation"
+    if model is None and ("retinanet_head" in values or "retinanet_loss" in values):
+        model = "retinanet"
+    return values, model
+
+
+def _network(values, kind, found):
+    """The backbone, neck and batch norm of a released configuration."""
+    architecture = values.get("architecture", {})
+    norm = values.get("batch_norm_activation", {})
+    backbone = architecture.get("backbone", found.get("backbone", "resnet"))
+    if backbone == "spinenet":
+        model_id = str(values.get("spinenet", {}).get("model_id", "49")).replace("l", "L")
+        known = f"spinenet{model_id}" in config_lib.BACKBONES
+        backbone = f"spinenet{model_id}" if known else found.get("backbone", f"spinenet{model_id}")
+    elif backbone == "resnet":
+        backbone = f"resnet{values.get('resnet', {}).get('resnet_depth', 50)}"
+    if backbone not in config_lib.BACKBONES:
+        raise UserError(
+            f"the backbone {backbone!r} is not in this package"
+            f"{config_lib.did_you_mean(backbone, config_lib.BACKBONES)}"
+        )
+    if found and backbone != found["backbone"]:
+        raise UserError(f"the config is for {backbone}, the checkpoint holds {_describe(found)}")
+    neck = _PARTS.get(architecture.get("multilevel_features", ""), found.get("neck", "fpn"))
+    settings = values.get(neck, {})
+    _refuse(
+        {
+            "architecture.min_level": architecture.get("min_level", 3) != 3,
+            "architecture.max_level": architecture.get("max_level", 7) != 7,
+            "nasfpn.block_fn": neck == "nasfpn" and settings.get("block_fn", "conv") != "conv",
+            "nasfpn.activation": bool(neck == "nasfpn" and settings.get("activation")),
+            "fpn.use_batch_norm": neck == "fpn" and not settings.get("use_batch_norm", True),
+            "spinenet.use_native_resize_op": bool(
+                values.get("spinenet", {}).get("use_native_resize_op")
+            ),
+        }
+    )
+    family = "resnet" if backbone.startswith("resnet") else "spinenet"
+    depth = values.get(family, {}).get("init_drop_connect_rate")
+    if backbone.startswith("efficientnet"):
+        depth = 0.2  # the released builder takes its classification default
+    drop = values.get("dropblock", {})
+    spinenet_alone = not norm and backbone.startswith("spinenet")
+    default_activation = "swish" if spinenet_alone else "relu"
+    return {
+        "num_classes": architecture.get(
+            "num_classes", found.get("num_classes", _DEFAULTS[kind]["classes"])
+        ),
+        "image_size": _parser(values).get("output_size", _DEFAULTS[kind]["size"]),
+        "backbone": backbone,
+        "backbone_sizes": found.get("backbone_sizes"),
+        "neck": neck,
+        "neck_filters": settings.get("fpn_feat_dims", found.get("neck_filters", 256)),
+        "neck_repeats": settings.get("num_repeats", found.get("neck_repeats", 5)),
+        "neck_separable": settings.get("use_separable_conv", found.get("neck_separable", False)),
+        "neck_sum_only": settings.get("use_sum_for_combination", False),
+        "stochastic_depth": depth,
+        "drop_block": (drop["dropblock_keep_prob"], drop["dropblock_size"])
+        if drop.get("dropblock_keep_prob")
+        else None,
+        "activation": norm.get("activation", default_activation),
+        "bn_momentum": norm.get("batch_norm_momentum", 0.997),
+        "bn_epsilon": norm.get("batch_norm_epsilon", 1e-3 if spinenet_alone else 1e-4),
+        "bn_synchronized": norm.get("use_sync_bn", False),
+        "bn_frozen": not norm.get("batch_norm_trainable", True),
+    }
+
+
+def _head(values, kind, found):
+    """The head, loss and postprocessing of a released configuration."""
+    head = values.get("retinanet_head" if kind == "detection" else "segmentation_head", {})
+    _refuse(
+        {
+            "head.use_batch_norm": not head.get("use_batch_norm", True),
+            "head.use_separable_conv": head.get("use_separable_conv", False),
+            "head.upsample_factor": head.get("upsample_factor", 1) != 1,
+        }
+    )
+    convs = head.get("num_convs", found.get("head_convs", _DEFAULTS[kind]["head_convs"]))
+    if kind == "segmentation":
+        architecture = values.get("architecture", {})
+        return {
+            "head_convs": convs,
+            "head_level": head.get("level", _DEFAULTS[kind]["head_level"]),
+            "aspp": architecture.get("use_aspp", found.get("aspp", False)),
+            "fusion": architecture.get("use_pyramid_fusion", False),
+        }
+    anchor, parser = values.get("anchor", {}), _parser(values)
+    loss, nms = values.get("retinanet_loss", {}), values.get("postprocess", {})
+    _refuse(
+        {
+            "anchor.num_scales": anchor.get("num_scales", 3) != 3,
+            "anchor.aspect_ratios": list(anchor.get("aspect_ratios", [1.0, 2.0, 0.5]))
+            != [1.0, 2.0, 0.5],
+            "retinanet_parser.unmatched_threshold": parser.get("unmatched_threshold", 0.5) != 0.5,
+        }
+    )
+    return {
+        "head_convs": convs,
+        "head_filters": head.get("num_filters", found.get("head_filters", 256)),
+        "anchor_size": anchor.get("anchor_size", 4.0),
+        "max_instances": parser.get("max_num_instances", 100),
+        "focal_alpha": loss.get("focal_loss_alpha", 0.25),
+        "focal_gamma": loss.get("focal_loss_gamma", 1.5),
+        "huber_delta": loss.get("huber_loss_delta", 0.1),
+        "box_weight": loss.get("box_loss_weight", 50),
+        "nms": {
+            "score_threshold": nms.get("score_threshold", 0.05),
+            "iou_threshold": nms.get("nms_iou_threshold", 0.5),
+            "pre_nms": nms.get("pre_nms_num_boxes", 5000),
+            "max_detections": nms.get("max_total_size", 100),
+        },
+    }
+
+
+def _parser(values):
+    return values.get("retinanet_parser", values.get("segmentation_parser", {}))
+
+
+def _refuse(settings):
+    asked = [name for name, is_set in settings.items() if is_set]
+    if asked:
+        raise UserError(f"the config sets {', '.join(asked)}, which this package does not build")
+
+
+# --- What the variables of a checkpoint tell -------------------------------------------------
+
+
+def detect(shapes):
+    """The architecture behind `{variable name: shape}`, in the terms of `config.NetworkConfig`.
+
+    Raises:
+        UserError: if no head or backbone of the released code is among the names.
+    """
+    kind = _first(shapes, {"retinanet/": "detection", "segmentation/": "segmentation"})
+    backbone = _first(shapes, {"spinenet/": "spinenet", "resnet": "resnet", "efficientnet-": "e"})
+    if kind is None or backbone is None:
+        raise UserError(
+            "no released detector or segmenter: expected variables under spinenet/, resnet50/ or "
+            "efficientnet-b7/ and retinanet/ or segmentation/; the checkpoint has "
+            f"{', '.join(sorted({name.split('/')[0] for name in shapes})[:8])}"
+        )
+    found = {"kind": kind, "neck": "none"}
+    if any(name.startswith("fpn_cells/") for name in shapes):
+        found |= _nasfpn(shapes)
+    elif any(name.startswith("fpn/") for name in shapes):
+        found |= {"neck": "fpn", "neck_filters": shapes.get("fpn/p3-bn/beta", (256,))[0]}
+    found |= {"spinenet": _spinenet, "resnet": _resnet, "e": _efficientnet}[backbone](shapes)
+    return found | (_retinanet(shapes) if kind == "detection" else _segmenter(shapes))
+
+
+def _first(shapes, prefixes):
+    for prefix, meaning in prefixes.items():
+        if any(name.startswith(prefix) for name in shapes):
+            return meaning
+    return None
+
+
+def _count(shapes, pattern):
+    return len([name for name in shapes if re.fullmatch(pattern, name)])
+
+
+def _retinanet(shapes):
+    predict = shapes.get("retinanet/class_net/class-predict/bias", (0,))[0]
+    return {
+        "num_classes": predict // 9,
+        "head_convs": _count(shapes, r"retinanet/class_net/class-\d+/kernel"),
+        "head_filters": shapes.get("retinanet/class_net/class-0/bias", (256,))[0],
+    }
+
+
+def _segmenter(shapes):
+    return {
+        "num_classes": shapes.get("segmentation/conv2d/bias", (21,))[0],
+        "head_convs": _count(shapes, r"segmentation/conv-\d+/kernel"),
+        "aspp": any(name.startswith("aspp/") for name in shapes),
+    }
+
+
+def _nasfpn(shapes):
+    first = "sub_policy0/op_after_combine5/bn/beta"
+    return {
+        "neck": "nasfpn",
+        "neck_filters": shapes.get(f"fpn_cells/cell_0/{first}", (256,))[0],
+        "neck_repeats": _count(shapes, rf"fpn_cells/cell_\d+/{first}"),
+        "neck_separable": _count(shapes, r"fpn_cells/.*/pointwise_kernel") > 0,
+    }
+
+
+def _spinenet(shapes):
+    from official_selftrain.applications import spinenet
+
+    repeats = (_count(shapes, r"spinenet/conv2d(_\d+)?/kernel") - 6) // 6
+    endpoints = shapes.get(f"spinenet/conv2d_{6 * repeats + 2}/kernel", (0,))[-1]
+    block = "spinenet/sub_policy{}/scale_permuted_block_{}/conv2d/kernel"
+    filters = {
+        base: shapes.get(block.format(index, index + 2), (0,))[-1]
+        for base, index in ((64, 0), (128, 2), (256, 3))
+    }
+    scale = max(count / base for base, count in filters.items())
+    resampled = shapes.get(
+        "spinenet/sub_policy0/resample_with_alpha_resample_0_0/conv2d/kernel", (1, 1, 1, 0)
+    )
+    sizes = spinenet.Variant(endpoints, scale, 0.5 if resampled[-1] < filters[64] else 1.0, repeats)
+    for name, known in spinenet.VARIANTS.items():
+        same = all(known.filters(level) == sizes.filters(level) for level in spinenet.FILTERS)
+        rest = ("endpoint_filters", "resample_alpha", "block_repeats")
+        if same and all(getattr(known, key) == getattr(sizes, key) for key in rest):
+            return {"backbone": f"spinenet{name}"}
+    return {"backbone": "spinenet49S", "backbone_sizes": dataclasses.asdict(sizes)}
+
+
+def _resnet(shapes):
+    name = next(name for name in shapes if name.startswith("resnet"))
+    return {"backbone": name.split("/")[0]}
+
+
+def _efficientnet(shapes):
+    from official_selftrain.applications import efficientnet
+
+    scope = next(name for name in shapes if name.startswith("efficientnet-")).split("/")[0]
+    variant = scope.removeprefix("efficientnet-")
+    blocks = _count(shapes, rf"{scope}/blocks_\d+/depthwise_conv2d/depthwise_kernel")
+    outputs = {
+        shape[-1]
+        for name, shape in shapes.items()
+        if re.fullmatch(rf"{scope}/blocks_\d+/conv2d(_1)?/kernel", name)
+    }
+    stem = shapes.get(f"{scope}/stem/conv2d/kernel", (0,))[-1]
+
+    def fits(sizes):
+        stages = efficientnet.STAGES
+        return (
+            sizes.channels(32) == stem
+            and sum(sizes.repeats(stage[1]) for stage in stages) == blocks
+            and {sizes.channels(stage[0]) for stage in stages} <= outputs
+        )
+
+    known = efficientnet.VARIANTS.get(variant)
+    if known is None or fits(known):
+        return {"backbone": scope}
+    for depth in [known.depth, *(step / 10 for step in range(10, 60))]:
+        for width in (step / 20 for step in range(1, 100)):
+            if fits(efficientnet.Variant(width, depth)):
+                return {"backbone": scope, "backbone_sizes": {"width": width, "depth": depth}}
+    return {"backbone": scope}
+
+
+# --- Conversion ------------------------------------------------------------------------------
+
+
+def read_checkpoint(path):
+    """`{variable name: array}` of a TF1 checkpoint.
+
+    Args:
+        path: a prefix, a folder with one checkpoint or a `checkpoint` file, or a `.tar.gz` of one.
+
+    Raises:
+        UserError: if there is none, several, or it is damaged.
+    """
+    import tensorflow as tf
+
+    path = pathlib.Path(path)
+    if path.name.endswith((".tar.gz", ".tgz")):
+        return _read_archive(path)
+    if path.is_dir():
+        path = _prefix_in(path)
+    path = path.with_suffix("") if path.suffix == ".index" else path
+    if not path.with_name(path.name + ".index").is_file():
+        raise UserError(
+            f"no checkpoint at {path}: expected {path.name}.index and {path.name}.data-*; "
+            "give a prefix, a folder or a .tar.gz"
+        )
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"the checkpoint {path} is damaged or cut short ({reason}); fetch it again"
+        ) from None
+
+
+def _prefix_in(folder):
+    import tensorflow as tf
+
+    latest = tf.train.latest_checkpoint(str(folder))
+    prefixes = sorted(file.with_suffix("") for file in folder.rglob("*.index"))
+    if latest:
+        return pathlib.Path(latest)
+    if len(prefixes) != 1:
+        names = ", ".join(prefix.name for prefix in prefixes) or "none"
+        raise UserError(f"{folder} must hold one checkpoint (found: {names}); give its prefix")
+    return prefixes[0]
+
+
+def _read_archive(path):
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with tarfile.open(path) as archive:
+                archive.extractall(folder, filter="data")
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            raise UserError(f"cannot unpack {path}: {error}") from None
+        return read_checkpoint(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What became of a checkpoint.
+
+    Attributes:
+        model: the Keras model with the weights.
+        config: `config.Config` of the matching experiment.
+        mapped: names of the variables that were loaded.
+        skipped: `{name: reason}` of those that were not.
+        checksum: CRC-32 over the loaded arrays in the order of their names.
+    """
+
+    model: object
+    config: object
+    mapped: list
+    skipped: dict
+    checksum: int
+
+
+def convert(checkpoint, config_values=None, image_size=None):
+    """A released TF1 checkpoint as a Keras model.
+
+    Args:
+        checkpoint: see `read_checkpoint`.
+        config_values: the released configuration, whole or partial, as nested dicts. None goes by
+            the variable names alone and, for what they cannot tell, by the released defaults.
+        image_size: `(height, width)` of the network; None takes the config's.
+
+    Returns:
+        `Conversion`.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or its variables are not those of the network.
+    """
+    from official_selftrain.models import build_model
+
+    arrays = read_checkpoint(checkpoint)
+    found = detect({name: array.shape for name, array in arrays.items()})
+    config = config_lib.make(experiment(config_values or {}, found))
+    task = config.task
+    if image_size is not None:
+        task = task.model_copy(update={"image_size": tuple(image_size)})
+    try:
+        model = build_model(task)
+    except ValueError as error:
+        raise UserError(f"cannot build the network: {error}") from None
+    mapped, skipped = assign(model, arrays, found)
+    checksum = 0
+    for name in mapped:
+        checksum = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), checksum)
+    return Conversion(model, config, mapped, skipped, checksum)
+
+
+def assign(model, arrays, found=None):
+    """Loads `{released name: array}` into a model; every name on both sides is accounted for.
+
+    Returns:
+        Names loaded, sorted, and `{name: reason}` of those skipped.
+
+    Raises:
+        UserError: naming missing, unexpected and misshapen variables.
+    """
+    variables = variables_by_name(model)
+    skipped = {
+        name: reason
+        for name in arrays
+        if name not in variables and (reason := _reason_to_skip(name)) is not None
+    }
+    faults = [f"missing {name}" for name in sorted(set(variables) - set(arrays))]
+    faults += [
+        f"unexpected {name} {tuple(arrays[name].shape)}"
+        for name in sorted(set(arrays) - set(variables) - set(skipped))
+    ]
+    faults += [
+        f"misshapen {name}: {tuple(arrays[name].shape)} there, {tuple(variable.shape)} here"
+        for name, variable in variables.items()
+        if name in arrays and tuple(variable.shape) != tuple(arrays[name].shape)
+    ]
+    if faults:
+        seems = f"; by its names the checkpoint is {_describe(found)}" if found else ""
+        more = f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise UserError(
+            f"the checkpoint does not fit the network of the config ({len(faults)} variables)"
+            f"{seems}:\n  " + "\n  ".join(faults[:20]) + more
+        )
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return sorted(variables), skipped
+
+
+def _reason_to_skip(name):
+    for pattern, reason in SKIPPED.items():
+        if re.match(pattern, name):
+            return reason
+    return None
+
+
+def _describe(found):
+    return ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
+
+
+def forward_summary(model):
+    """Mean and deviation of each output for one image of normal noise, `{name: (mean, std)}`."""
+    shape = (1, *model.input.shape[1:])
+    image = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    outputs = model(image, training=False)
+    summary = {}
+    for name, value in outputs.items():
+        value = np.asarray(value)
+        if not np.isfinite(value).all():
+            raise UserError(f"the converted network returns {name} that are not finite")
+        summary[name] = (float(value.mean()), float(value.std()))
+    return summary
+
+
+def write_checkpoint(model, prefix):
+    """Writes a model as a TF1 name-based checkpoint, from which `read_checkpoint` reads it back."""
+    import tensorflow as tf
+
+    variables = variables_by_name(model)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(variables),
+        shape_and_slices=[""] * len(variables),
+        tensors=[tf.convert_to_tensor(variable) for variable in variables.values()],
+    )
