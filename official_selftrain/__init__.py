@@ -4,6 +4,7 @@ Importing the package starts no device and reads no flag; public names load when
 """
 
 import importlib
+import sys
 
 __version__ = "0.1.0"
 
@@ -12,7 +13,10 @@ _PUBLIC = {
     "Detections": "tasks.detection",
     "ImageRecord": "data.records",
     "LossNormalizer": "self_training",
+    "FPN": "models.fpn",
+    "NASFPN": "models.nasfpn",
     "RetinaNet": "models.retinanet",
+    "Segmenter": "models.segmenter",
     "SelfTrainer": "self_training",
     "UserError": "errors",
     "combined_loss": "self_training",
@@ -20,6 +24,12 @@ _PUBLIC = {
 }
 
 __all__ = sorted(_PUBLIC)
+
+
+# Saved models load once their layers are registered. A command (`python -m`) imports what it needs
+# by itself, so that a misspelt flag is answered without waiting for Keras.
+if sys.argv[:1] != ["-m"]:
+    import official_selftrain.applications.layers  # noqa: F401
 
 
 def __getattr__(name):

@@ -58,3 +58,28 @@ def detection_loss_sums(
     box_element = huber_loss(box_deltas, box_targets, delta)
     box_sum = ops.sum(ops.where(box_targets != 0.0, box_element, 0.0))
     return class_sum, box_sum
+
+
+def segmentation_loss_sum(
+    logits, labels, ignore_label=255, label_smoothing=0.0, class_weights=None
+):
+    """Sum of the softmax cross entropy over all labelled pixels, and their number.
+
+    Args:
+        logits: `[B, H, W, C]`.
+        labels: `[B, H, W]` int; class, or `ignore_label`.
+        ignore_label: pixels that do not count.
+        label_smoothing: share of a label that is spread evenly over all classes, in [0, 1).
+        class_weights: `[C]` factors on the loss of each class' pixels, or None.
+
+    Returns:
+        Two scalars. The released loss divides the first by the second, whatever the weights.
+    """
+    valid = ops.cast(labels != ignore_label, logits.dtype)
+    classes = ops.arange(logits.shape[-1], dtype=labels.dtype)
+    one_hot = ops.cast(labels[..., None] == classes, logits.dtype)
+    smooth = one_hot * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
+    cross_entropy = -ops.sum(smooth * ops.log_softmax(logits, axis=-1), axis=-1)
+    if class_weights is not None:
+        cross_entropy *= ops.sum(one_hot * ops.convert_to_tensor(class_weights), axis=-1)
+    return ops.sum(cross_entropy * valid), ops.sum(valid)

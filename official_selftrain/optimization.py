@@ -54,6 +54,21 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.settings
 
 
+@keras.saving.register_keras_serializable("official_selftrain")
+class MomentumSGD(keras.optimizers.SGD):
+    """SGD whose momentum collects gradients, not steps: v = m v + g, w = w - rate v.
+
+    As in TF1. Keras multiplies by the rate before collecting, which differs while the rate changes.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        rate = ops.cast(learning_rate, variable.dtype)
+        velocity = self.momentums[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype)
+        self.assign(velocity, self.momentum * velocity + gradient)
+        self.assign_sub(variable, rate * velocity)
+
+
 def make_optimizer(config, steps):
     """The optimizer of a `config.OptimizerConfig` for a training of `steps` steps."""
     schedule = WarmupSchedule(
@@ -65,4 +80,4 @@ def make_optimizer(config, steps):
         config.step_boundaries,
         config.step_rates,
     )
-    return keras.optimizers.SGD(schedule, momentum=config.momentum)
+    return MomentumSGD(schedule, momentum=config.momentum)

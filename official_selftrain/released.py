@@ -305,7 +305,7 @@ def _nasfpn(shapes):
 def _spinenet(shapes):
     from official_selftrain.applications import spinenet
 
-    repeats = (_count(shapes, r"spinenet/conv2d(_\d+)?/kernel") - 6) // 6
+    repeats = max(1, round((_count(shapes, r"spinenet/conv2d(_\d+)?/kernel") - 7) / 6))
     endpoints = shapes.get(f"spinenet/conv2d_{6 * repeats + 2}/kernel", (0,))[-1]
     block = "spinenet/sub_policy{}/scale_permuted_block_{}/conv2d/kernel"
     filters = {
@@ -334,27 +334,23 @@ def _efficientnet(shapes):
     from official_selftrain.applications import efficientnet
 
     scope = next(name for name in shapes if name.startswith("efficientnet-")).split("/")[0]
-    variant = scope.removeprefix("efficientnet-")
     blocks = _count(shapes, rf"{scope}/blocks_\d+/depthwise_conv2d/depthwise_kernel")
-    outputs = {
-        shape[-1]
-        for name, shape in shapes.items()
-        if re.fullmatch(rf"{scope}/blocks_\d+/conv2d(_1)?/kernel", name)
-    }
-    stem = shapes.get(f"{scope}/stem/conv2d/kernel", (0,))[-1]
+    channels = [shapes.get(f"{scope}/stem/conv2d/kernel", (0,))[-1]]
+    for index in range(blocks):
+        path = f"{scope}/blocks_{index}"
+        project = shapes.get(f"{path}/conv2d_1/kernel") or shapes.get(f"{path}/conv2d/kernel", (0,))
+        channels.append(project[-1])
 
     def fits(sizes):
-        stages = efficientnet.STAGES
-        return (
-            sizes.channels(32) == stem
-            and sum(sizes.repeats(stage[1]) for stage in stages) == blocks
-            and {sizes.channels(stage[0]) for stage in stages} <= outputs
-        )
+        expected = [sizes.channels(32)]
+        for stage, repeats, *_ in efficientnet.STAGES:
+            expected += [sizes.channels(stage)] * sizes.repeats(repeats)
+        return expected == channels
 
-    known = efficientnet.VARIANTS.get(variant)
+    known = efficientnet.VARIANTS.get(scope.removeprefix("efficientnet-"))
     if known is None or fits(known):
         return {"backbone": scope}
-    for depth in [known.depth, *(step / 10 for step in range(10, 60))]:
+    for depth in (known.depth, *(step / 10 for step in range(10, 60))):
         for width in (step / 20 for step in range(1, 100)):
             if fits(efficientnet.Variant(width, depth)):
                 return {"backbone": scope, "backbone_sizes": {"width": width, "depth": depth}}
@@ -389,7 +385,7 @@ def read_checkpoint(path):
     try:
         reader = tf.train.load_checkpoint(str(path))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError) as error:
+    except (tf.errors.OpError, ValueError, IndexError) as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
             f"the checkpoint {path} is damaged or cut short ({reason}); fetch it again"

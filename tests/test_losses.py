@@ -1,9 +1,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import concatenate_levels, load
 
 from official_selftrain import losses
+from official_selftrain.applications.layers import BilinearUpsample
+from official_selftrain.losses import segmentation_loss_sum
 
 
 def test_focal_loss_by_hand():
@@ -73,3 +76,40 @@ def test_detection_loss_gradients_equal_release(golden):
         ("grad_cls", "grad_box"), (classes, 4), tape.gradient(loss, [logits, deltas]), strict=True
     ):
         np.testing.assert_allclose(gradient, concatenate_levels(case, key, depth), atol=1e-6)
+
+
+def test_segmentation_loss_equals_release(golden):
+    case = load(golden / "losses/segmentation_loss.npz")
+    labels = case["labels"][..., 0].astype("int32")
+    small = labels[:, ::4, ::4]  # bilinear without half-pixel centres
+    upsample = BilinearUpsample(4)
+    results = {
+        "pascal_config": segmentation_loss_sum(case["logits"], small),
+        "groundtruth_dimension": segmentation_loss_sum(upsample(case["logits"]), labels),
+        "label_smoothing_0.1": segmentation_loss_sum(case["logits"], small, label_smoothing=0.1),
+        "class_weights": segmentation_loss_sum(
+            case["logits"], small, class_weights=case["class_weights"]
+        ),
+    }
+    for name, (total, count) in results.items():
+        np.testing.assert_allclose(total / count, case[f"loss_{name}"], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["pascal_config", "groundtruth_dimension"])
+def test_segmentation_gradient_equals_release(name, golden):
+    case = load(golden / "losses/segmentation_loss.npz")
+    labels = case["labels"][..., 0].astype("int32")
+    logits = tf.constant(case["logits"])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        if name == "pascal_config":
+            total, count = segmentation_loss_sum(logits, labels[:, ::4, ::4])
+        else:
+            total, count = segmentation_loss_sum(BilinearUpsample(4)(logits), labels)
+        loss = total / count
+    np.testing.assert_allclose(tape.gradient(loss, logits), case[f"grad_{name}"], atol=1e-6)
+
+
+def test_segmentation_without_a_labelled_pixel_is_zero():
+    total, count = segmentation_loss_sum(np.ones((1, 2, 2, 3), "float32"), np.full((1, 2, 2), 255))
+    assert float(total) == float(count) == 0
