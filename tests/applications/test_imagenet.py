@@ -1,0 +1,101 @@
+import pickle
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from official_selftrain.applications import EfficientNetB0, EfficientNetLite0, imagenet
+from official_selftrain.applications.efficientnet import preprocess_input
+
+ESPRESSO, CATS = 967, {281, 282, 285}
+
+
+def photo(name):
+    """A photo of scikit-image, its central square at 224 px, normalised."""
+    import skimage.data
+
+    image = Image.fromarray(getattr(skimage.data, name)())
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((224, 224))
+    return preprocess_input(np.asarray(image, "float32"))
+
+
+def test_lite0_recognises_photos():
+    model = EfficientNetLite0(weights="imagenet")
+    images = np.stack([photo("coffee"), photo("chelsea")])
+    espresso, cat = np.asarray(model(images, training=False))
+    assert espresso.argmax() == ESPRESSO and espresso.max() > 0.9
+    assert set(cat.argsort()[-3:]) == CATS and cat[list(CATS)].sum() > 0.8
+
+
+def test_lite0_pyramid_has_the_weights_of_the_classifier():
+    classifier = EfficientNetLite0(weights="imagenet")
+    pyramid = EfficientNetLite0(include_top=False, weights="imagenet")
+    for layer in pyramid.layers[1:]:
+        for ours, other in zip(
+            layer.get_weights(), classifier.get_layer(layer.name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(ours, other)
+
+
+def test_keras_weights_give_the_same_network(monkeypatch):
+    theirs = keras.applications.EfficientNetB0(weights=None)
+    rng = np.random.default_rng(0)
+    for layer in theirs.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+    # What the ImageNet weights of Keras hold and set: the same normalisation as ours.
+    norm = next(x for x in theirs.layers if isinstance(x, keras.layers.Normalization))
+    norm.mean = np.reshape([0.485, 0.456, 0.406], (1, 1, 1, 3)).astype("float32")
+    norm.variance = np.reshape([0.229, 0.224, 0.225], (1, 1, 1, 3)).astype("float32") ** 2
+    monkeypatch.setattr(keras.applications, "EfficientNetB0", lambda weights: theirs)
+    ours = EfficientNetB0(weights="imagenet")
+    pixels = rng.uniform(0, 255, (1, 224, 224, 3)).astype("float32")
+    expected = np.asarray(theirs(pixels, training=False))
+    actual = np.asarray(ours(preprocess_input(pixels.copy()), training=False))
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-6)
+    assert expected.std() > 0
+
+
+def test_no_network_is_said_plainly(monkeypatch):
+    def fail(weights):
+        raise OSError("URL fetch failure: no route to host")
+
+    monkeypatch.setattr(keras.applications, "EfficientNetB3", fail)
+    from official_selftrain.applications import EfficientNetB3, SpineNet49
+
+    with pytest.raises(ValueError, match=r"could not be downloaded.*no route.*weights=None"):
+        EfficientNetB3(weights="imagenet")
+    with pytest.raises(ValueError, match="no public ImageNet weights"):
+        SpineNet49(weights="imagenet")
+
+
+def test_stored_strides_are_kept(tmp_path):
+    # A [2, 3] tensor stored column by column, as a TensorFlow kernel lies in memory.
+    state = (
+        *(b"\x80\x02}(", text("weight"), b"ctorch._utils\n_rebuild_tensor_v2\n("),
+        *(b"(", text("storage"), b"ctorch\nFloatStorage\n", text("7"), text("cpu"), b"K\x07NtQ"),
+        b"K\x01(K\x02K\x03t(K\x01K\x02t\x89}tRu.",  # offset 1, shape (2, 3), strides (1, 2)
+    )
+    path = tmp_path / "state.pth"
+    with open(path, "wb") as file:
+        for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(value, file, 2)
+        file.write(b"".join(state))
+        pickle.dump(["7"], file, 2)
+        file.write(np.int64(7).tobytes() + np.arange(7, dtype="<f4").tobytes())
+    np.testing.assert_array_equal(imagenet.read_torch(path)["weight"], [[1, 3, 5], [2, 4, 6]])
+
+
+def text(value):
+    """`value` as a pickle opcode."""
+    return b"X" + np.int32(len(value)).tobytes() + value.encode()
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    path = tmp_path / "evil.pth"
+    path.write_bytes(pickle.dumps(print, 2))
+    with pytest.raises(ValueError, match=r"holds .*print, which no state dict needs"):
+        imagenet.read_torch(path)
