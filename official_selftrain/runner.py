@@ -18,6 +18,7 @@ from official_selftrain import config as config_lib
 from official_selftrain.data import inputs, records, sources
 from official_selftrain.errors import UserError
 
+CLASSES = "classes.json"  # beside the weights: how many classes, and their names
 # Sections that may change between a run and its continuation: they change no result.
 FREE_TO_CHANGE = ("runtime", "description", "published")
 
@@ -311,6 +312,8 @@ def _train(config, folder, data):
             if name in data.summaries:
                 inputs.find_bad_record(data.files(name))
         raise UserError(f"the input failed: {error.message[:200]}") from None
+    classes = {"num_classes": config.task.num_classes, "names": data.class_names}
+    write_json(folder / CLASSES, classes)
     checkpoints.save_weights(trainer.student, folder)
 
 

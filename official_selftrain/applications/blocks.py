@@ -13,7 +13,7 @@ def stem(images, scope):
     return keras.layers.MaxPooling2D(3, 2, padding="same", name=scope.name("max_pool"))(x)
 
 
-def residual_block(kind, x, filters, scope, strides=1, project=False, drop_rate=0.0):
+def residual_block(kind, x, filters, scope, strides=1, project=False, drop_rate=None):
     """A residual block of version 1 with the stride on its (first) 3x3 convolution.
 
     Args:
@@ -23,7 +23,8 @@ def residual_block(kind, x, filters, scope, strides=1, project=False, drop_rate=
         scope: `Scope` that names and counts the layers.
         strides: 1 or 2.
         project: put a 1x1 convolution into the shortcut.
-        drop_rate: probability of dropping the block in training ("drop connect").
+        drop_rate: probability of dropping the block in training ("drop connect"); None builds none.
+            A rate of 0 builds one all the same, so that weights fit whatever the rate.
     """
     channels = 4 * filters if kind == BOTTLENECK else filters
     shortcut = x
@@ -38,7 +39,7 @@ def residual_block(kind, x, filters, scope, strides=1, project=False, drop_rate=
         x = scope.drop_block(scope.conv_norm(x, filters, 3, strides))
         x = scope.conv_norm(x, filters, 3, activate=False)
     x = scope.drop_block(x)
-    if drop_rate:
+    if drop_rate is not None:
         x = DropConnect(drop_rate, name=scope.name("drop_connect"))(x)
     x = keras.layers.Add(name=scope.name("add"))([x, shortcut])
     return scope.activation(x)

@@ -40,7 +40,7 @@ def check_weights(weights, imagenet=False):
         )
     if not pathlib.Path(weights).is_file():
         raise ValueError(
-            f'`weights` must be None, "imagenet" or an existing file. Got {weights!r}.'
+            f'`weights` must be None, "imagenet" or an existing file. Received {weights!r}.'
         )
 
 

@@ -203,8 +203,7 @@ class _Builder:
             x = _squeeze_excite(x, max(1, shortcut.shape[-1] // 4), scope.child("se"))
         x = _norm(_conv(x, channels, 1, scope), scope, activate=False)
         if strides == 1 and shortcut.shape[-1] == channels:
-            if drop_rate:
-                x = DropConnect(drop_rate, name=scope.name("drop_connect"))(x)
+            x = DropConnect(drop_rate, name=scope.name("drop_connect"))(x)
             x = keras.layers.Add(name=scope.name("add"))([x, shortcut])
         return x
 

@@ -144,20 +144,21 @@ def _strided(data, offset, shape, strides):
     return np.lib.stride_tricks.as_strided(data[offset:], shape, strides).copy()
 
 
+_ALLOWED = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4],
+    ("torch", "FloatStorage"): "<f4",
+    ("torch", "LongStorage"): "<i8",
+}
+
+
 class _StateDict(pickle.Unpickler):
     """Unpickles a state dict as `{name: (storage, offset, shape, strides)}`, and nothing else."""
 
-    ALLOWED = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4],
-        ("torch", "FloatStorage"): "<f4",
-        ("torch", "LongStorage"): "<i8",
-    }
-
     def find_class(self, module, name):
-        if (module, name) not in self.ALLOWED:
+        if (module, name) not in _ALLOWED:
             raise ValueError(f"The file holds {module}.{name}, which no state dict needs.")
-        return self.ALLOWED[module, name]
+        return _ALLOWED[module, name]
 
     def persistent_load(self, saved):
         _, kind, key, *_ = saved

@@ -167,7 +167,7 @@ class DropConnect(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, x, training=False):
-        if not training:
+        if not training or not self.rate:
             return x
         keep = 1.0 - self.rate
         shape = (ops.shape(x)[0], 1, 1, 1)

@@ -145,18 +145,22 @@ class DetectionTask:
         Returns:
             dict: `boxes` `[B, D, 4]`, `scores` `[B, D]` (-1 in empty slots), `classes` `[B, D]`.
         """
-        outputs = model(images, training=False)
-        scores = ops.sigmoid(ops.cast(outputs["class_logits"], "float32"))[..., 1:]
-        boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self.anchors)
-        size, target, scale, _ = (labels["image_info"][:, row] for row in range(4))
-        boxes = box_ops.clip(boxes, target)
+        boxes, scores = self.decode(model(images, training=False), labels["image_info"])
         boxes, scores, classes = nms.class_wise_nms(boxes, scores, **self.nms_settings)
+        size, _, scale, _ = (labels["image_info"][:, row] for row in range(4))
         whole = ops.concatenate([size * scale] * 2, axis=-1)[:, None, :]
         return {
             "boxes": ops.clip(boxes / whole, 0.0, 1.0),
             "scores": scores,
             "classes": classes + 1,
         }
+
+    def decode(self, outputs, image_info):
+        """All boxes before suppression, `[B, R, 4]` in pixels of the network input, inside the
+        image, and their scores `[B, R, C - 1]` without the background."""
+        scores = ops.sigmoid(ops.cast(outputs["class_logits"], "float32"))[..., 1:]
+        boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self.anchors)
+        return box_ops.clip(boxes, image_info[:, 1]), scores
 
     def predictions(self, arrays, count):
         """`Detections` of the first `count` images of what `predict` returned."""
