@@ -273,7 +273,9 @@ def _train(config, folder, data):
     keras.utils.set_random_seed(settings.seed)
     strategy = make_strategy(config)
     check_batches(config, strategy)
-    task = make_task(config.task)
+    # One replica has no one to share statistics with; saying so is faster.
+    synchronized = config.task.bn_synchronized and strategy.num_replicas_in_sync > 1
+    task = make_task(config.task.model_copy(update={"bn_synchronized": synchronized}))
     with strategy.scope():
         trainer = make_trainer(config, task)
     saved = checkpoints.Checkpoints(folder / "checkpoints", trainer, settings.keep_checkpoints)

@@ -19,6 +19,7 @@ CASES = [
     "segmentation_efficientnet-b0_nasfpn_128",
     "segmentation_efficientnet-b0_aspp_nasfpn_128",
     pytest.param("segmentation_efficientnet-b7_nasfpn_128", marks=pytest.mark.slow),
+    pytest.param("segmentation_efficientnet-l2_nasfpn_128", marks=pytest.mark.slow),
 ]
 
 
