@@ -28,11 +28,16 @@ def FPN(backbone, min_level=3, max_level=7, filters=256, separable=False, norm=N
         `[B, H / 2^level, W / 2^level, filters]`, with keys as strings.
 
     Raises:
-        ValueError: if the backbone lacks a level.
+        ValueError: if the backbone lacks a level, or its input size does not halve evenly.
     """
     inputs = input_levels(backbone, min_level, max_level)
     scope = Scope("fpn", norm or Norm())
     finest, coarsest = min(inputs), max(inputs)
+    if any(side is not None and side % 2**coarsest for side in backbone.input.shape[1:3]):
+        raise ValueError(
+            f"FPN needs an input height and width divisible by {2**coarsest} = 2^{coarsest}. "
+            f"Received {backbone.input.shape[1:3]}."
+        )
     merged = {
         level: neck_conv(x, filters, 1, f"fpn.l{level}", separable) for level, x in inputs.items()
     }

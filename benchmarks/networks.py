@@ -1,0 +1,144 @@
+"""Every released network: size, cost, exactness, build time, latency and memory on this CPU.
+
+    python benchmarks/networks.py [NAME ...]
+
+Prints a Markdown table, each row measured in a process of its own: trainable parameters and
+multiply-adds at the native size beside the published ones, the largest difference from the golden
+outputs in standard deviations (where the golden numbers are beside the checkout), seconds to build,
+for one image at the native size and at 256 px, and the largest memory at the native size.
+"""
+
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# name: (golden case, published parameters in millions, multiply-adds in 10^9)
+ROWS = {
+    "retinanet_spinenet49S": ("retinanet_spinenet49S_128", 11.27, 30.89),
+    "retinanet_spinenet49": (None, 28.54, 85.46),
+    "retinanet_spinenet96": (None, 42.97, 265.63),
+    "retinanet_spinenet143": ("retinanet_spinenet143_128", 66.96, 524.59),
+    "retinanet_spinenet190": (None, 163.64, 1883.92),
+    "retinanet_resnet50_fpn": ("retinanet_resnet50_fpn_128", 34.09, 96.96),
+    "segmentation_efficientnet-b7_nasfpn": (
+        "segmentation_efficientnet-b7_nasfpn_128",
+        71.73,
+        60.17,
+    ),
+    "segmentation_efficientnet-l2_nasfpn": (
+        "segmentation_efficientnet-l2_nasfpn_128",
+        485.97,
+        229.44,
+    ),
+}
+
+
+def task_config(name, side=None):
+    """The task config of a released network, at its native size or at `side` pixels."""
+    from official_selftrain import config
+
+    if name.startswith("segmentation"):
+        backbone = name.split("_")[1]
+        task = config.SegmentationConfig(
+            num_classes=21, backbone=backbone, stochastic_depth=0.2, bn_synchronized=False
+        )
+    elif "spinenet" in name:
+        experiment = "coco_spinenet" + name.removeprefix("retinanet_spinenet")
+        task = config.resolve(experiment).task
+    else:
+        task = config.DetectionConfig(
+            num_classes=91, backbone="resnet50", neck="fpn", activation="relu", anchor_size=4.0
+        )
+    return task.model_copy(update={"image_size": (side, side)}) if side else task
+
+
+def measure(name):
+    import keras
+
+    from official_selftrain.models import build_model, multiply_adds
+
+    began = time.perf_counter()
+    model = build_model(task_config(name))
+    row = {"build": time.perf_counter() - began}
+    row["parameters"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables) / 1e6
+    row["multiply_adds"] = multiply_adds(model) / 1e9
+    row["native"] = latency(model)
+    row["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    del model
+    keras.backend.clear_session()
+    row["small"] = latency(build_model(task_config(name, 256)))
+    print("RESULT " + json.dumps(row))
+
+
+def latency(model):
+    """Seconds of a forward pass of one image, the better of two after one that traces."""
+    import tensorflow as tf
+
+    images = tf.random.normal([1, *model.input.shape[1:]])
+    forward = tf.function(lambda: model(images, training=False), autograph=False)
+    forward()
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        forward()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def difference(case):
+    """Largest difference from the golden outputs, in standard deviations of each output."""
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/models")]
+    import conftest
+    import test_golden
+
+    golden = ROOT.parent / "shared" / "golden"
+    _, model = test_golden.golden_network(golden, case)
+    expected = conftest.load(golden / f"forward/{case}_infer.npz")
+    model, stages = test_golden.with_stages(model, expected)
+    outputs = model(expected["image"], training=False)
+    pairs = test_golden.comparisons(expected, outputs, stages)
+    worst = max(float(np.abs(ours - wanted).max() / wanted.std()) for _, wanted, ours in pairs)
+    print("RESULT " + json.dumps({"difference": worst}))
+
+
+def run(*arguments):
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        sys.exit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def main():
+    print(
+        "| network | M parameters (published) | G multiply-adds (published) | from golden | build "
+        "| one image | at 256 px | memory |\n| --- " + "| --- " * 7 + "|"
+    )
+    golden = (ROOT.parent / "shared" / "golden").is_dir()
+    for name in sys.argv[1:] or ROWS:
+        case, parameters, cost = ROWS[name]
+        row = run("--measure", name)
+        exact = f"{run('--golden', case)['difference']:.0e} σ" if golden and case else "–"
+        print(
+            f"| {name} | {row['parameters']:.2f} ({parameters}) "
+            f"| {row['multiply_adds']:.2f} ({cost}) | {exact} | {row['build']:.1f} s "
+            f"| {row['native']:.2f} s | {row['small']:.2f} s | {row['gigabytes']:.1f} GB |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        measure(sys.argv[2])
+    elif sys.argv[1:2] == ["--golden"]:
+        difference(sys.argv[2])
+    else:
+        main()
