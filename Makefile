@@ -14,7 +14,7 @@ demo: .venv/ready
 		--params_override=trainer.seed=$(SEED)
 
 test: lint
-	$(VENV)/python -m pytest -q
+	$(VENV)/python -m pytest -q --numprocesses=auto --dist=loadfile
 
 lint: .venv/ready
 	$(VENV)/ruff check .

