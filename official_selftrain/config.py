@@ -372,6 +372,10 @@ class _Loader(yaml.SafeLoader):
     """YAML that refuses duplicate keys and reads 1e-3 as a number."""
 
 
+class _LastWins(yaml.SafeLoader):
+    """YAML in which the later of two equal keys wins, as the released Pascal files need it."""
+
+
 def _mapping(loader, node):
     keys = [loader.construct_object(key) for key, _ in node.value]
     twice = {key for key in keys if keys.count(key) > 1}
@@ -382,27 +386,28 @@ def _mapping(loader, node):
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _loader in (_Loader, _LastWins):
+    _loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
-def load_yaml(text, origin):
-    """Parses YAML; `origin` is named in errors."""
+def load_yaml(text, origin, last_wins=False):
+    """Parses YAML; `origin` is named in errors. Equal keys are refused unless the last wins."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _LastWins if last_wins else _Loader)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def load_file(path):
-    """A YAML or JSON file as nested dicts."""
+def load_file(path, last_wins=False):
+    """A YAML or JSON file as nested dicts; see `load_yaml`."""
     try:
-        values = load_yaml(pathlib.Path(path).read_text(encoding="utf-8"), path)
+        values = load_yaml(pathlib.Path(path).read_text(encoding="utf-8"), path, last_wins)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the config file {path}: {error}") from None
     if not isinstance(values, dict):

@@ -27,7 +27,12 @@ def main():
         return _back_to_tf1(FLAGS.checkpoint, FLAGS.output)
     if not FLAGS.output.endswith((".keras", ".weights.h5")):
         raise UserError(f"--output must end in .keras or .weights.h5; given {FLAGS.output}")
-    values = config_lib.load_file(FLAGS.config_file) if FLAGS.config_file else None
+    if not FLAGS.config_file:
+        raise UserError(
+            "give --config_file, the released YAML or JSON: activation, batch-norm epsilon and "
+            "fusion leave no trace in a checkpoint"
+        )
+    values = config_lib.load_file(FLAGS.config_file, last_wins=True)
     size = cli.image_size(FLAGS.image_size)
 
     from official_selftrain import released

@@ -124,11 +124,13 @@ def _network(values, kind, found):
     norm = values.get("batch_norm_activation", {})
     backbone = architecture.get("backbone", found.get("backbone", "resnet"))
     if backbone == "spinenet":
-        model_id = str(values.get("spinenet", {}).get("model_id", "49")).replace("l", "L")
-        known = f"spinenet{model_id}" in config_lib.BACKBONES
-        backbone = f"spinenet{model_id}" if known else found.get("backbone", f"spinenet{model_id}")
+        model_id = str(values.get("spinenet", {}).get("model_id", "")).replace("l", "L")
+        backbone = f"spinenet{model_id}"
+        if backbone not in config_lib.BACKBONES:  # left open, or of sizes that have no name
+            backbone = found.get("backbone", f"spinenet{model_id or 49}")
     elif backbone == "resnet":
-        backbone = f"resnet{values.get('resnet', {}).get('resnet_depth', 50)}"
+        depth = values.get("resnet", {}).get("resnet_depth")
+        backbone = f"resnet{depth}" if depth else found.get("backbone", "resnet50")
     if backbone not in config_lib.BACKBONES:
         raise UserError(
             f"the backbone {backbone!r} is not in this package"
@@ -155,8 +157,6 @@ def _network(values, kind, found):
     if backbone.startswith("efficientnet"):
         depth = 0.2  # the released builder takes its classification default
     drop = values.get("dropblock", {})
-    spinenet_alone = not norm and backbone.startswith("spinenet")
-    default_activation = "swish" if spinenet_alone else "relu"
     return {
         "num_classes": architecture.get(
             "num_classes", found.get("num_classes", _DEFAULTS[kind]["classes"])
@@ -173,9 +173,9 @@ def _network(values, kind, found):
         "drop_block": (drop["dropblock_keep_prob"], drop["dropblock_size"])
         if drop.get("dropblock_keep_prob")
         else None,
-        "activation": norm.get("activation", default_activation),
+        "activation": norm.get("activation", "relu"),
         "bn_momentum": norm.get("batch_norm_momentum", 0.997),
-        "bn_epsilon": norm.get("batch_norm_epsilon", 1e-3 if spinenet_alone else 1e-4),
+        "bn_epsilon": norm.get("batch_norm_epsilon", 1e-4),
         "bn_synchronized": norm.get("use_sync_bn", False),
         "bn_frozen": not norm.get("batch_norm_trainable", True),
     }
@@ -259,7 +259,9 @@ def detect(shapes):
     if any(name.startswith("fpn_cells/") for name in shapes):
         found |= _nasfpn(shapes)
     elif any(name.startswith("fpn/") for name in shapes):
-        found |= {"neck": "fpn", "neck_filters": shapes.get("fpn/p3-bn/beta", (256,))[0]}
+        filters = shapes.get("fpn/p3-bn/beta", (256,))[0]
+        separable = "fpn/l3/pointwise_kernel" in shapes
+        found |= {"neck": "fpn", "neck_filters": filters, "neck_separable": separable}
     found |= {"spinenet": _spinenet, "resnet": _resnet, "e": _efficientnet}[backbone](shapes)
     return found | (_retinanet(shapes) if kind == "detection" else _segmenter(shapes))
 
@@ -400,7 +402,7 @@ def _prefix_in(folder):
     if latest:
         return pathlib.Path(latest)
     if len(prefixes) != 1:
-        names = ", ".join(prefix.name for prefix in prefixes) or "none"
+        names = ", ".join(str(prefix.relative_to(folder)) for prefix in prefixes) or "none"
         raise UserError(f"{folder} must hold one checkpoint (found: {names}); give its prefix")
     return prefixes[0]
 
@@ -434,13 +436,13 @@ class Conversion:
     checksum: int
 
 
-def convert(checkpoint, config_values=None, image_size=None):
+def convert(checkpoint, config_values, image_size=None):
     """A released TF1 checkpoint as a Keras model.
 
     Args:
         checkpoint: see `read_checkpoint`.
-        config_values: the released configuration, whole or partial, as nested dicts. None goes by
-            the variable names alone and, for what they cannot tell, by the released defaults.
+        config_values: the released configuration, whole or partial, as nested dicts. What it leaves
+            open goes by the variable names and, where they do not tell, by the released defaults.
         image_size: `(height, width)` of the network; None takes the config's.
 
     Returns:
@@ -453,7 +455,7 @@ def convert(checkpoint, config_values=None, image_size=None):
 
     arrays = read_checkpoint(checkpoint)
     found = detect({name: array.shape for name, array in arrays.items()})
-    config = config_lib.make(experiment(config_values or {}, found))
+    config = config_lib.make(experiment(config_values, found))
     task = config.task
     if image_size is not None:
         task = task.model_copy(update={"image_size": tuple(image_size)})

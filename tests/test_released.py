@@ -76,6 +76,28 @@ def test_the_names_alone_tell_the_architecture(conversion, folder):
         }
 
 
+PARTIAL = {
+    "retinanet_spinenet_tiny": {
+        "architecture": {"backbone": "spinenet"},
+        "batch_norm_activation": {"activation": "swish"},
+    },
+    "segmentation_efficientnet_tiny": {
+        "architecture": {"use_pyramid_fusion": True},
+        "batch_norm_activation": {"batch_norm_epsilon": 1e-3},
+        "segmentation_head": {"level": 2},
+    },
+}
+
+
+def test_what_a_partial_config_leaves_open_is_read_off_the_checkpoint(conversion, folder):
+    again = released.convert(folder, PARTIAL[folder.name], (256, 256))
+    assert again.checksum == conversion.checksum
+    x = np.random.default_rng(0).standard_normal((1, 256, 256, 3)).astype("float32")
+    expected = conversion.model(x, training=False)
+    for name, value in again.model(x, training=False).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
 def test_prefix_and_archive_read_as_the_folder(folder, tmp_path):
     whole = released.read_checkpoint(folder)
     with tarfile.open(tmp_path / "released.tar.gz", "w:gz") as archive:
@@ -214,6 +236,16 @@ def test_every_released_configuration_becomes_an_experiment(golden):
     for file in files:
         made = config_lib.make(released.experiment(config_lib.load_file(file)))
         assert made.task.num_classes == (21 if made.task.kind == "segmentation" else 91)
+
+
+def test_the_later_of_two_equal_keys_wins_as_in_the_released_pascal_files(tmp_path):
+    file = tmp_path / "pascal.yaml"
+    norm = "batch_norm_activation: {{activation: swish, batch_norm_epsilon: {}}}\n"
+    file.write_text("type: segmentation\n" + norm.format(1) + "batch_norm_activation: {}\n")
+    values = config_lib.load_file(file, last_wins=True)
+    assert config_lib.make(released.experiment(values)).task.activation == "relu"
+    with pytest.raises(UserError, match="'batch_norm_activation' twice"):
+        config_lib.load_file(file)
 
 
 # --- Three training steps from the golden start ----------------------------------------------
