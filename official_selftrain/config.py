@@ -29,6 +29,7 @@ BACKBONES = (
     *(f"resnet{depth}" for depth in (10, 14, 18, 26, 34, 50, 101, 152, 200)),
 )
 BackboneName = Literal[BACKBONES]
+WITH_IMAGENET = (*(f"efficientnet-b{number}" for number in range(8)), "efficientnet-lite0")
 
 
 class Group(pydantic.BaseModel):
@@ -233,7 +234,7 @@ class OptimizerConfig(Group):
 
 class TrainerConfig(Group):
     steps: Positive
-    init: str | None = None  # a run folder or .weights.h5 file to start from
+    init: str | None = None  # start from a run folder, a .weights.h5 file, or "imagenet"
     steps_per_loop: Positive = 100  # steps between two reports
     checkpoint_interval: Positive = 1000  # steps
     keep_checkpoints: Positive = 5
@@ -269,6 +270,13 @@ class Config(Group):
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is more than "
                 f"trainer.steps ({self.trainer.steps})"
+            )
+        if self.trainer.init == "imagenet" and (
+            self.task.backbone not in WITH_IMAGENET or self.task.backbone_sizes is not None
+        ):
+            raise ValueError(
+                f"trainer.init=imagenet: {self.task.backbone} has no public ImageNet weights; "
+                "efficientnet-lite0 and efficientnet-b0 to b7 of the published sizes have"
             )
         return self
 

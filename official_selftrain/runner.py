@@ -247,7 +247,7 @@ def train(config, folder, data=None, evaluate_after=True):
             "this experiment trains a student, but pseudo.records is not set: use "
             "`python -m official_selftrain.run`, or give the files that pseudo_label wrote"
         )
-    if config.trainer.init:
+    if config.trainer.init and config.trainer.init != "imagenet":
         init = pathlib.Path(config.trainer.init)
         if not init.exists():
             raise UserError(f"trainer.init: {init} does not exist")
@@ -281,7 +281,7 @@ def _train(config, folder, data):
     saved = checkpoints.Checkpoints(folder / "checkpoints", trainer, settings.keep_checkpoints)
     start = saved.restore()
     if not start and settings.init:
-        checkpoints.load_weights(trainer.student, settings.init)
+        _initialize(trainer.student, config)
     history_file = folder / "history.jsonl"
     _forget_after(history_file, start)
 
@@ -317,6 +317,19 @@ def _train(config, folder, data):
     classes = {"num_classes": config.task.num_classes, "names": data.class_names}
     write_json(folder / CLASSES, classes)
     checkpoints.save_weights(trainer.student, folder)
+
+
+def _initialize(model, config):
+    """Loads `trainer.init`."""
+    if config.trainer.init != "imagenet":
+        checkpoints.load_weights(model, config.trainer.init)
+        return
+    from official_selftrain.applications import imagenet
+
+    try:
+        imagenet.load_efficientnet(model, config.task.backbone.removeprefix("efficientnet-"))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _steps_per_loop(settings):

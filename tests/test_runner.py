@@ -185,6 +185,24 @@ def test_every_checkpoint_and_evaluation_that_is_due_ends_a_loop():
     assert loop(checkpoint_interval=200, evaluation_interval=25) == 25
 
 
+def test_training_starts_from_imagenet_when_told_so():
+    overrides = ["task={backbone: efficientnet-lite0, neck: fpn, neck_filters: 8, num_classes: 2}"]
+    overrides += ["task={image_size: [128, 128], head_filters: 8}", "trainer.init=imagenet"]
+    config = config_lib.resolve("folder", overrides=[*overrides, "task.head_convs=1"])
+    model = make_task(config.task).build_model()
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    runner._initialize(model, config)
+    for layer in model.layers:
+        same = all(
+            np.array_equal(a, b)
+            for a, b in zip(before[layer.name], layer.get_weights(), strict=True)
+        )
+        learnt = layer.name.startswith("efficientnet") and layer.count_params() > 0
+        assert same == (not learnt), layer.name
+    with pytest.raises(UserError, match="spinenet49S has no public ImageNet weights"):
+        config_lib.resolve("folder", overrides=["trainer.init=imagenet"])
+
+
 def test_batches_are_shared_out_evenly(data):
     """Silent error 3: a replica that gets no image turns all weights to NaN."""
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

