@@ -4,6 +4,7 @@ Facts: spec of the released code, sections 9 (names) and 13 (configurations).
 """
 
 import dataclasses
+import logging
 import pathlib
 import re
 import tarfile
@@ -48,10 +49,49 @@ def released_name(layer, variable):
 
 # --- Configurations --------------------------------------------------------------------------
 
-# Where the released defaults of the two models differ.
+# Released defaults that no checkpoint tells.
+_RATE = {"warmup_learning_rate": 0.0067, "warmup_steps": 500}
 _DEFAULTS = {
-    "detection": {"head_convs": 4, "head_level": None, "size": (640, 640), "classes": 91},
-    "segmentation": {"head_convs": 2, "head_level": 3, "size": (512, 512), "classes": 21},
+    "detection": {
+        "train": {
+            "train_batch_size": 64,
+            "total_steps": 22_500,
+            "l2_weight_decay": 1e-4,
+            "gradient_clip_norm": 0.0,
+            "optimizer": {"type": "momentum", "momentum": 0.9},
+            "learning_rate": {
+                **_RATE,
+                "type": "step",
+                "init_learning_rate": 0.08,
+                "learning_rate_steps": [15_000, 20_000],
+                "learning_rate_levels": [0.008, 0.0008],
+            },
+        },
+        "retinanet_parser": {
+            "output_size": [640, 640],
+            "aug_rand_hflip": True,
+            "aug_scale_min": 1.0,
+            "aug_scale_max": 1.0,
+        },
+    },
+    "segmentation": {
+        "architecture": {"use_pyramid_fusion": False},
+        "train": {
+            "train_batch_size": 64,
+            "total_steps": 10_000,
+            "l2_weight_decay": 1e-4,
+            "gradient_clip_norm": 0.5,
+            "optimizer": {"type": "momentum", "momentum": 0.9},
+            "learning_rate": {**_RATE, "type": "cosine", "init_learning_rate": 0.02},
+        },
+        "segmentation_parser": {
+            "output_size": [512, 512],
+            "aug_rand_hflip": True,
+            "aug_scale_min": 0.75,
+            "aug_scale_max": 1.5,
+        },
+        "segmentation_head": {"level": 3},
+    },
 }
 _PARTS = {"identity": "none", "fpn": "fpn", "nasfpn": "nasfpn"}
 
@@ -76,34 +116,40 @@ def experiment(values, found=None):
     kind = kind or found.get("kind") or "detection"
     if found and kind != found["kind"]:
         raise UserError(f"the config is for {kind}, the checkpoint for {found['kind']}")
+    values = config_lib.merge(_DEFAULTS[kind], values)
     task = {"kind": kind, **_network(values, kind, found), **_head(values, kind, found)}
-    train = values.get("train", {})
-    rate = train.get("learning_rate", {})
-    parser = _parser(values)
-    steps = train.get("total_steps", 22_500)
-    step_schedule = rate.get("type", "step") == "step"
+    train, parser = values["train"], _parser(values)
+    rate = train["learning_rate"]
+    step_schedule = rate["type"] == "step"
+    _warn(
+        {
+            "train.optimizer.type": train["optimizer"]["type"] != "momentum",
+            "train.frozen_variable_prefix": train.get("frozen_variable_prefix"),
+            "aug_policy": parser.get("aug_policy"),
+        }
+    )
     return {
         "experiment": "converted",
         "description": "converted from a released configuration",
         "task": task,
         "human": {
-            "batch_size": train.get("train_batch_size", 64),
-            "flip": parser.get("aug_rand_hflip", True),
-            "jitter": (parser.get("aug_scale_min", 1.0), parser.get("aug_scale_max", 1.0)),
+            "batch_size": train["train_batch_size"],
+            "flip": parser["aug_rand_hflip"],
+            "jitter": (parser["aug_scale_min"], parser["aug_scale_max"]),
         },
         "evaluation": {"batch_size": values.get("eval", {}).get("eval_batch_size", 8)},
         "optimizer": {
-            "momentum": train.get("optimizer", {}).get("momentum", 0.9),
-            "l2": train.get("l2_weight_decay", 1e-4),
-            "clip_norm": train.get("gradient_clip_norm", 0.0),
-            "schedule": rate.get("type", "step"),
-            "learning_rate": rate.get("init_learning_rate", 0.08),
-            "warmup_steps": min(rate.get("warmup_steps", 500), steps),
-            "warmup_learning_rate": rate.get("warmup_learning_rate", 0.0067),
-            "step_boundaries": rate.get("learning_rate_steps", ()) if step_schedule else (),
-            "step_rates": rate.get("learning_rate_levels", ()) if step_schedule else (),
+            "momentum": train["optimizer"].get("momentum", 0.9),
+            "l2": train["l2_weight_decay"],
+            "clip_norm": train["gradient_clip_norm"],
+            "schedule": rate["type"],
+            "learning_rate": rate["init_learning_rate"],
+            "warmup_steps": min(rate["warmup_steps"], train["total_steps"]),
+            "warmup_learning_rate": rate["warmup_learning_rate"],
+            "step_boundaries": rate["learning_rate_steps"] if step_schedule else (),
+            "step_rates": rate["learning_rate_levels"] if step_schedule else (),
         },
-        "trainer": {"steps": steps},
+        "trainer": {"steps": train["total_steps"]},
     }
 
 
@@ -159,9 +205,9 @@ def _network(values, kind, found):
     drop = values.get("dropblock", {})
     return {
         "num_classes": architecture.get(
-            "num_classes", found.get("num_classes", _DEFAULTS[kind]["classes"])
+            "num_classes", found.get("num_classes", 91 if kind == "detection" else 21)
         ),
-        "image_size": _parser(values).get("output_size", _DEFAULTS[kind]["size"]),
+        "image_size": _parser(values)["output_size"],
         "backbone": backbone,
         "backbone_sizes": found.get("backbone_sizes"),
         "neck": neck,
@@ -191,14 +237,15 @@ def _head(values, kind, found):
             "head.upsample_factor": head.get("upsample_factor", 1) != 1,
         }
     )
-    convs = head.get("num_convs", found.get("head_convs", _DEFAULTS[kind]["head_convs"]))
+    default = 4 if kind == "detection" else 2
+    convs = head.get("num_convs", found.get("head_convs", default))
     if kind == "segmentation":
         architecture = values.get("architecture", {})
         return {
             "head_convs": convs,
-            "head_level": head.get("level", _DEFAULTS[kind]["head_level"]),
+            "head_level": head["level"],
             "aspp": architecture.get("use_aspp", found.get("aspp", False)),
-            "fusion": architecture.get("use_pyramid_fusion", False),
+            "fusion": architecture["use_pyramid_fusion"],
         }
     anchor, parser = values.get("anchor", {}), _parser(values)
     loss, nms = values.get("retinanet_loss", {}), values.get("postprocess", {})
@@ -230,6 +277,12 @@ def _head(values, kind, found):
 
 def _parser(values):
     return values.get("retinanet_parser", values.get("segmentation_parser", {}))
+
+
+def _warn(settings):
+    for name, value in settings.items():
+        if value:
+            logging.warning("the experiment leaves out %s of the released config", name)
 
 
 def _refuse(settings):
@@ -456,11 +509,12 @@ def convert(checkpoint, config_values, image_size=None):
     arrays = read_checkpoint(checkpoint)
     found = detect({name: array.shape for name, array in arrays.items()})
     config = config_lib.make(experiment(config_values, found))
-    task = config.task
-    if image_size is not None:
-        task = task.model_copy(update={"image_size": tuple(image_size)})
+    if image_size is not None and not any(side % 128 for side in image_size):
+        config = config.override({"task.image_size": image_size})
+    # SpineNet itself bears sizes that training does not: multiples of 8.
+    size = image_size or config.task.image_size
     try:
-        model = build_model(task)
+        model = build_model(config.task.model_copy(update={"image_size": tuple(size)}))
     except ValueError as error:
         raise UserError(f"cannot build the network: {error}") from None
     mapped, skipped = assign(model, arrays, found)

@@ -210,7 +210,8 @@ def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "loaded 737 variables, checksum" in done.stdout
-    assert config_lib.resolve(config_file=tmp_path / "model.yaml").task.num_classes == 4
+    task = config_lib.resolve(config_file=tmp_path / "model.yaml").task
+    assert (task.num_classes, task.image_size) == (4, (256, 256))
     script = (
         "import sys, keras, numpy, official_selftrain\n"
         "model = keras.models.load_model(sys.argv[1])\n"
@@ -236,6 +237,12 @@ def test_every_released_configuration_becomes_an_experiment(golden):
     for file in files:
         made = config_lib.make(released.experiment(config_lib.load_file(file)))
         assert made.task.num_classes == (21 if made.task.kind == "segmentation" else 91)
+
+
+@pytest.mark.parametrize("model", ["retinanet", "segmentation"])
+def test_an_empty_configuration_means_the_released_defaults(model, golden):
+    whole = config_lib.load_file(golden / f"configs/{model}_default.json")
+    assert released.experiment({"type": model}) == released.experiment(whole)
 
 
 def test_the_later_of_two_equal_keys_wins_as_in_the_released_pascal_files(tmp_path):
