@@ -127,22 +127,6 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     segments = config.kind == "segmentation"
     serve = ClassMap(model, config) if segments else Detector(model, config, nms)
 
-    def prepare(image):
-        info = augment.plan_resize(tf.shape(image)[:2], size)
-        return tf.ensure_shape(augment.resize_image(image, info, size), [*size, 3]), info
-
-    def prepared(inputs, decode):
-        specs = (tf.TensorSpec([*size, 3]), tf.TensorSpec([4, 2]))
-        return tf.map_fn(lambda x: prepare(decode(x)), inputs, fn_output_signature=specs)
-
-    def decode(encoded):
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        return tf.ensure_shape(image, [None, None, 3])
-
-    def decode_example(serialized):
-        feature = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
-        return decode(tf.io.parse_single_example(serialized, feature)["image/encoded"])
-
     # Traced once, however many signatures call it.
     @tf.function(
         input_signature=[
@@ -154,36 +138,59 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     def answer(images, info):
         return {**serve(images, info), "image_info": info}
 
-    def image_bytes(image_bytes):
-        return answer(*prepared(image_bytes, decode))
-
-    def tf_example(tf_example):
-        return answer(*prepared(tf_example, decode_example))
-
-    def image_tensor(image_tensor):
-        return answer(*prepared(image_tensor, lambda image: image))
-
-    def raw_image_tensor(raw_image_tensor):
-        info = tf.constant([size, size, (1.0, 1.0), (0.0, 0.0)], tf.float32)
-        info = tf.tile(info[None], [tf.shape(raw_image_tensor)[0], 1, 1])
-        return answer(raw_image_tensor, info)
-
     archive = keras.export.ExportArchive()
     archive.track(model)
-    strings = [batch_size], tf.string
-    pixels = [batch_size, None, None, 3], tf.uint8
-    normalised = [batch_size, *size, 3], tf.float32
-    for name, function, spec in (
-        ("serving_default", image_bytes, strings),
-        ("image_bytes", image_bytes, strings),
-        ("tf_example", tf_example, strings),
-        ("image_tensor", image_tensor, pixels),
-        ("raw_image_tensor", raw_image_tensor, normalised),
-    ):
-        argument = name if name != "serving_default" else "image_bytes"
-        archive.add_endpoint(name, function, [tf.TensorSpec(*spec, name=argument)])
+    signatures = _signatures(answer, size, batch_size)
+    for name, (function, spec) in signatures.items():
+        archive.add_endpoint(name, function, [spec])
     archive.write_out(str(folder), verbose=False)
-    return _difference(raw_image_tensor, folder, [batch_size or 1, *size, 3])
+    return _difference(signatures["raw_image_tensor"][0], folder, [batch_size or 1, *size, 3])
+
+
+def _signatures(answer, size, batch_size):
+    """`{name: (function, its input)}`; `answer` takes prepared images and their `image_info`."""
+
+    def prepare(image):
+        info = augment.plan_resize(tf.shape(image)[:2], size)
+        return tf.ensure_shape(augment.resize_image(image, info, size), [*size, 3]), info
+
+    def prepared(inputs, decode):
+        specs = (tf.TensorSpec([*size, 3]), tf.TensorSpec([4, 2]))
+        return tf.map_fn(lambda x: prepare(decode(x)), inputs, fn_output_signature=specs)
+
+    def from_bytes(images):
+        return answer(*prepared(images, _decode))
+
+    def from_examples(examples):
+        return answer(*prepared(examples, _decode_example))
+
+    def from_pixels(images):
+        return answer(*prepared(images, lambda image: image))
+
+    def from_prepared(images):
+        info = tf.constant([size, size, (1.0, 1.0), (0.0, 0.0)], tf.float32)
+        return answer(images, tf.tile(info[None], [tf.shape(images)[0], 1, 1]))
+
+    def spec(shape, dtype, name):
+        return tf.TensorSpec([batch_size, *shape], dtype, name=name)
+
+    return {
+        "serving_default": (from_bytes, spec([], tf.string, "image_bytes")),
+        "image_bytes": (from_bytes, spec([], tf.string, "image_bytes")),
+        "tf_example": (from_examples, spec([], tf.string, "tf_example")),
+        "image_tensor": (from_pixels, spec([None, None, 3], tf.uint8, "image_tensor")),
+        "raw_image_tensor": (from_prepared, spec([*size, 3], tf.float32, "raw_image_tensor")),
+    }
+
+
+def _decode(encoded):
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    return tf.ensure_shape(image, [None, None, 3])
+
+
+def _decode_example(serialized):
+    feature = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+    return _decode(tf.io.parse_single_example(serialized, feature)["image/encoded"])
 
 
 def _difference(function, folder, shape):
