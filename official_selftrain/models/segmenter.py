@@ -53,7 +53,7 @@ def Segmenter(
     scope = Scope("segmentation", norm or Norm("relu"))
     x = _fuse(levels, level, scope) if fusion else levels[level]
     for index in range(num_convs):
-        x = _conv(x, channels.copy().pop(), 3, f"segmentation.conv-{index}")
+        x = _conv(x, x.shape[-1], 3, f"segmentation.conv-{index}")
         x = scope.activation(batch_norm(scope.norm_settings, f"segmentation.conv-{index}-bn")(x))
     logits = _conv(x, num_classes, 1, "segmentation.conv2d", dtype="float32")
     model = keras.Model(pyramid.input, {"logits": logits}, name=name)

@@ -5,9 +5,20 @@ A task has `build_model()`, `parser(source, training)`, `loss(outputs, labels, s
 `to_record(record, prediction, teacher)`.
 """
 
+from official_selftrain.errors import UserError
+
 
 def make_task(config):
-    """The task of a `config.TaskConfig`."""
+    """The task of a `config.TaskConfig`.
+
+    Raises:
+        UserError: for segmentation, whose networks convert and export but do not train yet.
+    """
+    if config.kind != "detection":
+        raise UserError(
+            f"there is no {config.kind} task yet: its networks convert and export, but do not "
+            "train, label or evaluate"
+        )
     from official_selftrain.tasks.detection import DetectionTask
 
     return DetectionTask(config)
