@@ -38,6 +38,7 @@ def main():
     from official_selftrain import released
 
     result = released.convert(FLAGS.checkpoint, values, size)
+    summary = released.forward_summary(result.model)
     output = pathlib.Path(FLAGS.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".keras":
@@ -50,7 +51,7 @@ def main():
     print(f"loaded {len(result.mapped)} variables, checksum {result.checksum:08x}")
     for reason, count in collections.Counter(result.skipped.values()).items():
         print(f"skipped {count}: {reason}")
-    for name, (mean, deviation) in released.forward_summary(result.model).items():
+    for name, (mean, deviation) in summary.items():
         print(f"one image of noise: {name} mean {mean:.6g}, standard deviation {deviation:.6g}")
     print(f"wrote {output} and {recipe}")
     return None
@@ -59,6 +60,7 @@ def main():
 def _back_to_tf1(model, prefix):
     import keras
 
+    import official_selftrain.applications.layers  # noqa: F401  registers what the model is made of
     from official_selftrain import released
 
     try:

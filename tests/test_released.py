@@ -212,6 +212,10 @@ def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
     assert "loaded 737 variables, checksum" in done.stdout
     task = config_lib.resolve(config_file=tmp_path / "model.yaml").task
     assert (task.num_classes, task.image_size) == (4, (256, 256))
+    back = [*command[:3], f"--checkpoint={output}", f"--output={tmp_path / 'back'}"]
+    done = subprocess.run(back, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(released.read_checkpoint(tmp_path / "back")) == 737
     script = (
         "import sys, keras, numpy, official_selftrain\n"
         "model = keras.models.load_model(sys.argv[1])\n"

@@ -72,6 +72,8 @@ VARIANTS = {
     "lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
 }
 
+WITH_IMAGENET = (*(f"b{number}" for number in range(8)), "lite0")
+
 
 def EfficientNet(
     variant,
@@ -118,7 +120,7 @@ def EfficientNet(
         raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
     if weights == "imagenet" and (sizes or (include_top and classes != 1000)):
         raise ValueError('`weights="imagenet"` needs the published sizes and `classes=1000`.')
-    classifier.check_weights(weights, imagenet=variant not in ("b8", "l2", *_LITE_WITHOUT_WEIGHTS))
+    classifier.check_weights(weights, imagenet=variant in WITH_IMAGENET)
     sizes = sizes or VARIANTS[variant]
     images = classifier.image_input(input_shape, input_tensor, sizes.size, include_top)
     network = _Builder(f"efficientnet-{variant}", sizes, norm or released_norm(sizes))
@@ -143,9 +145,6 @@ def EfficientNet(
     elif weights is not None:
         model.load_weights(weights)
     return model
-
-
-_LITE_WITHOUT_WEIGHTS = ("lite1", "lite2", "lite3", "lite4")
 
 
 def released_norm(sizes):

@@ -12,14 +12,8 @@ from official_selftrain.models.segmenter import ASPP, Segmenter
 
 def build_model(config):
     """The network of a `config.DetectionConfig` or `config.SegmentationConfig`."""
-    norm = Norm(
-        config.activation,
-        config.bn_momentum,
-        config.bn_epsilon,
-        config.bn_synchronized,
-        not config.bn_frozen,
-    )
-    backbone = build_backbone(config, norm)
+    norm = _norm(config)
+    backbone = build_backbone(config)
     if config.kind == "segmentation":
         backbone = ASPP(backbone) if config.aspp else backbone
         pyramid = _neck(config, backbone, norm)
@@ -35,8 +29,19 @@ def build_model(config):
     )
 
 
-def build_backbone(config, norm):
+def _norm(config):
+    return Norm(
+        config.activation,
+        config.bn_momentum,
+        config.bn_epsilon,
+        config.bn_synchronized,
+        not config.bn_frozen,
+    )
+
+
+def build_backbone(config):
     """The pyramid of a `config.NetworkConfig`, before its neck."""
+    norm = _norm(config)
     options = {
         "include_top": False,
         "input_shape": (*config.image_size, 3),

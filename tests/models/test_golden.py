@@ -9,6 +9,7 @@ from conftest import hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config, released
 from official_selftrain.models import build_model, multiply_adds
+from official_selftrain.models.build import build_backbone
 from official_selftrain.released import variables_by_name
 
 CASES = [
@@ -36,13 +37,16 @@ def released_config(golden, base):
     return json.loads((golden / f"configs/{name}.json").read_text())
 
 
-def network(golden, base, override, size, **changes):
+def task_config(golden, base, override, size):
     values = released_config(golden, base)
     values["params"] = config.merge(values["params"], override)
     task = config.make(released.experiment(values)).task
     # Any size that the network itself can bear, not only multiples of 128.
-    update = {"image_size": tuple(size), "stochastic_depth": None, **changes}
-    return build_model(task.model_copy(update=update))
+    return task.model_copy(update={"image_size": tuple(size), "stochastic_depth": None})
+
+
+def network(golden, base, override, size):
+    return build_model(task_config(golden, base, override, size))
 
 
 def golden_network(golden, case, size=None):
@@ -61,6 +65,9 @@ def with_stages(model, keys):
             if name in tensors:
                 stages[key] = tensors[name]
                 break
+        else:
+            # Fails where a stage is not found, rather than leaving it out.
+            assert key.split("_")[0] in ("image", "cls", "box", "logits", "backbone"), key
     return keras.Model(model.input, {**stages, **model.output}), sorted(stages)
 
 
@@ -115,6 +122,25 @@ def test_inference_equals_release(case, golden):
     for key, wanted, ours in comparisons(expected, outputs, stages):
         assert ours.shape == wanted.shape, key
         assert np.abs(ours - wanted).max() <= 1e-3 * wanted.std() + 1e-5, key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_backbone_equals_release(case, golden):
+    info = json.loads((golden / f"forward/{case}.json").read_text())
+    expected = load(golden / f"forward/{case}_infer.npz")
+    levels = {key[-1]: value for key, value in expected.items() if key.startswith("backbone_")}
+    # A SpineNet is its own pyramid, whose levels are among the endpoints.
+    assert bool(levels) == ("spinenet" not in case)
+    if not levels:
+        return
+    settings = task_config(golden, info["base_config"], info["override"], info["input"][1:3])
+    model = build_backbone(settings)
+    set_hashed_weights(model, info["gain"])
+    outputs = model(expected["image"], training=False)
+    assert set(outputs) == set(levels)
+    for level, wanted in levels.items():
+        ours = np.asarray(outputs[level])
+        assert np.abs(ours - wanted).max() <= 1e-3 * wanted.std() + 1e-5, level
 
 
 TRAINED = [
