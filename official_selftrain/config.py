@@ -171,21 +171,40 @@ class SourceConfig(Group):
         return bool(self.records or self.images or self.embedded)
 
 
+# Scale jitter of the paper's policies, relative to the target size (paper section 3.1).
+JITTER = {
+    "S1": (0.8, 1.2),
+    "S2": (0.8, 1.2),
+    "S3": (0.5, 2.0),
+    "S4": (0.5, 2.0),
+    "keras_cv": (0.5, 2.0),
+}
+
+
 class InputConfig(SourceConfig):
-    """A training source with its augmentation (policy S1: flip, scale jitter and crop)."""
+    """A training source with its augmentation (docs/augmentation.md)."""
 
     batch_size: Positive = 256  # over all replicas
+    policy: Literal[tuple(JITTER)] = "S1"  # S1 weakest, S4 strongest; keras_cv needs its extra
     flip: bool = True  # mirror left to right with probability 0.5
-    jitter: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] = (0.8, 1.2)  # of target size
+    jitter: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] | None = None  # None: policy's
+    auto_augment: Literal["v0", "v1", "v2", "v3", "test"] = "v0"  # sub-policies of S2 and S3
+    magnitude: pydantic.NonNegativeFloat = 10.0  # of S4; the paper's ResNet-101 takes 15
+    num_ops: Positive = 2  # operations an image, of S4
+    as_released: bool = False  # with the released slips, such as Contrast; see data/image_ops.py
     shuffle_buffer: Positive = 1024  # images
     cache: bool = False  # keep the encoded images in memory
 
     @pydantic.field_validator("jitter")
     @classmethod
     def _ordered(cls, jitter):
-        if jitter[0] > jitter[1]:
+        if jitter is not None and jitter[0] > jitter[1]:
             raise ValueError(f"the smallest scale comes first; given {jitter}")
         return jitter
+
+    @property
+    def scale_jitter(self):
+        return self.jitter or JITTER[self.policy]
 
 
 class PseudoConfig(InputConfig):

@@ -125,7 +125,6 @@ def experiment(values, found=None):
         {
             "train.optimizer.type": train["optimizer"]["type"] != "momentum",
             "train.frozen_variable_prefix": train.get("frozen_variable_prefix"),
-            "aug_policy": parser.get("aug_policy"),
         }
     )
     return {
@@ -136,6 +135,7 @@ def experiment(values, found=None):
             "batch_size": train["train_batch_size"],
             "flip": parser["aug_rand_hflip"],
             "jitter": (parser["aug_scale_min"], parser["aug_scale_max"]),
+            **_policy(parser.get("aug_policy")),
         },
         "evaluation": {"batch_size": values.get("eval", {}).get("eval_batch_size", 8)},
         "optimizer": {
@@ -151,6 +151,11 @@ def experiment(values, found=None):
         },
         "trainer": {"steps": train["total_steps"]},
     }
+
+
+def _policy(name):
+    """AutoAugment as the released code names it; S1 without."""
+    return {"policy": "S2", "auto_augment": name, "as_released": True} if name else {}
 
 
 def _params(values):

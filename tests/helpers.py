@@ -14,6 +14,12 @@ def png(height=4, width=6, value=7):
     return buffer.getvalue()
 
 
+def mask_png(height=4, width=6, value=3):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((height, width), value, "uint8")).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def record(**changes):
     values = {
         "image_id": 5,
@@ -25,7 +31,8 @@ def record(**changes):
         "classes": [1, 2],
         "scores": np.array([0.9, 0.4], "float32"),
         "is_crowd": np.array([False, True]),
-        "mask": b"mask",
+        "mask": mask_png(),
+        "label": 9,
         "origin": "pseudo",
         "dataset": "d",
         "teacher": "t",

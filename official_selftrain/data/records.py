@@ -1,7 +1,7 @@
 """`ImageRecord`, and its form on disk: the only place that knows TFRecord feature names.
 
-The names are those of the released code, plus `image/filename`, `image/origin`, `image/dataset`,
-`image/teacher` and `image/object/score`.
+The names are those of the released code (and of Model Garden, which kept them), plus
+`image/filename`, `image/origin`, `image/dataset`, `image/teacher` and `image/object/score`.
 """
 
 import dataclasses
@@ -30,7 +30,8 @@ class ImageRecord:
         scores: `[N]` float32 in [0, 1], 1 for human labels.
         is_crowd: `[N]` bool.
         areas: `[N]` float32 in square pixels; computed from the boxes where not given.
-        mask: PNG bytes of class ids (255 is ignored) or b"".
+        mask: gray PNG bytes of class ids, as large as the image (255 is ignored), or b"".
+        label: class of the whole image, from 0, for classification; -1 for none.
         origin: "human", "pseudo", or "none" for an image without labels.
         dataset, teacher: where image and labels come from.
 
@@ -49,6 +50,7 @@ class ImageRecord:
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
     mask: bytes = b""
+    label: int = -1
     origin: str = "human"
     dataset: str = ""
     teacher: str = ""
@@ -124,6 +126,8 @@ def to_example(record):
     }
     for column, side in enumerate(("ymin", "xmin", "ymax", "xmax")):
         features[f"image/object/bbox/{side}"] = floats(record.boxes[:, column])
+    if record.label >= 0:
+        features["image/class/label"] = ints(record.label)
     if record.mask:
         features["image/segmentation/class/encoded"] = bytes_(record.mask)
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
@@ -165,6 +169,7 @@ def from_example(serialized, where="record"):
     if not (height.size and width.size and height[0] > 0 and width[0] > 0):
         height, width = ([side] for side in tf.io.decode_image(encoded).shape[:2])
     source_id = text("image/source_id").decode()
+    label = ints("image/class/label")
     columns = [floats(f"image/object/bbox/{side}") for side in ("ymin", "xmin", "ymax", "xmax")]
     return ImageRecord(
         image_id=int(source_id) if source_id.isdecimal() else hashed_id(source_id or encoded),
@@ -178,6 +183,7 @@ def from_example(serialized, where="record"):
         is_crowd=_or_none(ints("image/object/is_crowd").astype(bool)),
         areas=_or_none(floats("image/object/area")),
         mask=text("image/segmentation/class/encoded"),
+        label=int(label[0]) if label.size else -1,
         origin=text("image/origin").decode() or "human",
         dataset=text("image/dataset").decode(),
         teacher=text("image/teacher").decode(),
@@ -201,7 +207,8 @@ def decode(serialized):
 
     Returns:
         dict: `image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` fractions, `classes` int32 `[N]`, `scores`
-        `[N]`, `is_crowd` bool `[N]`.
+        `[N]`, `is_crowd` bool `[N]`, `mask` uint8 `[H, W]` (`[0, 0]` without one), `label` int32,
+        -1 without one. What a parser leaves unread is not decoded.
     """
     import tensorflow as tf
 
@@ -210,6 +217,8 @@ def decode(serialized):
         serialized,
         {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
+            "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, b""),
+            "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
             "image/object/class/label": tf.io.VarLenFeature(tf.int64),
             "image/object/score": tf.io.VarLenFeature(tf.float32),
             "image/object/is_crowd": tf.io.VarLenFeature(tf.int64),
@@ -220,6 +229,7 @@ def decode(serialized):
     count = tf.shape(boxes)[0]
     scores = values["image/object/score"].values
     is_crowd = values["image/object/is_crowd"].values > 0
+    mask = values["image/segmentation/class/encoded"]
     image = tf.io.decode_image(values["image/encoded"], channels=3, expand_animations=False)
     return {
         "image": tf.ensure_shape(image, [None, None, 3]),
@@ -230,6 +240,12 @@ def decode(serialized):
         "is_crowd": tf.cond(
             tf.size(is_crowd) > 0, lambda: is_crowd, lambda: tf.zeros([count], tf.bool)
         ),
+        "mask": tf.cond(
+            tf.strings.length(mask) > 0,
+            lambda: tf.io.decode_png(mask, channels=1)[..., 0],
+            lambda: tf.zeros([0, 0], tf.uint8),
+        ),
+        "label": tf.cast(values["image/class/label"], tf.int32),
     }
 
 

@@ -52,15 +52,16 @@ class DetectionTask:
         """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
 
         Args:
-            source: `config.InputConfig` whose flip, jitter and score threshold apply in training.
-            training: crowds are dropped and policy S1 is drawn; otherwise the image is only fitted.
+            source: `config.InputConfig` whose augmentation and score threshold apply in training.
+            training: crowds are dropped and the image is augmented; otherwise it is only fitted.
         """
         import tensorflow as tf
 
-        from official_selftrain.data import augment
+        from official_selftrain.data import augment, image_ops
 
         size, room = self.config.image_size, self.config.max_instances
         threshold = getattr(source, "score_threshold", None) if training else None
+        augmentation = augment.Augmentation(source, size) if training else None
 
         def pad(values, value=-1):
             values = values[:room]
@@ -69,32 +70,23 @@ class DetectionTask:
             return tf.ensure_shape(padded, [room, *values.shape[1:]])
 
         def parse(example, seed):
-            image, boxes = example["image"], example["boxes"]
+            scene = {"image": example["image"], "boxes": example["boxes"]}
             if training:
-                flip, scale, position = augment.draw(seed, source.jitter)
-                if source.flip:
-                    image, boxes = tf.cond(
-                        flip, lambda: augment.flip(image, boxes)[:2], lambda: (image, boxes)
-                    )
-                exact = source.jitter == (1.0, 1.0)
-                info = augment.plan_resize(
-                    tf.shape(image)[:2], size, None if exact else scale, position
-                )
+                scene = augmentation(scene, seed)
             else:
-                info = augment.plan_resize(tf.shape(image)[:2], size)
-            boxes = augment.resize_boxes(boxes, info)
-            keep = augment.non_empty(boxes)
+                scene = augment.fit(scene, augment.plan_resize(tf.shape(scene["image"])[:2], size))
+            keep = image_ops.non_empty(scene["boxes"])
             if training:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
             if threshold is not None:
                 keep = tf.logical_and(keep, example["scores"] > threshold)
             labels = {
-                "boxes": pad(boxes[keep]),
+                "boxes": pad(scene["boxes"][keep]),
                 "classes": pad(example["classes"][keep]),
                 "scores": pad(example["scores"][keep]),
-                "image_info": info,
+                "image_info": scene["image_info"],
             }
-            return tf.ensure_shape(augment.resize_image(image, info, size), [*size, 3]), labels
+            return tf.ensure_shape(scene["image"], [*size, 3]), labels
 
         return parse
 

@@ -5,7 +5,8 @@ from conftest import load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from official_selftrain.data import augment
+from official_selftrain.config import InputConfig
+from official_selftrain.data import augment, image_ops, records
 
 
 @pytest.mark.parametrize("inside_tf_data", [False, True])
@@ -28,7 +29,7 @@ def test_resize_equals_release(index, inside_tf_data, golden):
             augment.resize_image(image, info, padded),
             info,
             boxes,
-            augment.non_empty(boxes),
+            image_ops.non_empty(boxes),
             augment.resize_mask(label, info),
         )
 
@@ -53,19 +54,37 @@ def test_normalize_equals_release(golden):
 
 def test_flip_equals_release(golden):
     case = load(golden / "augment/horizontal_flip.npz")
-    image, boxes, _ = augment.flip(case["image"], case["boxes"])
-    np.testing.assert_array_equal(image, case["image_flipped"])
-    np.testing.assert_allclose(boxes, case["boxes_flipped"], atol=1e-6)
+    flipped = augment.flip({"image": case["image"], "boxes": case["boxes"]})
+    np.testing.assert_array_equal(flipped["image"], case["image_flipped"])
+    np.testing.assert_allclose(flipped["boxes"], case["boxes_flipped"], atol=1e-6)
 
 
 def test_flip_twice_is_the_identity():
     rng = np.random.default_rng(0)
-    image, mask = rng.random((5, 7, 3)), rng.integers(0, 9, (5, 7))
-    boxes = np.array([[0.1, 0.2, 0.5, 0.9]], "float32")
-    again = augment.flip(*augment.flip(image, boxes, mask))
-    np.testing.assert_array_equal(again[0], image)
-    np.testing.assert_allclose(again[1], boxes, atol=1e-7)
-    np.testing.assert_array_equal(again[2], mask)
+    scene = {
+        "image": rng.random((5, 7, 3)),
+        "mask": rng.integers(0, 9, (5, 7)),
+        "boxes": np.array([[0.1, 0.2, 0.5, 0.9]], "float32"),
+    }
+    again = augment.flip(augment.flip(scene))
+    for key, value in scene.items():
+        np.testing.assert_allclose(again[key], value, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", ["train_noaug", "eval_resize", "eval_pad"])
+def test_segmentation_parser_equals_release(case, golden):
+    expected = load(golden / f"parsers/segmentation_{case}.npz")
+    (serialized,) = tf.data.TFRecordDataset(str(golden / "parsers/segmentation.tfrecord"))
+    example = records.decode(serialized)
+    plan = augment.plan_pad if case == "eval_pad" else augment.plan_resize
+    if case == "train_noaug":
+        source = InputConfig(flip=False, jitter=(1.0, 1.0), as_released=True)
+        result = augment.Augmentation(source, (128, 128))(example, tf.constant([0, 0], tf.int64))
+    else:
+        result = augment.fit(example, plan(tf.shape(example["image"])[:2], (128, 128)), True)
+    np.testing.assert_allclose(result["image"], expected["image"], atol=1e-5)
+    np.testing.assert_array_equal(result["mask"], expected["masks"][..., 0])
+    np.testing.assert_array_equal(result["mask"] != 255, expected["valid_masks"][..., 0])
 
 
 @settings(max_examples=40, deadline=None)

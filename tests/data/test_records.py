@@ -58,11 +58,15 @@ def test_released_record_is_read(golden):
 
 
 def test_decode_matches_the_record():
-    for original in (record(), record(boxes=[], classes=[], scores=None, is_crowd=None)):
+    empty = record(boxes=[], classes=[], scores=None, is_crowd=None, mask=b"", label=-1)
+    for original in (record(), empty):
         example = records.decode(tf.constant(records.to_example(original)))
         np.testing.assert_array_equal(example["image"], np.full((4, 6, 3), 7))
         for key in ("boxes", "classes", "scores", "is_crowd"):
             np.testing.assert_array_equal(example[key], getattr(original, key))
+        assert example["label"] == original.label
+        expected = np.full((4, 6), 3) if original.mask else np.zeros((0, 0))
+        np.testing.assert_array_equal(example["mask"], expected)
 
 
 def test_write_is_all_or_nothing(tmp_path):
