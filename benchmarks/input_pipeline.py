@@ -1,0 +1,197 @@
+"""Images/s per core from 640 x 480 JPEG TFRecords to ready 512 x 512 training batches.
+
+    python benchmarks/input_pipeline.py [PEER_PYTHON] [ROUNDS]
+
+PEER_PYTHON is of an environment with TensorFlow Model Garden, whose RetinaNet input is then measured
+in the same run:
+
+    python -m venv /tmp/peer && /tmp/peer/bin/pip install tf-models-official
+
+Every line is a process of its own on one core, lines in turn over the rounds; printed are medians of
+images per CPU second, and the ratio to decoding JPEG alone, which is the ceiling. Each takes off one
+part of the pipeline after the other, so that differences tell where the time goes. With
+`--memory MINUTES` it runs S4 for that long instead and prints the resident memory.
+"""
+
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+IMAGES, BATCH, SIZE, WARM_UP = 320, 16, (512, 512), 64
+
+OURS = ["decode", "S1", "S2", "S3", "S4", "S1 unbatched", "S1 resized only"]
+PEER = ["peer S1", "peer autoaugment", "peer randaugment"]
+
+
+def write_records(file):
+    """Noisy photographs of 130 kB with seven boxes each."""
+    import numpy as np
+    from PIL import Image
+
+    from official_selftrain.data import records
+
+    def stream():
+        rng = np.random.default_rng(0)
+        for index in range(IMAGES):
+            coarse = rng.integers(0, 255, (60, 80, 3), "uint8")
+            picture = np.asarray(Image.fromarray(coarse).resize((640, 480), Image.BICUBIC))
+            noise = rng.integers(-12, 13, picture.shape)
+            picture = np.clip(picture + noise, 0, 255).astype("uint8")
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "JPEG", quality=90)
+            corners = np.sort(rng.random((7, 2, 2)), axis=1)
+            yield records.ImageRecord(
+                image_id=index,
+                encoded=buffer.getvalue(),
+                height=480,
+                width=640,
+                boxes=corners.reshape(7, 4),
+                classes=rng.integers(1, 81, 7),
+                label=int(rng.integers(1000)),
+            )
+
+    records.write(file, stream())
+
+
+def our_dataset(name, file):
+    import tensorflow as tf
+
+    from official_selftrain.config import InputConfig
+    from official_selftrain.data import augment, inputs, records
+    from official_selftrain.tasks.detection import DetectionTask
+
+    if name == "decode":
+        data = tf.data.TFRecordDataset(file).repeat()
+        return data.map(lambda s: records.decode(s)["image"]), 1
+    if name == "simclr":
+        parse = inputs.simclr_parser(224)
+        return inputs.training_dataset([file], parse, BATCH, 0, threads=1), BATCH
+    if name.startswith("S1 "):
+        augmentation = augment.Augmentation(InputConfig(policy="S1"), SIZE)
+        data = tf.data.TFRecordDataset(file).repeat().enumerate()
+
+        def parse(index, serialized):
+            seed = tf.stack([tf.constant(0, tf.int64), index])
+            example = records.decode(serialized)
+            if name == "S1 unbatched":
+                scene = {key: example[key] for key in ("image", "boxes")}
+                return augmentation(scene, seed)["image"]
+            info = augment.plan_resize(tf.shape(example["image"])[:2], SIZE)
+            return tf.raw_ops.ResizeBilinear(
+                images=example["image"][None], size=tf.cast(tf.round(info[0] * info[2]), tf.int32)
+            )
+
+        return data.map(parse), 1
+    task = DetectionTask(num_classes=91, image_size=SIZE)
+    parse = task.parser(InputConfig(policy=name), training=True)
+    return inputs.training_dataset([file], parse, BATCH, 0, threads=1), BATCH
+
+
+def peer_dataset(name, file):
+    import tensorflow as tf
+    from official.vision.configs import common
+    from official.vision.dataloaders import retinanet_input, tf_example_decoder
+
+    kinds = {"peer S1": None, "peer autoaugment": "autoaug", "peer randaugment": "randaug"}
+    kind = kinds[name]
+    jitter = (0.5, 2.0) if kind == "randaug" else (0.8, 1.2)
+    parser = retinanet_input.Parser(
+        output_size=list(SIZE),
+        min_level=3,
+        max_level=7,
+        num_scales=3,
+        aspect_ratios=[0.5, 1.0, 2.0],
+        anchor_size=4.0,
+        aug_rand_hflip=True,
+        aug_scale_min=jitter[0],
+        aug_scale_max=jitter[1],
+        aug_type=common.Augmentation(type=kind) if kind else None,
+        dtype="float32",
+    )
+    decoder = tf_example_decoder.TfExampleDecoder()
+    parse = parser.parse_fn(is_training=True)
+    data = tf.data.TFRecordDataset(file).repeat()
+    data = data.map(lambda s: parse(decoder.decode(s)), num_parallel_calls=1)
+    return data.batch(BATCH, drop_remainder=True), BATCH
+
+
+def measure(name, file):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    make = peer_dataset if name.startswith("peer") else our_dataset
+    data, size = make(name, file)
+    iterator = iter(data)
+    for _ in range(WARM_UP // size):
+        next(iterator)
+    began = time.process_time()
+    for _ in range(IMAGES // size):
+        next(iterator)
+    rate = IMAGES // size * size / (time.process_time() - began)
+    print("RESULT " + json.dumps(rate))
+
+
+def watch_memory(file, minutes):
+    """Resident memory, every minute, while S4 runs on all cores."""
+    data, size = our_dataset("S4", file)
+    began = shown = time.time()
+    for step, _ in enumerate(data):
+        if time.time() - shown >= 60 or step == 50:
+            shown = time.time()
+            with open("/proc/self/statm", encoding="ascii") as file:
+                pages = int(file.read().split()[1])
+            megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            print(
+                f"{(shown - began) / 60:.0f} min, {step * size} images, {megabytes:.0f} MB",
+                flush=True,
+            )
+        if time.time() - began > 60 * minutes:
+            break
+
+
+def run(python, name, file):
+    command = [python, __file__, "--one", name, file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def main():
+    peer = sys.argv[1] if len(sys.argv) > 1 else None
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    names = OURS + (PEER if peer else [])
+    rates = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "a.tfrecord")
+        write_records(file)
+        print(f"{os.path.getsize(file) / IMAGES / 1000:.0f} kB an image")
+        for _ in range(rounds):
+            for name in names:
+                python = peer if name.startswith("peer") else sys.executable
+                rates[name].append(run(python, name, file))
+    ceiling = statistics.median(rates["decode"])
+    print(f"{'':<18}{'images/s':>10}{'ms':>8}{'to decode':>11}")
+    for name, values in rates.items():
+        rate = statistics.median(values)
+        print(f"{name:<18}{rate:>10.1f}{1000 / rate:>8.1f}{rate / ceiling:>11.2f}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        measure(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:2] == ["--memory"]:
+        with tempfile.TemporaryDirectory() as folder:
+            write_records(os.path.join(folder, "a.tfrecord"))
+            watch_memory(os.path.join(folder, "a.tfrecord"), float(sys.argv[2]))
+    else:
+        main()
