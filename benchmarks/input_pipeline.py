@@ -2,14 +2,14 @@
 
     python benchmarks/input_pipeline.py [PEER_PYTHON] [ROUNDS]
 
-PEER_PYTHON is of an environment with TensorFlow Model Garden, whose RetinaNet input is then measured
-in the same run:
+PEER_PYTHON is of an environment with TensorFlow Model Garden, whose RetinaNet input is then
+measured in the same run:
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install tf-models-official
 
-Every line is a process of its own on one core, lines in turn over the rounds; printed are medians of
-images per CPU second, and the ratio to decoding JPEG alone, which is the ceiling. Each takes off one
-part of the pipeline after the other, so that differences tell where the time goes. With
+Every line is a process of its own on one core, lines in turn over the rounds; printed are medians
+of images per CPU second, and the ratio to decoding JPEG alone, which is the ceiling. Each takes off
+one part of the pipeline after the other, so that differences tell where the time goes. With
 `--memory MINUTES` it runs S4 for that long instead and prints the resident memory.
 """
 

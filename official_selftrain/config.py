@@ -145,30 +145,41 @@ TaskConfig = Annotated[
 
 
 class SourceConfig(Group):
-    """Where images and labels come from: exactly one of `records`, `images` or `embedded`.
+    """Where images and labels come from: one of `records`, `images`, `tfds` or `embedded`.
 
-    Relative paths start at `data_dir` where that is given.
+    Relative paths start at `data_dir` where that is given. docs/data.md explains every kind.
     """
 
     records: str | None = None  # TFRecord files: a glob, or several joined by commas
-    images: str | None = None  # a folder of images
-    annotations: str | None = None  # COCO JSON for `images`; None: the images have no labels
+    images: str | None = None  # a folder of images, a glob, or tar files
+    annotations: str | None = None  # COCO JSON, or a folder of VOC XML or YOLO txt; None: no boxes
+    masks: str | None = None  # a folder (glob, tars) of PNG masks with the stems of the images
     image_list: str | None = None  # text file: one file name or stem a line, others are left out
+    exclude_lists: tuple[str, ...] = ()  # such files of images to leave out
+    class_list: str | None = None  # one name a line (or data.yaml); id 1 first, with masks id 0
+    label_by_folder: bool = False  # the class of an image is the folder it lies in
+    tfds: str | None = None  # a data set of tensorflow-datasets, such as "coco/2017"
+    split: str = "train"  # of tfds
     embedded: Literal["train", "unlabeled", "val"] | None = None  # a split of the embedded digits
     on_bad_record: Literal["stop", "skip"] = "stop"
 
     @pydantic.model_validator(mode="after")
     def _one_source(self):
-        given = [key for key in ("records", "images", "embedded") if getattr(self, key)]
+        kinds = ("records", "images", "tfds", "embedded")
+        given = [key for key in kinds if getattr(self, key)]
         if len(given) > 1:
-            raise ValueError(f"give one of records, images and embedded, not {' and '.join(given)}")
-        if self.annotations and not self.images:
-            raise ValueError("annotations need `images`, the folder that their file names are in")
+            raise ValueError(f"give one of {', '.join(kinds)}, not {' and '.join(given)}")
+        for key in ("annotations", "masks", "class_list", "label_by_folder"):
+            if getattr(self, key) and not self.images:
+                raise ValueError(f"{key} needs `images`, a folder, glob or tars of image files")
+        for key in ("image_list", "exclude_lists"):
+            if getattr(self, key) and not (self.images or self.tfds):
+                raise ValueError(f"{key} needs `images` or `tfds`")
         return self
 
     @property
     def given(self):
-        return bool(self.records or self.images or self.embedded)
+        return bool(self.records or self.images or self.tfds or self.embedded)
 
 
 # Scale jitter of the paper's policies, relative to the target size (paper section 3.1).
@@ -347,14 +358,19 @@ def control_config(config, init):
 
 
 def make(values):
-    """Builds a `Config` from nested dicts.
+    """Builds a `Config` from nested dicts; see `make_group`."""
+    return make_group(Config, values)
+
+
+def make_group(group, values):
+    """Builds a `Config`, or one of its groups, from nested dicts.
 
     Raises:
         UserError: one line for all faults, each with its dotted key, what was given, and the
             nearest known name.
     """
     try:
-        return Config.model_validate(values)
+        return group.model_validate(values)
     except pydantic.ValidationError as error:
         raise UserError("; ".join(_explain(e) for e in error.errors())) from None
 

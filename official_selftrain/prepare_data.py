@@ -1,6 +1,9 @@
-"""Turns images and labels into sharded TFRecords, with a JSON summary.
+"""Turns images and labels into sharded TFRecords, with a JSON summary and an index of the images.
 
 python -m official_selftrain.prepare_data --images=DIR [--annotations=COCO.json] --output=OUT/train
+
+The flags that say where the data comes from are the fields of a source in an experiment:
+docs/data.md.
 """
 
 import json
@@ -14,32 +17,88 @@ FLAGS = flags.FLAGS
 
 
 def main():
-    if not FLAGS.images or not FLAGS.output:
-        raise UserError("give --images, a folder of images, and --output=FOLDER/PREFIX")
-    source = config.SourceConfig(
-        images=FLAGS.images,
-        annotations=FLAGS.annotations,
-        image_list=FLAGS.image_list,
-        on_bad_record="skip" if FLAGS.skip_bad_records else "stop",
+    if not FLAGS.output:
+        raise UserError("give --output=FOLDER/PREFIX")
+    percentages = _percentages()
+    if FLAGS.verify:
+        from official_selftrain.data import sources
+
+        print(f"{sources.verify(FLAGS.output)} files are as they were written")
+        return
+    source = config.make_group(
+        config.SourceConfig, {name: FLAGS[name].value for name in config.SourceConfig.model_fields}
     )
+    if not source.given:
+        raise UserError("say where the images are: --images, --records or --tfds")
 
-    from official_selftrain import visualize
-    from official_selftrain.data import records, sources
+    from official_selftrain.data import sources, splits
 
-    summary = sources.prepare(source, str, FLAGS.output)
+    summary = sources.prepare(
+        source, str, FLAGS.output, workers=FLAGS.workers or None, beam_args=FLAGS.beam or None
+    )
+    if FLAGS.disjoint_from:
+        sources.check_disjoint(FLAGS.disjoint_from, FLAGS.output, "the two must not overlap")
+    names = {int(key): name for key, name in summary["classes"].items()}
+    lists = {}
+    if percentages:
+        images = [(name, classes) for name, _, _, classes in sources.read_index(FLAGS.output)]
+        lists = splits.write(images, FLAGS.output, percentages, FLAGS.seed, FLAGS.stratified, names)
     if FLAGS.preview:
-        names = {int(key): name for key, name in summary["classes"].items()}
-        shown = records.read(summary["files"])
-        visualize.preview(f"{FLAGS.output}-preview.png", shown, FLAGS.preview, names)
-    shown = {key: summary[key] for key in ("images", "boxes", "empty", "classes")}
-    print(json.dumps(shown | {"skipped": len(summary["skipped"]), "files": len(summary["files"])}))
+        _preview(summary["files"], names)
+    shown = {key: summary[key] for key in ("images", "boxes", "masks", "empty", "classes")}
+    shown |= {"skipped": len(summary["skipped"]), "files": len(summary["files"])}
+    print(json.dumps(shown | ({"splits": list(lists.values())} if lists else {})))
+
+
+def _percentages():
+    try:
+        return [float(text) for text in FLAGS.splits]
+    except ValueError:
+        raise UserError(
+            f"--splits takes percentages such as 1,10,50; given {','.join(FLAGS.splits)!r}"
+        ) from None
+
+
+def _preview(files, names):
+    from official_selftrain import visualize
+    from official_selftrain.data import records
+
+    path = f"{FLAGS.output}-preview.png"
+    visualize.augmentation_sheet(path, records.read(files), FLAGS.preview, names, FLAGS.seed)
+
+
+def define_source_flags():
+    """A flag for each field of a source."""
+    flags.DEFINE_string("records", None, "TFRecord files: a glob, or several joined by commas")
+    flags.DEFINE_string("images", None, "a folder of images, a glob, or tar files")
+    flags.DEFINE_string("annotations", None, "COCO JSON, or a folder of VOC XML or YOLO txt files")
+    flags.DEFINE_string("masks", None, "folder, glob or tars of PNG masks, named as the images")
+    flags.DEFINE_string("image_list", None, "text file of names or stems to take, one a line")
+    flags.DEFINE_list("exclude_lists", [], "such files of images to leave out")
+    flags.DEFINE_string("class_list", None, "one class a line, or data.yaml; the first is 1, or 0 "
+                        "with masks")  # fmt: skip
+    flags.DEFINE_bool("label_by_folder", False, "the class of an image is the folder it lies in")
+    flags.DEFINE_string("tfds", None, "a data set of tensorflow-datasets, such as coco/2017")
+    flags.DEFINE_string("split", "train", "of tfds")
+    flags.DEFINE_enum("embedded", None, ["train", "unlabeled", "val"], "the embedded digits")
+    flags.DEFINE_enum("on_bad_record", "stop", ["stop", "skip"], "skip names and counts bad ones")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("images", None, "folder of images, searched through")
-    flags.DEFINE_string("annotations", None, "COCO JSON; without it the images have no labels")
-    flags.DEFINE_string("image_list", None, "text file of names or stems to take, one a line")
+    define_source_flags()
     flags.DEFINE_string("output", None, "FOLDER/PREFIX of the files written")
-    flags.DEFINE_bool("skip_bad_records", False, "go on without bad images, counting them")
-    flags.DEFINE_integer("preview", 0, "also draw this many images to PREFIX-preview.png", 0)
+    flags.DEFINE_list("splits", [], "percentages of nested labelled subsets to list, as 1,10,50")
+    flags.DEFINE_integer("seed", 0, "of the splits and the preview", 0)
+    flags.DEFINE_bool("stratified", False, "every subset keeps every class, in proportion")
+    flags.DEFINE_integer(
+        "preview", 0, "draw this many images and their S1 to S4 to PREFIX-preview.png", 0
+    )
+    flags.DEFINE_string(
+        "disjoint_from", None, "PREFIX of another prepared source that must share no image"
+    )
+    flags.DEFINE_integer("workers", 0, "shards written at a time; 0: one a core", 0)
+    flags.DEFINE_multi_string(
+        "beam", [], "write with Apache Beam; an argument of its pipeline, repeatable"
+    )
+    flags.DEFINE_bool("verify", False, "only compare the files of --output with their checksums")
     cli.main(main)

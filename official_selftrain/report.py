@@ -10,8 +10,9 @@ import logging
 import pathlib
 
 from official_selftrain import cli, visualize
-from official_selftrain.data import records, sources
+from official_selftrain.data import records
 from official_selftrain.errors import UserError
+from official_selftrain.files import write_text
 
 PICTURES = 6  # rows of each contact sheet
 SIDE = 192  # pixels of a picture's longer side
@@ -67,8 +68,8 @@ def write(config, folder, data, results, seconds):
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1>" + "\n".join(part for part in parts if part)
     )
-    sources.write_text(folder / "report.html", page)
-    sources.write_text(folder / "comparison.json", json.dumps(results, indent=1))
+    write_text(folder / "report.html", page)
+    write_text(folder / "comparison.json", json.dumps(results, indent=1))
     logging.info("wrote %s", folder / "report.html")
 
 

@@ -17,6 +17,7 @@ from official_selftrain import checkpoints, teacher, visualize
 from official_selftrain import config as config_lib
 from official_selftrain.data import inputs, records, sources
 from official_selftrain.errors import UserError
+from official_selftrain.files import write_text
 
 CLASSES = "classes.json"  # beside the weights: how many classes, and their names
 # Sections that may change between a run and its continuation: they change no result.
@@ -47,7 +48,7 @@ def claim_folder(config, folder):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    sources.write_text(file, _environment() + config_lib.dump(config))
+    write_text(file, _environment() + config_lib.dump(config))
 
 
 def _differences(before, after, prefix=""):
@@ -90,7 +91,7 @@ def read_json(path):
 
 
 def write_json(path, values):
-    sources.write_text(path, json.dumps(values, indent=1))
+    write_text(path, json.dumps(values, indent=1))
 
 
 # --- Data ------------------------------------------------------------------------------------
@@ -106,6 +107,27 @@ class Data:
             for name in ("human", "unlabeled", "pseudo", "evaluation")
             if (source := getattr(config, name)) is not None and source.given
         }
+        self._check_leaks()
+
+    def _check_leaks(self):
+        """Refuses to label, or to learn from labels of, images that measure the result."""
+        if "evaluation" not in self.summaries:
+            return
+        for name in ("unlabeled", "pseudo"):
+            if name in self.summaries:
+                sources.check_disjoint(
+                    self.folder / "evaluation",
+                    self.folder / name,
+                    f"what is measured must not be among the images to label; leave them out of "
+                    f"{name}, for example by {name}.exclude_lists",
+                )
+        if "human" in self.summaries:
+            shared = sources.shared_images(self.folder / "evaluation", self.folder / "human")
+            if shared:
+                logging.warning(
+                    "%d images are both in human and in evaluation, the first %r: the metrics will "
+                    "be too good", len(shared), shared[0],
+                )  # fmt: skip
 
     def files(self, name):
         return self.summaries[name]["files"]

@@ -2,7 +2,8 @@
 
 import io
 
-from PIL import Image, ImageDraw
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
 
 COLOURS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324",
@@ -53,6 +54,68 @@ def draw_record(record, side, names=None, threshold=0.0):
     return draw_boxes(image, record.boxes[keep], record.classes[keep], scores, names)
 
 
+def draw_mask(image, mask, opacity=0.55):
+    """A PIL image with the class ids `[H, W]` of its mask laid over in colours, ignored in white.
+
+    Class 0 is left clear.
+    """
+    image = image.convert("RGB")
+    palette = np.zeros((256, 4), "uint8")
+    for label in range(1, 255):
+        palette[label, :3] = ImageColor.getrgb(COLOURS[label % len(COLOURS)])
+    palette[1:, 3] = round(255 * opacity)
+    palette[255, :3] = 255
+    overlay = Image.fromarray(palette[np.asarray(mask)], "RGBA")
+    image.paste(overlay, (0, 0), overlay)
+    return image
+
+
+def augmentation_sheet(path, records, count, names=None, seed=0, side=240):
+    """Writes a picture of records beside a draw of each of S1 to S4, with boxes and masks drawn.
+
+    Args:
+        path: of the PNG file.
+        records: iterable of `ImageRecord`.
+        count: records, a row each.
+        names: `{class id: name}` or None.
+        seed: of the draws.
+        side: of a picture in pixels.
+    """
+    import tensorflow as tf
+
+    from official_selftrain.config import InputConfig
+    from official_selftrain.data import augment
+    from official_selftrain.data import records as record_lib
+
+    policies = ("S1", "S2", "S3", "S4")
+    views = [lambda scene, _: augment.fit(scene, augment.plan_resize(size(scene), (side, side)))]
+    views += [augment.Augmentation(InputConfig(policy=name), (side, side)) for name in policies]
+    size = lambda scene: tf.shape(scene["image"])[:2]  # noqa: E731
+    rows = []
+    for index, record in zip(range(count), records, strict=False):
+        example = record_lib.decode(record_lib.to_example(record))
+        keys = ("image", "boxes", "mask") if record.mask else ("image", "boxes")
+        scene = {key: example[key] for key in keys}
+        drawn = []
+        for column, view in enumerate(views):
+            place = tf.constant([seed, len(views) * index + column], tf.int64)
+            drawn.append(_draw_view(view(scene, place), record.classes, names))
+        rows.append(drawn)
+    _write_png(path, contact_sheet(rows, ["original", *policies]))
+
+
+def _draw_view(view, classes, names):
+    from official_selftrain.data import augment, image_ops
+
+    pixels = np.asarray(view["image"]) * augment.STDDEV + augment.MEAN
+    image = Image.fromarray((255 * pixels).round().clip(0, 255).astype("uint8"))
+    if "mask" in view:
+        image = draw_mask(image, np.asarray(view["mask"], "uint8"))
+    keep = np.asarray(image_ops.non_empty(view["boxes"]))
+    boxes = np.asarray(view["boxes"])[keep] / image.width
+    return draw_boxes(image, boxes, classes[keep], names=names)
+
+
 def contact_sheet(rows, captions):
     """A table of pictures.
 
@@ -90,8 +153,12 @@ def preview(path, records, count, names=None, threshold=0.0, columns=4, side=240
     ]
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
     captions = ["" if threshold == 0 else f"score > {threshold}"] * columns
+    _write_png(path, contact_sheet(rows, captions))
+
+
+def _write_png(path, image):
     with open(path, "wb") as file:
-        file.write(png(contact_sheet(rows, captions)))
+        file.write(png(image))
 
 
 def png(image):

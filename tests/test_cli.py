@@ -29,7 +29,7 @@ def command(name, *arguments):
         ("run", ["--experiment=demo", "list"], "unexpected argument 'list'"),
         ("train", ["--experiment=demo", "--params_override=trainer.step=1"], "mean 'steps'"),
         ("pseudo_label", ["--experiment=demo", "--model_dir=x"], "give --weights"),
-        ("prepare_data", ["--images=x"], "give --images, a folder of images, and --output"),
+        ("prepare_data", ["--images=x"], "give --output=FOLDER/PREFIX"),
         ("evaluate", ["--config_file=nowhere.yaml"], "cannot read the config file"),
     ],
 )
@@ -65,15 +65,16 @@ def test_prepare_data_writes_shards_summary_and_picture(tmp_path):
     done = command("prepare_data", *arguments)
     assert done.returncode == 2
     assert "bad.png cannot be decoded" in done.stderr.splitlines()[-1]
-    done = command("prepare_data", *arguments, "--skip_bad_records")
+    done = command("prepare_data", *arguments, "--on_bad_record=skip")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "images": 3,
         "boxes": 0,
+        "masks": 0,
         "empty": 3,
         "classes": {},
         "skipped": 1,
         "files": 1,
     }
-    assert (tmp_path / "out/all-00000.tfrecord").is_file()
+    assert (tmp_path / "out/all-00000-of-00001.tfrecord").is_file()
     assert (tmp_path / "out/all-preview.png").is_file()

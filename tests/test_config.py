@@ -40,7 +40,7 @@ def test_precedence(tmp_path):
         ("self_training.alpha=-1", "greater than or equal to 0"),
         ("task.image_size=[100,128]", "divisible by 128"),
         ("runtime.strategy=pod", "'default' or 'mirrored'"),
-        ("human.images=x", "one of records, images and embedded"),
+        ("human.images=x", "one of records, images, tfds, embedded, not images and embedded"),
         ("optimizer.warmup_steps=5000", "more than trainer.steps"),
         ("human.jitter=[2.0,0.5]", "smallest scale comes first"),
         ("self_training.teacher={trainer.stps: 3}", "did you mean 'steps'"),

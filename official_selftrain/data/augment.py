@@ -25,8 +25,8 @@ class Augmentation:
         size: (height, width) of the network input.
 
     Calling it with a decoded example (`image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` as fractions and,
-    optionally, `mask` uint8 `[H, W]`) and a seed int64 `[2]` returns what `fit` returns. Equal seeds
-    give equal results, with the exception of policy "keras_cv".
+    optionally, `mask` uint8 `[H, W]`) and a seed int64 `[2]` returns what `fit` returns. Equal
+    seeds give equal results, with the exception of policy "keras_cv".
     """
 
     def __init__(self, source, size):
@@ -160,7 +160,7 @@ def plan_resize(image_size, target_size, scale=None, position=(0.0, 0.0)):
     target = tf.constant(target_size, tf.float32)
     box = target if scale is None else tf.round(scale * target)
     factor = tf.reduce_min(box / size)
-    scaled = tf.round(size * factor)
+    scaled = tf.maximum(tf.round(size * factor), 1.0)
     offset = tf.floor(tf.maximum(scaled - target, 0.0) * position)
     return tf.stack([size, target, scaled / size, offset])
 

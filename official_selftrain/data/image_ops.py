@@ -1,9 +1,9 @@
 """Image operations of AutoAugment and RandAugment, each a plain function of image and argument.
 
 Every function takes an image `[H, W, 3]` uint8 (a tensor or a NumPy array, inside `tf.data` or
-eagerly) and returns a tensor of the same shape. The geometric ones take masks `[H, W]` too, and come
-with the motion of boxes `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image. Sampling is
-nearest neighbour; uncovered pixels take a fill value.
+eagerly) and returns a tensor of the same shape. The geometric ones take masks `[H, W]` too, and
+come with the motion of boxes `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image. Sampling
+is nearest neighbour; uncovered pixels take a fill value.
 
 They equal the released implementation (reference section 17). `as_released=True` also keeps what
 looks like its slips: `contrast` blends with the number of pixels instead of the mean gray,
@@ -161,7 +161,7 @@ def cutout(image, center, half_size):
 
 
 def box_region(box, size):
-    """First (row, column) and size (rows, columns) of the pixels of a box, its last row included."""
+    """First (row, column) and size (rows, columns) of a box's pixels, the last row included."""
     size = tf.convert_to_tensor(size)
     corners = tf.cast(tf.tile(tf.cast(size, tf.float32), [2]) * box, tf.int32)
     first = tf.minimum(corners[:2], size - 1)

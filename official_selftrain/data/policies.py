@@ -1,9 +1,9 @@
 """Random sequences of image operations: AutoAugment for detection, and RandAugment.
 
-A policy is a list of rows; a row is a list of steps (operation, probability, level 0..10). For every
-image it draws rows and applies their steps in order. Image, boxes and mask see the same draw, which
-is a function of the seed alone. Names and tables are those of the released code (reference section
-17); RandAugment is the one the same group published for boxes (paper.md section 1).
+A policy is a list of rows; a row is a list of steps (operation, probability, level 0..10). For
+every image it draws rows and applies their steps in order. Image, boxes and mask see the same draw,
+which is a function of the seed alone. Names and tables are those of the released code (reference
+section 17); RandAugment is the one the same group published for boxes (paper.md section 1).
 """
 
 import dataclasses
@@ -124,9 +124,7 @@ def _moves(as_released):
     def shear(axis):
         return (
             lambda x, level, fill: image_ops.warp(x, image_ops.shearing(level, axis), fill),
-            lambda boxes, size, level: image_ops.shear_boxes(
-                boxes, size, level, axis, as_released
-            ),
+            lambda boxes, size, level: image_ops.shear_boxes(boxes, size, level, axis, as_released),
         )
 
     def translate(axis):
@@ -382,7 +380,7 @@ class Policy:
 
 
 def auto_augment(version="v0", as_released=False):
-    """One of the five AutoAugment policies for detection: v0 (the paper's S2 and S3) to v3, test."""
+    """AutoAugment for detection: v0 (the paper's S2 and S3), v1, v2, v3 or test."""
     rows = []
     for line in AUTO_AUGMENT[version].strip().splitlines():
         steps = [step.split() for step in line.split(",")]

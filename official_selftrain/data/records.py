@@ -305,4 +305,6 @@ def write(path, records):
         os.replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
+    finally:
+        pathlib.Path(temporary).unlink(missing_ok=True)
     return count

@@ -136,7 +136,7 @@ def test_strange_images_and_boxes(size, boxes):
     for name in policies.operations():
         found = policies.apply(name, image, boxes, mask, seed=3)
         assert [part.shape for part in found] == [image.shape, boxes.shape, mask.shape]
-        if not len(boxes) and "Only" in name or name == "BBox_Cutout" and not len(boxes):
+        if not len(boxes) and ("Only" in name or name == "BBox_Cutout"):
             np.testing.assert_array_equal(found[0], image)
 
 

@@ -1,0 +1,108 @@
+"""Data sets of tensorflow-datasets, by name, as records; needs the extra `[tfds]`.
+
+`coco/2017`, `voc/2012`, `open_images_v4`, `imagenet2012` and others with the same feature names.
+The image files are taken as they are stored, without being decoded and encoded again.
+"""
+
+import numpy as np
+
+from official_selftrain.config import did_you_mean
+from official_selftrain.data import records
+from official_selftrain.data.sources import stores
+from official_selftrain.errors import UserError
+
+# COCO's category ids have gaps, which tensorflow-datasets closes; these are the original ones.
+COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+COCO_IDS = [number for number in range(1, 91) if number not in COCO_GAPS]
+OBJECTS = ("objects", "bobjects")  # bobjects: the boxes of Open Images
+# Objects that are neither right nor wrong in an evaluation, as crowds are.
+CROWDS = ("is_crowd", "is_difficult", "is_group_of")
+
+
+def open_tfds(source, wanted, images_per_shard):
+    """What `readers.Reader` needs: class names, units, number of images, reader and stamps.
+
+    Args:
+        source: `config.SourceConfig` with `tfds` and `split`.
+        wanted: container of the image names to take.
+        images_per_shard: of a unit.
+
+    Raises:
+        UserError: without the extra, or if the data set is not known or cannot be had.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError:
+        raise UserError("tfds needs the extra: pip install 'official_selftrain[tfds]'") from None
+    try:
+        builder = tfds.builder(source.tfds)
+        if not builder.info.splits:
+            builder.download_and_prepare()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the data set {source.tfds!r} cannot be had: {reason}") from None
+    if source.split not in builder.info.splits:
+        hint = did_you_mean(source.split, list(builder.info.splits))
+        raise UserError(f"{source.tfds} has no split {source.split!r}{hint}")
+    count = builder.info.splits[source.split].num_examples
+    units = [
+        f"{source.split}[{first}:{min(first + images_per_shard, count)}]"
+        for first in range(0, count, images_per_shard)
+    ]
+    objects = next((key for key in OBJECTS if key in builder.info.features), None)
+    is_coco = source.tfds.split("/")[0].split(":")[0] == "coco"
+
+    def read(unit, problems):
+        data = builder.as_dataset(
+            split=unit, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False
+        )
+        for example in tfds.as_numpy(data):
+            name = _name(example)
+            if name not in wanted:
+                continue
+            try:
+                yield _record(example, name, objects, is_coco, builder.info.name)
+            except UserError as error:
+                problems.add(error)
+
+    names = _class_names(builder.info.features, objects, is_coco)
+    return names, units, count, read, [f"{builder.info.full_name} {source.split} {count}"]
+
+
+def _class_names(features, objects, is_coco):
+    if objects is None:
+        return dict(enumerate(features["label"].names)) if "label" in features else {}
+    names = features[objects].feature["label"].names
+    return dict(zip(COCO_IDS if is_coco else range(1, len(names) + 1), names, strict=True))
+
+
+def _name(example):
+    for key in ("image/filename", "file_name"):
+        if key in example:
+            return example[key].decode()
+    return ""
+
+
+def _record(example, name, objects, is_coco, dataset):
+    encoded, height, width = stores.check_image(bytes(example["image"]), f"{name} of {dataset}")
+    fields = {"image_id": _image_id(example, name or encoded)}
+    if objects is None:
+        fields["label"] = int(example.get("label", -1))
+        fields["origin"] = "human" if fields["label"] >= 0 else "none"
+    else:
+        items = example[objects]
+        label = items["label"].astype("int64")
+        flags = [items[key] for key in CROWDS if key in items]
+        fields |= {
+            "boxes": items["bbox"],
+            "classes": np.array(COCO_IDS)[label] if is_coco else label + 1,
+            "is_crowd": flags[0].astype(bool) if flags else None,
+            "areas": items["area"].astype("float32") if "area" in items else None,
+        }
+    return records.ImageRecord(
+        encoded=encoded, height=height, width=width, name=name, dataset=dataset, **fields
+    )
+
+
+def _image_id(example, name):
+    return int(example["image/id"]) if "image/id" in example else records.hashed_id(name)
