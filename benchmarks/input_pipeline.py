@@ -24,7 +24,7 @@ import time
 
 IMAGES, BATCH, SIZE, WARM_UP = 320, 16, (512, 512), 64
 
-OURS = ["decode", "S1", "S2", "S3", "S4", "S1 unbatched", "S1 resized only"]
+OURS = ["decode", "S1", "S2", "S3", "S4", "S1 unbatched", "S1 resized only", "keras_cv", "simclr"]
 PEER = ["peer S1", "peer autoaugment", "peer randaugment"]
 
 

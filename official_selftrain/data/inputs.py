@@ -8,7 +8,7 @@ import logging
 
 import tensorflow as tf
 
-from official_selftrain.data import records
+from official_selftrain.data import augment, records, simclr
 from official_selftrain.errors import UserError
 
 
@@ -22,49 +22,102 @@ def training_dataset(
     cache=False,
     keep=None,
     threads=0,
+    input_context=None,
 ):
     """Endless shuffled batches of one source.
+
+    The stream is a function of the arguments alone. To go on after step k, ask for `start_step=k`:
+    records that were used are read over without being decoded.
 
     Args:
         files: TFRecord files with at least one record that `keep` keeps.
         parse: function (decoded example, seed int64 `[2]`) -> (image, labels), static shapes.
-        batch_size: images per batch; incomplete batches do not occur.
+        batch_size: images per step over all replicas; incomplete batches do not occur.
         seed: of order and augmentation.
         start_step: batches to leave out at the beginning, without decoding them.
         shuffle_buffer: images to shuffle among.
         cache: keep encoded images in memory.
         keep: function serialised example -> bool tensor, or None.
         threads: parallel parsing calls, 0 for automatic.
+        input_context: `tf.distribute.InputContext` of one of several pipelines, as
+            `strategy.distribute_datasets_from_function` hands it over. Each pipeline then reads
+            files of its own (records, where there are fewer files than pipelines) and yields
+            batches for one replica.
 
     Returns:
         `tf.data.Dataset` of (images, labels).
+
+    Raises:
+        UserError: if the batch cannot be shared out evenly among the replicas.
     """
-    dataset = tf.data.Dataset.from_tensor_slices(files)
+    pipeline, pipelines, replicas = 0, 1, 1
+    if input_context is not None:
+        pipeline, pipelines = input_context.input_pipeline_id, input_context.num_input_pipelines
+        replicas = input_context.num_replicas_in_sync
+        if batch_size % replicas:
+            raise UserError(f"a batch of {batch_size} images is not shared by {replicas} replicas")
+    own_files = files[pipeline::pipelines] if len(files) >= pipelines else files
+    dataset = tf.data.Dataset.from_tensor_slices(own_files)
     if not cache:
-        dataset = dataset.shuffle(len(files), seed)
+        dataset = dataset.shuffle(len(own_files), seed)
     dataset = dataset.interleave(
         tf.data.TFRecordDataset, cycle_length=8, num_parallel_calls=8, deterministic=True
     )
+    if len(files) < pipelines:
+        dataset = dataset.shard(pipelines, pipeline)
     if keep is not None:
         dataset = dataset.filter(keep)
     if cache:
         dataset = dataset.cache()
     dataset = dataset.shuffle(shuffle_buffer, seed).repeat()
-    dataset = dataset.enumerate().skip(start_step * batch_size)
+    dataset = dataset.enumerate().skip(start_step * (batch_size // pipelines))
 
     def load(index, serialized):
-        return parse(records.decode(serialized), tf.stack([tf.cast(seed, tf.int64), index]))
+        place = index * pipelines + pipeline
+        return parse(records.decode(serialized), tf.stack([tf.cast(seed, tf.int64), place]))
 
     parallel = threads or tf.data.AUTOTUNE
     return dataset.map(load, num_parallel_calls=parallel, deterministic=True).batch(
-        batch_size, drop_remainder=True
+        batch_size // replicas, drop_remainder=True
     )
+
+
+def classification_parser(source, size):
+    """A `parse` for `training_dataset` of images with a class, for joint training (paper section
+    5).
+
+    Args:
+        source: `config.InputConfig` whose augmentation applies.
+        size: (height, width) of the network input.
+
+    Returns:
+        function (decoded example, seed) -> (image float32 `[h, w, 3]`, {"label": int32, -1 where
+        the record has none}).
+    """
+    augmentation = augment.Augmentation(source, size)
+
+    def parse(example, seed):
+        scene = augmentation({"image": example["image"], "boxes": tf.zeros([0, 4])}, seed)
+        return tf.ensure_shape(scene["image"], [*size, 3]), {"label": example["label"]}
+
+    return parse
+
+
+def simclr_parser(size, strength=1.0):
+    """A `parse` for `training_dataset` of two SimCLR views `[2, size, size, 3]` of each image."""
+
+    def parse(example, seed):
+        views = simclr.two_views(example["image"], size, seed, strength)
+        return views, {"label": example["label"]}
+
+    return parse
 
 
 def zip_sources(**sources):
     """One data set of ({source: images}, {source: labels}) from a data set per source.
 
-    Batch sizes may differ: they set the ratio of human to pseudo images in a step.
+    Batch sizes may differ: they set the ratio of the sources (human, pseudo, classification, ...)
+    in a step. Each is endless and shuffled by itself, so none waits for another's epoch to end.
     """
     zipped = tf.data.Dataset.zip(sources)
 

@@ -222,7 +222,7 @@ def _box_cutout(scene, argument, seed, chance):
     count = tf.shape(boxes)[0]
 
     def paint():
-        which = tf.random.stateless_uniform([], _fold(seed, 1), 0, count, tf.int32)
+        which = tf.random.stateless_uniform([], fold(seed, 1), 0, count, tf.int32)
         first, size = image_ops.box_region(boxes[which], _size(image))
         half = tf.cast(argument * tf.cast(size, tf.float32) / 2.0, tf.int32)
         return image_ops.cutout(image, first + _point(seed, size), half)
@@ -256,7 +256,7 @@ def _for_drawn_boxes(change):
         chosen = tf.boolean_mask(tf.gather(boxes, order), tf.gather(drawn, order))
 
         def body(index, scene):
-            return index + 1, change(scene, chosen[index], argument, _fold(seed, index + 1))
+            return index + 1, change(scene, chosen[index], argument, fold(seed, index + 1))
 
         return _loop(tf.shape(chosen)[0], body, scene)
 
@@ -289,7 +289,7 @@ def _loop(count, body, scene):
     )[1]
 
 
-_fold = tf.random.experimental.stateless_fold_in
+fold = tf.random.experimental.stateless_fold_in
 
 
 # --- Levels ----------------------------------------------------------------------------------
@@ -357,7 +357,7 @@ class Policy:
 
     def __call__(self, scene, seed):
         rows = tf.random.stateless_uniform(
-            [self.draws], _fold(seed, 0), 0, len(self._index), tf.int32
+            [self.draws], fold(seed, 0), 0, len(self._index), tf.int32
         )
         index, probability, argument = (
             tf.reshape(tf.gather(table, rows), [-1])
@@ -365,12 +365,12 @@ class Policy:
         )
 
         def body(step, scene):
-            numbers = tf.random.stateless_uniform([2], _fold(seed, 2 * step + 1))
+            numbers = tf.random.stateless_uniform([2], fold(seed, 2 * step + 1))
             happens = (numbers[0] < probability[step]) | tf.gather(self._per_box, index[step])
             minus = (numbers[1] < 0.5) & tf.gather(self._signed, index[step])
             value = tf.where(minus, -argument[step], argument[step])
             # The released code takes a third of the probability for each box.
-            arguments = (scene, value, _fold(seed, 2 * step + 2), probability[step] / 3.0)
+            arguments = (scene, value, fold(seed, 2 * step + 2), probability[step] / 3.0)
             branches = [lambda: scene] + [
                 functools.partial(operation.apply, *arguments) for operation in self.operations
             ]

@@ -109,3 +109,92 @@ def test_undecodable_image_is_named(tmp_path):
     records.write(file, [record(), record(encoded=b"junk", name="bad.png")])
     with pytest.raises(UserError, match=r"record 1 of .*a.tfrecord \(bad.png\) cannot be decoded"):
         inputs.find_bad_record([file])
+
+
+# --- Mixing and sharding ---------------------------------------------------------------------
+
+
+def gray_values(batches):
+    """The gray value of each image, which tells the images of `files` apart."""
+    return [x for images, _ in batches for x in np.asarray(images)[:, 0, 0, 0].round(3).tolist()]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_pipelines_of_several_workers_share_the_images(files, count):
+    """Two files: two pipelines read a file each, three share the records."""
+    source = InputConfig(flip=False, jitter=(1.0, 1.0))
+    parse = TASK.parser(source, training=True)
+    seen = []
+    for pipeline in range(count):
+        context = tf.distribute.InputContext(count, pipeline, num_replicas_in_sync=count)
+        data = inputs.training_dataset(files, parse, count, 1, input_context=context)
+        own = 4 if count == 2 and pipeline == 0 else 3 if count == 2 or pipeline == 0 else 2
+        values = gray_values(take(data, own))  # an epoch, one image a batch
+        assert len(set(values)) == own
+        assert values[:own].sort() == gray_values(take(data.skip(own), own)).sort()
+        seen += values
+    assert len(set(seen)) == 7 == len(seen)
+
+
+def test_pipelines_draw_different_augmentations(tmp_path):
+    """The same image in both pipelines is not scaled alike."""
+    paths = []
+    for shard in range(2):
+        paths.append(str(tmp_path / f"{shard}.tfrecord"))
+        records.write(paths[-1], [record(encoded=png(40, 60), height=40, width=60, mask=b"")])
+    parse = TASK.parser(InputConfig(jitter=(0.3, 2.0)), training=True)
+    scales = [
+        np.asarray(labels["image_info"])[0, 2].tolist()
+        for pipeline in range(2)
+        for _, labels in inputs.training_dataset(
+            paths, parse, 2, 1, input_context=tf.distribute.InputContext(2, pipeline, 2)
+        ).take(3)
+    ]
+    assert len({tuple(scale) for scale in scales}) == 6
+
+
+def test_resumed_pipeline_of_a_worker_equals_the_uninterrupted_one(files):
+    parse = TASK.parser(InputConfig(), training=True)
+    context = tf.distribute.InputContext(2, 1, num_replicas_in_sync=2)
+
+    def data(start):
+        return inputs.training_dataset(files, parse, 4, 1, start_step=start, input_context=context)
+
+    assert_equal(take(data(0), 6)[2:], take(data(2), 4))
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(files):
+    context = tf.distribute.InputContext(2, 0, num_replicas_in_sync=4)
+    with pytest.raises(UserError, match="a batch of 6 images is not shared by 4 replicas"):
+        inputs.training_dataset(files, TASK.parser(), 6, 1, input_context=context)
+
+
+def test_three_sources_at_any_ratio_each_with_its_own_epochs(files):
+    source = InputConfig(flip=False, jitter=(1.0, 1.0))
+    human = dataset(files, source)
+    pseudo = inputs.training_dataset(files[:1], TASK.parser(source, training=True), 3, 2)
+    labelled = inputs.training_dataset(
+        files, inputs.classification_parser(source, (128, 128)), 1, 3
+    )
+    mixed = inputs.zip_sources(human=human, pseudo=pseudo, classification=labelled)
+    batches = take(mixed, 14)
+    for images, labels in batches:
+        assert {k: len(v) for k, v in images.items()} == {
+            "human": 2, "pseudo": 3, "classification": 1,
+        }  # fmt: skip
+        assert labels["classification"]["label"].tolist() == [9]
+    counts = {
+        name: np.unique(
+            np.concatenate([x[name][:, 0, 0, 0] for x, _ in batches]).round(3), return_counts=True
+        )[1].tolist()
+        for name in ("human", "pseudo", "classification")
+    }
+    assert counts["human"] == [4] * 7  # 28 images are four epochs of seven
+    assert sorted(counts["pseudo"]) == [10, 10, 11, 11]  # 42 images of the four in the first file
+    assert counts["classification"] == [2] * 7
+
+
+def test_simclr_parser_gives_two_views(files):
+    images, labels = take(inputs.training_dataset(files, inputs.simclr_parser(16), 4, 1), 1)[0]
+    assert images.shape == (4, 2, 16, 16, 3)
+    assert labels["label"].tolist() == [9] * 4
