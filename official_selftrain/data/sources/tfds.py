@@ -14,7 +14,7 @@ from official_selftrain.errors import UserError
 # COCO's category ids have gaps, which tensorflow-datasets closes; these are the original ones.
 COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_IDS = [number for number in range(1, 91) if number not in COCO_GAPS]
-OBJECTS = ("objects", "bobjects")  # bobjects: the boxes of Open Images
+OBJECTS = ("bobjects", "objects")  # Open Images has both; its `objects` are without boxes
 # Objects that are neither right nor wrong in an evaluation, as crowds are.
 CROWDS = ("is_crowd", "is_difficult", "is_group_of")
 
