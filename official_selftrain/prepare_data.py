@@ -33,6 +33,8 @@ def main():
 
     from official_selftrain.data import sources, splits
 
+    if FLAGS.disjoint_from:
+        next(sources.read_index(FLAGS.disjoint_from), None)  # a wrong name is told before the work
     summary = sources.prepare(
         source, str, FLAGS.output, workers=FLAGS.workers or None, beam_args=FLAGS.beam or None
     )

@@ -211,6 +211,14 @@ def test_batches_are_shared_out_evenly(data):
         runner.check_batches(resolve(data, "pseudo.batch_size=3"), strategy)
 
 
+def test_measured_images_are_not_to_be_labelled(data, tmp_path, caplog):
+    """Evaluation images among the unlabelled are refused, among the labelled a warning."""
+    with pytest.raises(UserError, match="6 images are both in 'evaluation' and in 'unlabeled'"):
+        runner.run(resolve(data, "unlabeled.images=train"), tmp_path / "a")
+    runner.Data(resolve(data), tmp_path / "b")
+    assert "6 images are both in human and in evaluation" in caplog.text
+
+
 def test_empty_unlabelled_folder(data, tmp_path):
     (data / "empty").mkdir()
     with pytest.raises(UserError, match="no usable image in .*empty"):

@@ -1,7 +1,7 @@
 import io
 
 import numpy as np
-from helpers import png, record
+from helpers import mask_png, png, record
 from PIL import Image
 
 from official_selftrain import visualize
@@ -37,3 +37,21 @@ def test_curves_and_histogram_are_inline_svg():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "ratio": 1.0}]
     assert visualize.curves({"a": rows}, ["loss", "ratio"]).startswith("<svg")
     assert visualize.histogram([1, 2, 3], 0.5).startswith("<svg")
+
+
+def test_masks_are_laid_over_and_background_is_clear():
+    mask = np.zeros((4, 6), "uint8")
+    mask[0], mask[1] = 1, 255
+    drawn = np.asarray(visualize.draw_mask(Image.new("RGB", (6, 4)), mask, opacity=1.0))
+    assert (drawn[0] == (0x3C, 0xB4, 0x4B)).all()
+    assert (drawn[1] == 255).all() and not drawn[2:].any()
+
+
+def test_sheet_of_augmentations_has_a_column_a_policy(tmp_path):
+    images = [
+        record(encoded=png(40, 60), height=40, width=60, is_crowd=None, mask=mask_png(40, 60, i))
+        for i in range(2)
+    ] + [record(encoded=png(), boxes=[], classes=[], scores=None, is_crowd=None, mask=b"")]
+    visualize.augmentation_sheet(tmp_path / "s.png", images, 3, side=64)
+    sheet = Image.open(tmp_path / "s.png")
+    assert sheet.size == (5 * (64 + visualize.MARGIN), visualize.CAPTION_HEIGHT + 3 * 68)

@@ -172,15 +172,9 @@ def operations(as_released=False):
         table[f"{name}_Only_BBoxes"] = Operation(_inside_boxes(pixels), True, signed=True)
     flip = lambda x, argument, fill: tf.reverse(x, [1])  # noqa: E731
     table["Flip_Only_BBoxes"] = Operation(_inside_boxes(flip), per_box=True)
-    for name in ("Solarize", "Equalize"):
-        inside = _inside_boxes(functools.partial(_without_fill, colours[name]), masks=False)
-        table[f"{name}_Only_BBoxes"] = Operation(inside, per_box=True)
-    table["Cutout_Only_BBoxes"] = Operation(_cutout_inside_boxes, per_box=True)
+    for name in ("Solarize", "Equalize", "Cutout"):
+        table[f"{name}_Only_BBoxes"] = Operation(_repeat_in_boxes(table[name]), per_box=True)
     return table
-
-
-def _without_fill(function, image, argument, fill):
-    return function(image, argument)
 
 
 def _colour(function):
@@ -230,7 +224,7 @@ def _box_cutout(scene, argument, seed, chance):
     return scene | {"image": tf.cond(count > 0, paint, lambda: image)}
 
 
-def _inside_boxes(move_pixels, masks=True):
+def _inside_boxes(move_pixels):
     """The content of drawn boxes moves, the boxes themselves stay."""
 
     def change(scene, box, argument, seed):
@@ -238,9 +232,21 @@ def _inside_boxes(move_pixels, masks=True):
             return image_ops.inside_box(pixels, box, lambda x: move_pixels(x, argument, fill))
 
         changed = {"image": moved(scene["image"], image_ops.FILL)}
-        if masks and "mask" in scene:
+        if "mask" in scene:
             changed["mask"] = moved(scene["mask"], image_ops.IGNORE_LABEL)
         return scene | changed
+
+    return _for_drawn_boxes(change)
+
+
+def _repeat_in_boxes(operation):
+    """An operation that changes nothing but the image, on the pixels of drawn boxes."""
+
+    def change(scene, box, argument, seed):
+        def painted(region):
+            return operation.apply({"image": region}, argument, seed, 1.0)["image"]
+
+        return scene | {"image": image_ops.inside_box(scene["image"], box, painted)}
 
     return _for_drawn_boxes(change)
 
@@ -261,15 +267,6 @@ def _for_drawn_boxes(change):
         return _loop(tf.shape(chosen)[0], body, scene)
 
     return apply
-
-
-@_for_drawn_boxes
-def _cutout_inside_boxes(scene, box, argument, seed):
-    def paint(region):
-        half = tf.cast(argument, tf.int32)
-        return image_ops.cutout(region, _point(seed, _size(region)), half)
-
-    return scene | {"image": image_ops.inside_box(scene["image"], box, paint)}
 
 
 def _loop(count, body, scene):

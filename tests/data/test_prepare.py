@@ -217,6 +217,12 @@ def test_beam_writes_what_threads_write(folder):
     }
 
 
+def test_a_pipeline_that_cannot_start_is_one_line(folder):
+    pytest.importorskip("apache_beam")
+    with pytest.raises(UserError, match="Apache Beam stopped: Unexpected pipeline runner: Nope"):
+        prepare(folder, "beam/all", beam_args=["--runner=Nope"])
+
+
 @pytest.mark.slow
 def test_faults_in_beam_workers_come_back_as_one_line(folder):
     pytest.importorskip("apache_beam")

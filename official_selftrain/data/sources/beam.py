@@ -14,7 +14,7 @@ def run(jobs, arguments):
         arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
 
     Raises:
-        UserError: without the extra, or with the fault that a worker met.
+        UserError: without the extra, if the pipeline fails, or with the fault that a worker met.
     """
     try:
         import apache_beam as beam
@@ -22,8 +22,11 @@ def run(jobs, arguments):
     except ModuleNotFoundError:
         raise UserError("Beam needs the extra: pip install 'official_selftrain[beam]'") from None
     waiting = [job for job in jobs if job.finished() is None]
-    with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-        _ = pipeline | beam.Create(waiting, reshuffle=True) | beam.Map(_run)
+    try:
+        with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+            _ = pipeline | beam.Create(waiting, reshuffle=True) | beam.Map(_run)
+    except Exception as error:
+        raise UserError(f"Apache Beam stopped: {' '.join(str(error).split())[:500]}") from None
     return [_tally(job) for job in jobs]
 
 
