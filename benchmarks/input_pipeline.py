@@ -8,9 +8,12 @@ measured in the same run:
     python -m venv /tmp/peer && /tmp/peer/bin/pip install tf-models-official
 
 Every line is a process of its own on one core, lines in turn over the rounds; printed are medians
-of images per CPU second, and the ratio to decoding JPEG alone, which is the ceiling. Each takes off
-one part of the pipeline after the other, so that differences tell where the time goes. With
-`--memory MINUTES` it runs S4 for that long instead and prints the resident memory.
+of images per CPU second, and the ratio to decoding JPEG alone, which is the ceiling. The lines from
+"S1 unbatched" on leave out one part of the pipeline after the other, so that differences tell where
+the time goes.
+
+    python benchmarks/input_pipeline.py --operations        # ms of each image operation
+    python benchmarks/input_pipeline.py --memory MINUTES    # resident memory while S4 runs
 """
 
 import io
@@ -121,12 +124,7 @@ def peer_dataset(name, file):
 
 
 def measure(name, file):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    one_core()
     make = peer_dataset if name.startswith("peer") else our_dataset
     data, size = make(name, file)
     iterator = iter(data)
@@ -137,6 +135,41 @@ def measure(name, file):
         next(iterator)
     rate = IMAGES // size * size / (time.process_time() - began)
     print("RESULT " + json.dumps(rate))
+
+
+def time_operations(repeats=30):
+    """CPU milliseconds of each operation at level 6 on a 640 x 480 image with seven boxes."""
+    one_core()
+    import numpy as np
+    import tensorflow as tf
+
+    from official_selftrain.data import policies
+
+    rng = np.random.default_rng(0)
+    corners = np.sort(rng.random((7, 2, 2)), axis=1).reshape(7, 4)
+    scene = policies.make_scene(rng.integers(0, 255, (480, 640, 3), "uint8"), corners)
+    for name, operation in policies.operations().items():
+        argument = policies.level_to_argument(name, 6)
+
+        @tf.function(autograph=False)
+        def apply(scene, seed, operation=operation, argument=argument):
+            return operation.apply(scene, tf.constant(argument, tf.float32), seed, 0.2)
+
+        seeds = [tf.constant([0, number], tf.int64) for number in range(repeats)]
+        apply(scene, seeds[0])
+        began = time.process_time()
+        for seed in seeds:
+            apply(scene, seed)
+        print(f"{name:<24}{1000 * (time.process_time() - began) / repeats:>8.2f} ms")
+
+
+def one_core():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def watch_memory(file, minutes):
@@ -189,6 +222,8 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         measure(sys.argv[2], sys.argv[3])
+    elif sys.argv[1:2] == ["--operations"]:
+        time_operations()
     elif sys.argv[1:2] == ["--memory"]:
         with tempfile.TemporaryDirectory() as folder:
             write_records(os.path.join(folder, "a.tfrecord"))

@@ -195,6 +195,14 @@ def test_truncated_images_inside_shards_are_skipped_where_allowed(folder):
     assert "copy/y-00000-of-00004.tfrecord" in skipped["files"][0]
 
 
+def test_records_are_not_overwritten_by_their_copy(folder):
+    prepare(folder)
+    pattern = str(folder / "out/all-*.tfrecord")
+    with pytest.raises(UserError, match="would overwrite the records it reads"):
+        prepare(folder, images=None, records=pattern, on_bad_record="skip")
+    assert sources.verify(folder / "out/all") == 4
+
+
 def test_a_shard_that_breaks_off_is_named(folder):
     summary = prepare(folder)
     file = pathlib.Path(summary["files"][2])

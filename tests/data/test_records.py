@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import load
-from helpers import record
+from helpers import png, record
 
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
@@ -55,6 +55,33 @@ def test_released_record_is_read(golden):
     np.testing.assert_array_equal(found.classes, expected["groundtruths__classes"][:count])
     np.testing.assert_array_equal(found.is_crowd, expected["groundtruths__is_crowds"][:count] > 0)
     np.testing.assert_allclose(found.areas, expected["groundtruths__areas"][:count], rtol=1e-5)
+
+
+def test_model_garden_record_is_read():
+    """The features that its COCO converter writes, more than are needed."""
+
+    def feature(*values):
+        kind = {bytes: "bytes_list", int: "int64_list", float: "float_list"}[type(values[0])]
+        return tf.train.Feature(**{kind: {"value": values}})
+
+    content = {
+        "image/height": feature(4), "image/width": feature(6),
+        "image/filename": feature(b"000000000139.jpg"), "image/source_id": feature(b"139"),
+        "image/key/sha256": feature(b"0" * 64), "image/encoded": feature(png()),
+        "image/format": feature(b"png"),
+        "image/object/bbox/xmin": feature(0.5), "image/object/bbox/xmax": feature(1.0),
+        "image/object/bbox/ymin": feature(0.0), "image/object/bbox/ymax": feature(0.5),
+        "image/object/class/text": feature(b"dog"), "image/object/class/label": feature(18),
+        "image/object/is_crowd": feature(1), "image/object/area": feature(5.5),
+    }  # fmt: skip
+    serialized = tf.train.Example(features=tf.train.Features(feature=content)).SerializeToString()
+    found = records.from_example(serialized)
+    assert (found.image_id, found.name, found.label) == (139, "000000000139.jpg", -1)
+    np.testing.assert_allclose(found.boxes, [[0.0, 0.5, 0.5, 1.0]])
+    assert found.classes.tolist() == [18] and found.is_crowd.tolist() == [True]
+    assert found.areas.tolist() == [5.5] and found.scores.tolist() == [1.0]
+    decoded = records.decode(tf.constant(serialized))
+    np.testing.assert_allclose(decoded["boxes"], found.boxes)
 
 
 def test_decode_matches_the_record():

@@ -83,6 +83,8 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
              source.on_bad_record == "skip", in_place)
         for index, unit in enumerate(reader.units)
     ]  # fmt: skip
+    if not in_place and {os.path.abspath(job.file) for job in jobs} & _absolute(reader.units):
+        raise UserError(f"writing {name} would overwrite the records it reads; choose another name")
     if beam_args is None:
         tallies = _in_threads(jobs, reader.images, workers or os.cpu_count(), name)
     else:
@@ -105,6 +107,10 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
     for job in jobs:
         pathlib.Path(job.tally_file).unlink(missing_ok=True)
     return summary
+
+
+def _absolute(units):
+    return {os.path.abspath(unit) for unit in units if isinstance(unit, str)}
 
 
 def _shard(name, index, count):
