@@ -1,16 +1,21 @@
-# make demo: the whole method on embedded data. make test: lint and tests. Both set up .venv first.
+# make demo [TASK=segmentation]: the whole method on embedded data. make test: lint and tests.
+# Both set up .venv first.
 
 PYTHON ?= python3
 # `tensorflow` and `tensorflow-cpu` own the same folder: exactly one of them.
 TF ?= $(shell command -v nvidia-smi > /dev/null && echo tf || echo tf-cpu)
 SEED ?= 0
-RUN ?= runs/demo
+TASK ?= detection
+DEMO_detection := demo
+DEMO_segmentation := demo_segmentation
+DEMO := $(or $(DEMO_$(TASK)),$(error TASK=$(TASK) is neither detection nor segmentation))
+RUN ?= runs/$(DEMO)
 VENV := .venv/bin
 
 .PHONY: demo test lint
 
 demo: .venv/ready
-	$(VENV)/python -m official_selftrain.run --experiment=demo --model_dir=$(RUN) \
+	$(VENV)/python -m official_selftrain.run --experiment=$(DEMO) --model_dir=$(RUN) \
 		--params_override=trainer.seed=$(SEED)
 
 test: lint

@@ -55,4 +55,23 @@ DEMO = {
     "trainer": {"steps": 600, "steps_per_loop": 50, "checkpoint_interval": 200},
 }
 
-EXPERIMENTS = {"demo": DEMO}
+SEGMENTATION = {
+    **DEMO,
+    "description": "the same, the class of every pixel in place of boxes",
+    "task": {
+        "kind": "segmentation",
+        "image_size": (128, 128),
+        "backbone": "resnet10",
+        # Nine of ten pixels are background.
+        "class_weights": (0.2, 1.0, 1.0, 1.0, 1.0, 1.0),
+        "neck": "fpn",
+        "neck_filters": 32,
+        "neck_separable": False,
+        "head_convs": 2,
+        "bn_momentum": 0.98,
+        "bn_synchronized": False,
+    },
+    "pseudo": {**DEMO["pseudo"], "score_threshold": 0.5},
+}
+
+EXPERIMENTS = {"demo": DEMO, "demo_segmentation": SEGMENTATION}

@@ -97,5 +97,6 @@ def _set_up_logging():
 def print_metrics(name, metrics):
     """The headline of an evaluation."""
     if metrics:
-        line = ", ".join(f"{key} {100 * metrics[key]:.1f}" for key in ("AP", "AP50", "AP75"))
+        names = [key for key in metrics if "/" not in key][:3]
+        line = ", ".join(f"{key} {100 * metrics[key]:.1f}" for key in names)
         print(f"{name}: {line}")

@@ -20,6 +20,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parent
 EXPERIMENT_FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
 
 Fraction = pydantic.confloat(ge=0, le=1)
+Scales = Annotated[tuple[pydantic.PositiveFloat, ...], pydantic.Field(min_length=1)]
 Positive = pydantic.PositiveInt
 BACKBONES = (
     *(f"spinenet{variant}" for variant in ("49S", "49", "96", "143", "143L", "190")),
@@ -128,6 +129,21 @@ class SegmentationConfig(NetworkConfig):
     head_level: pydantic.NonNegativeInt = 2  # the logits have stride 2^head_level
     head_convs: Positive = 3
     fusion: bool = True  # sum all levels before the head
+    loss_size: Literal["logits", "mask"] = "logits"  # where logits and labels meet
+    label_smoothing: pydantic.confloat(ge=0, lt=1) = 0.0
+    class_weights: tuple[pydantic.NonNegativeFloat, ...] | None = None  # one a class
+    eval_scales: Scales = (1.0,)  # of image_size; their mean probability decides
+    eval_flip: bool = False  # also mirrored
+    eval_size: Literal["image", "network"] = "image"  # where predictions meet the truth
+    label_scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the same for pseudo labels
+    label_flip: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _a_weight_for_each_class(self):
+        weights, count = self.class_weights, self.num_classes
+        if weights is not None and count is not None and len(weights) != count:
+            raise ValueError(f"class_weights has {len(weights)} numbers for {count} classes")
+        return self
 
 
 def _kind(values):
@@ -221,8 +237,13 @@ class InputConfig(SourceConfig):
 class PseudoConfig(InputConfig):
     """Teacher's labels as read by the student (paper section 3.2)."""
 
-    score_threshold: Fraction = 0.5  # boxes at or below it are dropped
+    score_threshold: Fraction = 0.5  # boxes at or below it are dropped, pixels below it ignored
+    class_thresholds: dict[int, Fraction] = {}  # in its place for some class ids
     keep_empty: bool = True  # images left without a box train as pure background
+
+    def thresholds(self, num_classes):
+        """The threshold of each class."""
+        return [self.class_thresholds.get(c, self.score_threshold) for c in range(num_classes)]
 
 
 class EvaluationConfig(SourceConfig):
@@ -264,7 +285,7 @@ class OptimizerConfig(Group):
 
 class TrainerConfig(Group):
     steps: Positive
-    init: str | None = None  # start from a run folder, a .weights.h5 file, or "imagenet"
+    init: str | None = None  # a run folder, a .weights.h5 file, "imagenet" or "imagenet++"
     steps_per_loop: Positive = 100  # steps between two reports
     checkpoint_interval: Positive = 1000  # steps
     keep_checkpoints: Positive = 5

@@ -1,4 +1,4 @@
-"""COCO metrics of trained weights, written to metrics.json, with AP per class.
+"""COCO metrics or mIoU of trained weights, written to metrics.json, each also per class.
 
 python -m official_selftrain.evaluate --model_dir=RUN     (a training, or all those of `run`)
 python -m official_selftrain.evaluate --experiment=NAME --model_dir=OUT --weights=FILE

@@ -16,16 +16,14 @@ def main():
         raise UserError("give --weights, the teacher's run folder or .weights.h5 file")
 
     from official_selftrain import runner
+    from official_selftrain.tasks import make_task
 
     files, report = runner.pseudo_label(
         config, cli.FLAGS.model_dir, cli.FLAGS.weights, threshold=cli.FLAGS.score_threshold
     )
-    print(
-        f"{report['boxes']} boxes above {report['threshold']} in {report['images']} images "
-        f"({report['empty_share']:.0%} without a box): {files[0]} and {len(files) - 1} more"
-    )
-    if "precision" in report:
-        print(f"precision {report['precision']:.1%}, recall {report['recall']:.1%} at IoU 0.5")
+    rows = make_task(config.task).tally([0.5]).rows(report)
+    print("\n".join(f"{name}: {text}" for name, text in rows))
+    print(f"{files[0]} and {len(files) - 1} more")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python -m official_selftrain.report --model_dir=runs/demo
 """
 
 import base64
+import functools
 import html
 import json
 import logging
@@ -45,13 +46,19 @@ def write(config, folder, data, results, seconds):
     unlabeled, validation = _first(data.files("unlabeled")), _first(data.files("evaluation"))
     found = _predictions(config, folder, results, unlabeled + validation)
     count = len(unlabeled)
-    labelling = _unlabeled_sheet(folder, data, labels, unlabeled, found["student"][:count])
+    draw = functools.partial(
+        visualize.draw_record,
+        side=SIDE,
+        names=data.class_names,
+        masks=config.task.kind == "segmentation",
+    )
+    labelling = _unlabeled_sheet(folder, draw, labels, unlabeled, found["student"][:count])
     columns = [validation, *(labelled[count:] for labelled in found.values())]
-    comparison = _validation_sheet(data, ["human labels", *found], columns)
+    comparison = _validation_sheet(draw, ["human labels", *found], columns)
     parts = [
         _results_table(config, results),
         _heading("Pseudo labels"),
-        _label_table(labels),
+        _label_table(config, labels),
         visualize.histogram(labels["score_histogram"], labels["threshold"]) or NO_CURVES,
         _heading("Training"),
         visualize.curves(histories, names),
@@ -87,27 +94,22 @@ def _table(header, rows):
 
 
 def _results_table(config, results):
-    names = sorted({name for metrics in results.values() for name in metrics if "/" in name})
-    columns = ["AP", "AP50", "AP75", *names]
+    names = {name: None for metrics in results.values() for name in metrics}
+    columns = [name for name in names if "/" not in name][:3]
+    columns += sorted(name for name in names if "/" in name)
     rows = [
         [stage, *(f"{100 * metrics[name]:.1f}" if name in metrics else "" for name in columns)]
         for stage, metrics in results.items()
     ]
     if config.published is not None:
         rows.append(["published", f"{config.published:.1f}", *[""] * (len(columns) - 1)])
-    return _table(["", *(name.removeprefix("AP/") for name in columns)], rows)
+    return _table(["", *(name.partition("/")[2] or name for name in columns)], rows)
 
 
-def _label_table(labels):
-    rows = [
-        ["images", labels["images"]],
-        [f"boxes above {labels['threshold']}", labels["boxes"]],
-        ["boxes an image", f"{labels['boxes_per_image']:.2f}"],
-        ["images left without a box", f"{labels['empty_share']:.1%}"],
-        *([name, count] for name, count in labels["boxes_per_class"].items()),
-    ]
-    if "precision" in labels:
-        rows += [[key, f"{labels[key]:.1%}"] for key in ("precision", "recall")]
+def _label_table(config, labels):
+    from official_selftrain.tasks import make_task
+
+    rows = make_task(config.task).tally([labels["threshold"]]).rows(labels)
     warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
     return warnings + _table(["", ""], rows)
 
@@ -128,16 +130,15 @@ def _first(files, count=PICTURES):
     return [record for record, _ in zip(stream, range(count), strict=False)]
 
 
-def _unlabeled_sheet(folder, data, labels, images, student):
+def _unlabeled_sheet(folder, draw, labels, images, student):
     """Held-back labels, what the teacher found, what is kept, and the student."""
     pseudo = _first(records.matching_files(str(folder / "labels" / "pseudo-*.tfrecord")))
-    names = data.class_names
     rows = [
         [
-            visualize.draw_record(truth, SIDE, names),
-            visualize.draw_record(labelled, SIDE, names, ANY_SCORE),
-            visualize.draw_record(labelled, SIDE, names, labels["threshold"]),
-            visualize.draw_record(found, SIDE, names, SHOWN_SCORE),
+            draw(truth),
+            draw(labelled, threshold=ANY_SCORE),
+            draw(labelled, threshold=labels["threshold"]),
+            draw(found, threshold=SHOWN_SCORE),
         ]
         for truth, labelled, found in zip(images, pseudo, student, strict=True)
     ]
@@ -146,9 +147,9 @@ def _unlabeled_sheet(folder, data, labels, images, student):
     return visualize.contact_sheet(rows, captions)
 
 
-def _validation_sheet(data, captions, columns):
+def _validation_sheet(draw, captions, columns):
     rows = [
-        [visualize.draw_record(record, SIDE, data.class_names, SHOWN_SCORE) for record in row]
+        [draw(record, threshold=SHOWN_SCORE) for record in row]
         for row in zip(*columns, strict=True)
     ]
     return visualize.contact_sheet(rows, captions)

@@ -142,9 +142,18 @@ class Data:
         """The config with the class count of the data.
 
         Raises:
-            UserError: if a label is outside the configured classes, or no image is labelled.
+            UserError: if a label is outside the configured classes, or images are not labelled.
         """
-        if not self.summaries["human"]["boxes"]:
+        human = self.summaries["human"]
+        if config.task.kind == "segmentation":
+            for name in ("human", "evaluation"):
+                summary = self.summaries.get(name)
+                if summary and summary["masks"] < summary["images"]:
+                    missing = summary["images"] - summary["masks"]
+                    raise UserError(
+                        f"{missing} images of {name} have no mask; is {name}.masks given?"
+                    )
+        elif not human["boxes"]:
             raise UserError("the labelled images hold no box; is human.annotations given?")
         labels = [s["largest_class"] for s in self.summaries.values()]
         largest = max([*self.class_names, *labels], default=0)
@@ -178,20 +187,9 @@ def training_data(config, task, data, start_step):
     seed = 2 * config.trainer.seed
     by_source = {"human": dataset("human", seed)}
     if config.pseudo is not None and config.self_training.alpha > 0:
-        keep = None if config.pseudo.keep_empty else _has_box_above(config.pseudo.score_threshold)
+        keep = None if config.pseudo.keep_empty else task.keeps_something(config.pseudo)
         by_source["pseudo"] = dataset("pseudo", seed + 1, keep)
     return inputs.zip_sources(**by_source)
-
-
-def _has_box_above(threshold):
-    import tensorflow as tf
-
-    def keep(serialized):
-        feature = {"image/object/score": tf.io.VarLenFeature(tf.float32)}
-        scores = tf.io.parse_single_example(serialized, feature)["image/object/score"].values
-        return tf.reduce_any(scores > threshold)
-
-    return keep
 
 
 # --- One training ----------------------------------------------------------------------------
@@ -269,6 +267,11 @@ def train(config, folder, data=None, evaluate_after=True):
             "this experiment trains a student, but pseudo.records is not set: use "
             "`python -m official_selftrain.run`, or give the files that pseudo_label wrote"
         )
+    if config.trainer.init == "imagenet++":
+        raise UserError(
+            "this cell starts from ImageNet++, Noisy Student's EfficientNet, whose weights only "
+            "its authors publish: give trainer.init=FILE, this network's weights started from them"
+        )
     if config.trainer.init and config.trainer.init != "imagenet":
         init = pathlib.Path(config.trainer.init)
         if not init.exists():
@@ -312,7 +315,8 @@ def _train(config, folder, data):
         if due and step < settings.steps and config.evaluation is not None:
             metrics = _metrics(config, task, trainer.student, data)
             _log_metrics(folder, step, metrics)
-            scalars = scalars | {"AP": metrics["AP"]}
+            name = next(iter(metrics))  # AP or mIoU
+            scalars = scalars | {name: metrics[name]}
         with open(history_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(scalars) + "\n")
         if step % settings.checkpoint_interval == 0:
@@ -396,7 +400,7 @@ def evaluate(config, folder, data=None, weights=None):
         raise UserError("nothing to evaluate on: set evaluation.records, or images and annotations")
     data = data or Data(config, folder / "data")
     config = data.complete(config)
-    if not data.summaries["evaluation"]["boxes"]:
+    if not data.summaries["evaluation"]["boxes"] and config.task.kind == "detection":
         raise UserError("the evaluation source has no labels; give evaluation.annotations")
     task = make_task(config.task)
     model = task.build_model()
@@ -440,7 +444,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
         folder: where `pseudo-*.tfrecord` and `report.json` are written.
         weights: of the teacher, a file or a run folder.
         data: prepared `Data`, None prepares it in `folder/data`.
-        threshold: for the report; None takes the student's.
+        threshold: for the report; None takes the student's thresholds.
     """
     from official_selftrain.tasks import make_task
 
@@ -450,21 +454,26 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
     data = data or Data(config, folder / "data")
     config = data.complete(config)
     files = data.files("unlabeled")
-    if threshold is None:
-        threshold = config.pseudo.score_threshold if config.pseudo is not None else 0.5
+    pseudo = config.pseudo or config_lib.PseudoConfig()
+    if threshold is not None:
+        pseudo = pseudo.model_copy(update={"score_threshold": threshold, "class_thresholds": {}})
     batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
     folder.mkdir(parents=True, exist_ok=True)
     _claim_labels(folder, weights, data)
     written = [str(folder / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
+    task = make_task(config.task, labelling=True)
     if not all(os.path.exists(file) for file in written):
-        task = make_task(config.task)
         model = task.build_model()
         checkpoints.load_weights(model, weights)
         teacher.label(task, model, files, folder, batch_size, str(weights))
-    report = teacher.report(written, files, threshold, data.class_names)
+    tally = task.tally(pseudo.thresholds(config.task.num_classes), data.class_names)
+    report = teacher.report(tally, written, files)
     write_json(folder / "report.json", report)
     shown = records.read(written)
-    visualize.preview(folder / "preview.png", shown, 12, data.class_names, threshold)
+    visualize.preview(
+        folder / "preview.png", shown, 12, data.class_names, pseudo.score_threshold,
+        masks=config.task.kind == "segmentation",
+    )  # fmt: skip
     return written, report
 
 

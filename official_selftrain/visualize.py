@@ -44,14 +44,35 @@ def draw_boxes(image, boxes, classes, scores=None, names=None):
     return image
 
 
-def draw_record(record, side, names=None, threshold=0.0):
-    """An `ImageRecord` with its labels scored above `threshold`, its longer side `side` pixels."""
+def draw_record(record, side, names=None, threshold=0.0, masks=False):
+    """An `ImageRecord` with its labels scored above `threshold`, its longer side `side` pixels.
+
+    Args:
+        record: `ImageRecord`.
+        side: in pixels.
+        names: `{class id: name}` or None.
+        threshold: smallest score, or confidence of a pixel, that is drawn.
+        masks: draw the mask, not the boxes.
+    """
     image = Image.open(io.BytesIO(record.encoded))
     factor = side / max(image.size)
     image = image.resize([max(1, round(length * factor)) for length in image.size])
+    if masks:
+        return (
+            draw_mask(image, _mask_above(record, threshold, image.size)) if record.mask else image
+        )
     keep = record.scores >= threshold
     scores = record.scores[keep] if record.origin == "pseudo" else None
     return draw_boxes(image, record.boxes[keep], record.classes[keep], scores, names)
+
+
+def _mask_above(record, threshold, size):
+    """The mask of a record at `size`, ignored where its confidence is below `threshold`."""
+    mask = np.asarray(Image.open(io.BytesIO(record.mask)).resize(size, Image.Resampling.NEAREST))
+    if not record.confidence:
+        return mask
+    confidence = Image.open(io.BytesIO(record.confidence)).resize(size, Image.Resampling.NEAREST)
+    return np.where(np.asarray(confidence) < 255 * threshold, 255, mask)
 
 
 def draw_mask(image, mask, opacity=0.55):
@@ -137,7 +158,7 @@ def contact_sheet(rows, captions):
     return sheet
 
 
-def preview(path, records, count, names=None, threshold=0.0, columns=4, side=240):
+def preview(path, records, count, names=None, threshold=0.0, columns=4, side=240, masks=False):
     """Writes a picture of the first `count` records with their labels above `threshold`.
 
     Args:
@@ -146,9 +167,10 @@ def preview(path, records, count, names=None, threshold=0.0, columns=4, side=240
         count: pictures, in rows of `columns`, the longer side of each `side` pixels.
         names: `{class id: name}` or None.
         threshold: smallest score drawn.
+        masks: draw masks, not boxes.
     """
     drawn = [
-        draw_record(record, side, names, threshold)
+        draw_record(record, side, names, threshold, masks)
         for record, _ in zip(records, range(count), strict=False)
     ]
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
@@ -199,7 +221,7 @@ def histogram(counts, threshold):
     panels[0].bar([i * width for i in range(len(counts))], counts, width, align="edge")
     panels[0].axvline(threshold, color="black", linestyle="--")
     panels[0].set_xlabel("score")
-    panels[0].set_title("stored pseudo boxes")
+    panels[0].set_title("stored pseudo labels")
     return _svg(figure)
 
 

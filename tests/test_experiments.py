@@ -54,3 +54,81 @@ def test_spinenet_recipes_equal_the_released_configs(variant, golden):
     ]
     for mine, theirs in pairs:
         assert mine == theirs
+
+
+@pytest.mark.parametrize("model", ["b7", "l2"])
+def test_pascal_recipes_equal_the_released_configs(model, golden):
+    """All but the steps, jitter and policy, where the paper differs from the release."""
+    file = golden / f"configs/selftraining_pascal_efficientnet-{model}-nasfpn.json"
+    released = json.loads(file.read_text())["params"]
+    ours = config_lib.resolve(f"pascal_{model}_imagenetpp_s4_selftrain_aug")
+    task, optimizer = ours.task, ours.optimizer
+    architecture, head = released["architecture"], released["segmentation_head"]
+    norm, train = released["batch_norm_activation"], released["train"]
+    rate, nasfpn = train["learning_rate"], released["nasfpn"]
+    pairs = [
+        (task.num_classes, architecture["num_classes"]),
+        (list(task.image_size), released["segmentation_parser"]["output_size"]),
+        (task.backbone, architecture["backbone"]),
+        (task.aspp, architecture["use_aspp"]),
+        (task.fusion, architecture["use_pyramid_fusion"]),
+        (task.neck_filters, nasfpn["fpn_feat_dims"]),
+        (task.neck_repeats, nasfpn["num_repeats"]),
+        (task.neck_separable, nasfpn["use_separable_conv"]),
+        ((task.head_level, task.head_convs), (head["level"], head["num_convs"])),
+        (task.activation, norm["activation"]),
+        (task.bn_momentum, norm["batch_norm_momentum"]),
+        (task.bn_epsilon, norm["batch_norm_epsilon"]),
+        (task.bn_synchronized, norm["use_sync_bn"]),
+        (task.loss_size == "mask", released["segmentation_loss"]["use_groundtruth_dimension"]),
+        (task.label_smoothing, released["segmentation_loss"]["label_smoothing"]),
+        (ours.human.flip, released["segmentation_parser"]["aug_rand_hflip"]),
+        (optimizer.momentum, train["optimizer"]["momentum"]),
+        (optimizer.l2, train["l2_weight_decay"]),
+        (optimizer.clip_norm, train["gradient_clip_norm"]),
+        (optimizer.schedule, rate["type"]),
+        (optimizer.learning_rate, rate["init_learning_rate"]),
+        (optimizer.warmup_steps, rate["warmup_steps"]),
+        (optimizer.warmup_learning_rate, rate["warmup_learning_rate"]),
+        (ours.evaluation.batch_size, released["eval"]["eval_batch_size"]),
+    ]
+    for mine, theirs in pairs:
+        assert mine == theirs
+    assert task.label_scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    batch = {"b7": 256, "l2": 128}[model]
+    assert (ours.human.batch_size, ours.pseudo.batch_size) == (batch, batch)
+    teacher = config_lib.teacher_config(ours)
+    assert (teacher.human.batch_size, teacher.pseudo) == (256, None)
+    assert ours.trainer.steps == {"b7": 40_000, "l2": 20_000}[model]
+
+
+# Table 11 by init and policy, the human-labelled aug set of table 8, table 14, table 6.
+PASCAL = {
+    "b7_random": (28.4, 41.5),
+    "b7_imagenet": (80.2, 81.4),
+    "b7_imagenetpp": (83.9, 85.2),
+    "b7_imagenetpp_{}_human_aug": (84.7, 84.8),
+    "b7_imagenetpp_{}_selftrain_imagenet": (85.0, 86.0),
+    "b7_imagenetpp_{}_selftrain_coco": (85.3, 86.6),
+    "b7_imagenetpp_{}_selftrain_aug": (85.6, 86.7),
+    "l2_imagenetpp": (None, 88.7),
+    "l2_imagenetpp_{}_selftrain_aug": (None, 90.0),
+}
+
+
+def test_every_cell_of_the_pascal_tables_is_an_experiment():
+    found = {
+        name: values["published"]
+        for name, values in config_lib.load_experiments().items()
+        if name.startswith("pascal_")
+    }
+    expected = {}
+    for name, values in PASCAL.items():
+        name = name if "{}" in name else name + "_{}"
+        for policy, value in zip(("s1", "s4"), values, strict=True):
+            if value is not None:
+                expected["pascal_" + name.format(policy)] = value
+    assert found == expected
+    for name in found:
+        config = config_lib.resolve(name)
+        assert config.human.policy == name.split("_")[3].upper()

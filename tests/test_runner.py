@@ -219,6 +219,66 @@ def test_measured_images_are_not_to_be_labelled(data, tmp_path, caplog):
     assert "6 images are both in human and in evaluation" in caplog.text
 
 
+SEGMENTATION = """
+import runpy
+MINI = runpy.run_path(__file__.replace("masks.py", "recipe.py"))["EXPERIMENTS"]["mini"]
+LABELLED = {"images": "train", "masks": "masks", "class_list": "classes.txt"}
+EXPERIMENTS = {"masks": MINI | {
+    "task": {
+        "kind": "segmentation", "image_size": (128, 128), "backbone": "efficientnet-b0",
+        "backbone_sizes": {"width": 0.25, "depth": 0.3}, "neck": "fpn", "neck_filters": 8,
+        "head_convs": 1, "bn_synchronized": False, "label_scales": (0.5, 1.0),
+    },
+    "human": {**LABELLED, "batch_size": 2, "policy": "S4"},
+    "pseudo": {"batch_size": 2, "score_threshold": 0.3},
+    "evaluation": {**LABELLED, "batch_size": 4},
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def masks(data):
+    """The labelled images of `data` with masks: left is class 1, then a border of 255."""
+    (data / "masks").mkdir()
+    mask = np.zeros((100, 128), "uint8")
+    mask[:, :60], mask[:, 60:64] = 1, 255
+    for index in range(6):
+        Image.fromarray(mask).save(data / f"masks/{index}.png")
+    (data / "classes.txt").write_text("right\nleft\n")
+    (data / "masks.py").write_text(SEGMENTATION)
+    return data
+
+
+def resolve_masks(data, *overrides):
+    return config_lib.resolve(f"{data}/masks.py:masks", None, overrides, str(data))
+
+
+def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
+    config = resolve_masks(masks, "self_training.control=true")
+    results = runner.run(config, tmp_path)
+    assert list(results) == ["teacher", "student", "control"]
+    for metrics in results.values():
+        assert {"mIoU", "IoU/left", "IoU/right"} <= set(metrics)
+        assert 0 <= metrics["mIoU"] <= 1
+    page = (tmp_path / "report.html").read_text()
+    assert "mIoU" in page and "pixels ignored" in page and "left" in page
+    report = json.loads((tmp_path / "labels/report.json").read_text())
+    assert report["images"] == 5 and 0 <= report["ignored_share"] < 1
+    assert runner.evaluate(
+        config, tmp_path / "again", weights=tmp_path / "student"
+    ) == pytest.approx(results["student"])
+    assert runner.run(config, tmp_path) == results
+
+
+def test_wrong_masks_stop_a_run_in_one_line(masks, tmp_path):
+    with pytest.raises(UserError, match="6 images of human have no mask; is human.masks given?"):
+        runner.run(resolve_masks(masks, "human={masks: null, class_list: null}"), tmp_path / "a")
+    with pytest.raises(UserError, match="class_weights has 3 numbers for 2 classes"):
+        runner.run(resolve_masks(masks, "task.class_weights=[1,1,1]"), tmp_path / "b")
+    with pytest.raises(UserError, match="starts from ImageNet"):
+        runner.train(resolve_masks(masks, "trainer.init=imagenet++,pseudo=null"), tmp_path / "c")
+
+
 def test_empty_unlabelled_folder(data, tmp_path):
     (data / "empty").mkdir()
     with pytest.raises(UserError, match="no usable image in .*empty"):

@@ -7,7 +7,7 @@ from helpers import record
 from official_selftrain import teacher
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
-from official_selftrain.tasks.detection import Detections, DetectionTask
+from official_selftrain.tasks.detection import BoxTally, Detections, DetectionTask, matches
 
 
 class Answers(DetectionTask):
@@ -70,9 +70,19 @@ def labelled(tmp_path, scores, name="p"):
     return [files[0]], [files[1]]
 
 
+def label_report(files, threshold, names=None):
+    return teacher.report(BoxTally([threshold] * 3, names), *files)
+
+
+def test_classes_have_thresholds_of_their_own(tmp_path):
+    files = labelled(tmp_path, [0.9, 0.6, 0.4])
+    report = teacher.report(BoxTally([0.8, 0.5, 0.8]), *files)
+    assert report["boxes"] == 2 and report["threshold"] == 0.8
+
+
 def test_report_by_hand(tmp_path):
     files = labelled(tmp_path, [0.9, 0.6, 0.5, 0.2])
-    report = teacher.report(*files, 0.5, {1: "fish"})
+    report = label_report(files, 0.5, {1: "fish"})
     assert (report["images"], report["stored_boxes"], report["boxes"]) == (4, 4, 2)
     assert report["boxes_per_class"] == {"fish": 2}
     assert report["empty_share"] == 0.5
@@ -84,20 +94,20 @@ def test_report_by_hand(tmp_path):
 
 def test_threshold_that_keeps_nothing_is_an_error(tmp_path):
     with pytest.raises(UserError, match="keeps no box of 2 images; the highest score is 0.60"):
-        teacher.report(*labelled(tmp_path, [0.6, 0.2]), 0.9)
+        label_report(labelled(tmp_path, [0.6, 0.2]), 0.9)
 
 
 def test_almost_nothing_and_almost_everything_are_loud(tmp_path, caplog):
-    report = teacher.report(*labelled(tmp_path, [0.9] + [0.1] * 30), 0.5)
+    report = label_report(labelled(tmp_path, [0.9] + [0.1] * 30), 0.5)
     assert "only 3.2% of images keep a box" in report["warnings"][0]
     assert "PSEUDO LABELS: only 3.2%" in caplog.text
-    assert teacher.report(*labelled(tmp_path, [0.9] * 10, "q"), 0.5)["warnings"] == []
+    assert label_report(labelled(tmp_path, [0.9] * 10, "q"), 0.5)["warnings"] == []
 
 
 def test_matching_uses_each_true_box_once():
     truth = record(is_crowd=None)
     boxes = np.array([[0, 0.5, 0.5, 1.0], [0, 0.5, 0.5, 0.98], [0.25, 0, 1, 0.5]], "float32")
-    assert teacher.matches(boxes, np.array([1, 1, 2]), truth) == 2
-    assert teacher.matches(boxes, np.array([2, 2, 1]), truth) == 0
+    assert matches(boxes, np.array([1, 1, 2]), truth) == 2
+    assert matches(boxes, np.array([2, 2, 1]), truth) == 0
     nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
-    assert teacher.matches(nothing.boxes, nothing.classes, truth) == 0
+    assert matches(nothing.boxes, nothing.classes, truth) == 0

@@ -132,7 +132,8 @@ def prediction_dataset(files, parse, batch_size):
     """Every image once, in order; the last batch is filled up with copies of its last image.
 
     Returns:
-        `tf.data.Dataset` of (images `[batch_size, S, S, 3]`, labels, number of real images).
+        `tf.data.Dataset` of (images `[batch_size, S, S, 3]`, or a tuple of such, labels, number of
+        real images).
     """
     dataset = tf.data.TFRecordDataset(files)
     dataset = dataset.map(
@@ -142,13 +143,13 @@ def prediction_dataset(files, parse, batch_size):
     )
 
     def fill(images, labels):
-        count = tf.shape(images)[0]
+        count = tf.shape(tf.nest.flatten(images)[0])[0]
         indices = tf.minimum(tf.range(batch_size), count - 1)
 
         def take(x):
             return tf.ensure_shape(tf.gather(x, indices), [batch_size, *x.shape[1:]])
 
-        return take(images), tf.nest.map_structure(take, labels), count
+        return *tf.nest.map_structure(take, (images, labels)), count
 
     return dataset.batch(batch_size).map(fill).prefetch(tf.data.AUTOTUNE)
 

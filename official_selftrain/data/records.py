@@ -1,7 +1,8 @@
 """`ImageRecord`, and its form on disk: the only place that knows TFRecord feature names.
 
 The names are those of the released code (and of Model Garden, which kept them), plus
-`image/filename`, `image/origin`, `image/dataset`, `image/teacher` and `image/object/score`.
+`image/filename`, `image/origin`, `image/dataset`, `image/teacher`, `image/object/score` and
+`image/segmentation/class/confidence`.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ class ImageRecord:
         is_crowd: `[N]` bool.
         areas: `[N]` float32 in square pixels; computed from the boxes where not given.
         mask: gray PNG bytes of class ids, as large as the image (255 is ignored), or b"".
+        confidence: gray PNG bytes, 255 times the probability of each pixel's class in a pseudo
+            mask, or b"".
         label: class of the whole image, from 0, for classification; -1 for none.
         origin: "human", "pseudo", or "none" for an image without labels.
         dataset, teacher: where image and labels come from.
@@ -50,6 +53,7 @@ class ImageRecord:
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
     mask: bytes = b""
+    confidence: bytes = b""
     label: int = -1
     origin: str = "human"
     dataset: str = ""
@@ -130,6 +134,8 @@ def to_example(record):
         features["image/class/label"] = ints(record.label)
     if record.mask:
         features["image/segmentation/class/encoded"] = bytes_(record.mask)
+    if record.confidence:
+        features["image/segmentation/class/confidence"] = bytes_(record.confidence)
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)
 
@@ -184,6 +190,7 @@ def from_example(serialized, where="record"):
         is_crowd=_or_none(ints("image/object/is_crowd").astype(bool)),
         areas=_or_none(floats("image/object/area")),
         mask=text("image/segmentation/class/encoded"),
+        confidence=text("image/segmentation/class/confidence"),
         label=int(label[0]) if label.size else -1,
         origin=text("image/origin").decode() or "human",
         dataset=text("image/dataset").decode(),
@@ -208,8 +215,8 @@ def decode(serialized):
 
     Returns:
         dict: `image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` fractions, `classes` int32 `[N]`, `scores`
-        `[N]`, `is_crowd` bool `[N]`, `mask` uint8 `[H, W]` (`[0, 0]` without one), `label` int32,
-        -1 without one. What a parser leaves unread is not decoded.
+        `[N]`, `is_crowd` bool `[N]`, `mask` and `confidence` uint8 `[H, W]` (`[0, 0]`
+        without one), `label` int32, -1 without one. What a parser leaves unread is not decoded.
     """
     import tensorflow as tf
 
@@ -219,6 +226,7 @@ def decode(serialized):
         {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
             "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, b""),
+            "image/segmentation/class/confidence": tf.io.FixedLenFeature([], tf.string, b""),
             "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
             "image/object/class/label": tf.io.VarLenFeature(tf.int64),
             "image/object/score": tf.io.VarLenFeature(tf.float32),
@@ -230,7 +238,14 @@ def decode(serialized):
     count = tf.shape(boxes)[0]
     scores = values["image/object/score"].values
     is_crowd = values["image/object/is_crowd"].values > 0
-    mask = values["image/segmentation/class/encoded"]
+
+    def gray(encoded):
+        return tf.cond(
+            tf.strings.length(encoded) > 0,
+            lambda: tf.io.decode_png(encoded, channels=1)[..., 0],
+            lambda: tf.zeros([0, 0], tf.uint8),
+        )
+
     image = tf.io.decode_image(values["image/encoded"], channels=3, expand_animations=False)
     return {
         "image": tf.ensure_shape(image, [None, None, 3]),
@@ -241,11 +256,8 @@ def decode(serialized):
         "is_crowd": tf.cond(
             tf.size(is_crowd) > 0, lambda: is_crowd, lambda: tf.zeros([count], tf.bool)
         ),
-        "mask": tf.cond(
-            tf.strings.length(mask) > 0,
-            lambda: tf.io.decode_png(mask, channels=1)[..., 0],
-            lambda: tf.zeros([0, 0], tf.uint8),
-        ),
+        "mask": gray(values["image/segmentation/class/encoded"]),
+        "confidence": gray(values["image/segmentation/class/confidence"]),
         "label": tf.cast(values["image/class/label"], tf.int32),
     }
 

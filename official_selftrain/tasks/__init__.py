@@ -1,24 +1,23 @@
 """Tasks: what turns records into labels, outputs into losses and outputs into predictions.
 
-A task has `build_model()`, `parser(source, training)`, `loss(outputs, labels, sum_over_replicas)`,
-`objects(labels)`, `predict(model, images, labels)`, `predictions(arrays, count)`, `metric()` and
-`to_record(record, prediction, teacher)`.
+A task has `build_model()`, `predictor(model)`, `parser(source, training)`, `loss(outputs, labels,
+sum_over_replicas)`, `objects(labels)`, `predict(model, images, labels)`, `predictions(arrays,
+count)`, `metric(class_names)`, `to_record(record, prediction, teacher)` and `tally(thresholds,
+class_names)`.
 """
 
-from official_selftrain.errors import UserError
 
-
-def make_task(config):
+def make_task(config, labelling=False):
     """The task of a `config.TaskConfig`.
 
-    Raises:
-        UserError: for segmentation, whose networks convert and export but do not train yet.
+    Args:
+        config: its config.
+        labelling: for pseudo labels, where they are predicted in another way than for evaluation.
     """
-    if config.kind != "detection":
-        raise UserError(
-            f"there is no {config.kind} task yet: its networks convert and export, but do not "
-            "train, label or evaluate"
-        )
+    if config.kind == "segmentation":
+        from official_selftrain.tasks.segmentation import SegmentationTask
+
+        return SegmentationTask(config, labelling)
     from official_selftrain.tasks.detection import DetectionTask
 
     return DetectionTask(config)

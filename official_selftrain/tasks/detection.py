@@ -12,6 +12,8 @@ from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.ops import nms
 
+FEW, MANY = 0.05, 0.95  # shares of images with a box that call for a second look
+
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
@@ -48,6 +50,10 @@ class DetectionTask:
     def build_model(self):
         return build_model(self.config)
 
+    def predictor(self, model):
+        """The network that `predict` needs: `model`."""
+        return model
+
     def parser(self, source=None, training=False):
         """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
 
@@ -60,7 +66,9 @@ class DetectionTask:
         from official_selftrain.data import augment, image_ops
 
         size, room = self.config.image_size, self.config.max_instances
-        threshold = getattr(source, "score_threshold", None) if training else None
+        pseudo = training and hasattr(source, "thresholds")
+        if pseudo:
+            thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
         augmentation = augment.Augmentation(source, size) if training else None
 
         def pad(values, value=-1):
@@ -78,8 +86,9 @@ class DetectionTask:
             keep = image_ops.non_empty(scene["boxes"])
             if training:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
-            if threshold is not None:
-                keep = tf.logical_and(keep, example["scores"] > threshold)
+            if pseudo:
+                needed = tf.gather(thresholds, example["classes"])
+                keep = tf.logical_and(keep, example["scores"] > needed)
             labels = {
                 "boxes": pad(scene["boxes"][keep]),
                 "classes": pad(example["classes"][keep]),
@@ -89,6 +98,23 @@ class DetectionTask:
             return tf.ensure_shape(scene["image"], [*size, 3]), labels
 
         return parse
+
+    def keeps_something(self, source):
+        """A function serialized example -> bool: a box is above the thresholds of `source`."""
+        import tensorflow as tf
+
+        thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
+
+        def keep(serialized):
+            features = {
+                "image/object/score": tf.io.VarLenFeature(tf.float32),
+                "image/object/class/label": tf.io.VarLenFeature(tf.int64),
+            }
+            values = tf.io.parse_single_example(serialized, features)
+            needed = tf.gather(thresholds, values["image/object/class/label"].values)
+            return tf.reduce_any(values["image/object/score"].values > needed)
+
+        return keep
 
     def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
         """This replica's share of the loss of the global batch: class + weight * box.
@@ -178,6 +204,125 @@ class DetectionTask:
             is_crowd=None,
             areas=None,
             mask=b"",
+            confidence=b"",
+            label=-1,
             origin="pseudo",
             teacher=teacher,
         )
+
+    def tally(self, thresholds, class_names=None):
+        """Collects pseudo labels for their report; see `BoxTally`."""
+        return BoxTally(thresholds, class_names)
+
+
+class BoxTally:
+    """What the student will see of pseudo boxes.
+
+    Args:
+        thresholds: `[C]` scores of each class; boxes above are kept.
+        class_names: `{class id: name}`.
+    """
+
+    def __init__(self, thresholds, class_names=None):
+        self.thresholds = np.array(thresholds, "float32")
+        self.threshold = max(set(thresholds), key=list(thresholds).count)
+        self.names = class_names or {}
+        self.images = self.stored = self.empty = self.correct = self.truth = 0
+        self.scores, self.per_class = [], {}
+
+    def add(self, record, truth):
+        """Adds a pseudo-labelled record and the same image with held-back labels, or with none."""
+        keep = record.scores > self.thresholds[record.classes]
+        self.images += 1
+        self.stored += len(keep)
+        self.empty += not keep.any()
+        self.scores.extend(record.scores.tolist())
+        for label in record.classes[keep].tolist():
+            self.per_class[label] = self.per_class.get(label, 0) + 1
+        self.truth += int((~truth.is_crowd).sum())
+        self.correct += matches(record.boxes[keep], record.classes[keep], truth)
+
+    def result(self):
+        """dict: `images`, `threshold`, `stored_boxes`, `boxes` (kept), `boxes_per_image`,
+        `boxes_per_class`, `empty_share` (of images), `score_histogram` (20 bins of 0..1),
+        `largest_score`, `warnings`; with held-back labels also `precision` and `recall` at IoU 0.5.
+        """
+        kept = sum(self.per_class.values())
+        share = 1 - self.empty / self.images
+        warnings = []
+        if share < FEW:
+            warnings.append(
+                f"only {share:.1%} of images keep a box above {self.threshold}: the student "
+                "learns mostly background; is the teacher trained, the threshold too high?"
+            )
+        if self.stored and kept / self.stored > MANY and self.stored > self.images:
+            warnings.append(
+                f"{kept / self.stored:.0%} of all boxes are above {self.threshold}: scores that "
+                "do not tell good from bad; is the threshold too low?"
+            )
+        histogram, _ = np.histogram(self.scores, bins=20, range=(0, 1))
+        per_class = sorted(self.per_class.items())
+        result = {
+            "images": self.images,
+            "threshold": self.threshold,
+            "stored_boxes": self.stored,
+            "boxes": kept,
+            "boxes_per_image": kept / self.images,
+            "boxes_per_class": {self.names.get(k, str(k)): v for k, v in per_class},
+            "empty_share": self.empty / self.images,
+            "score_histogram": histogram.tolist(),
+            "largest_score": max(self.scores, default=0.0),
+            "warnings": warnings,
+        }
+        if self.truth:
+            result["precision"] = self.correct / kept if kept else 0.0
+            result["recall"] = self.correct / self.truth
+        return result
+
+    def complaint(self, result):
+        """Why the labels are of no use at all, or None."""
+        if result["boxes"]:
+            return None
+        return (
+            f"the score threshold {self.threshold} keeps no box of {self.images} images; the "
+            f"highest score is {result['largest_score']:.2f}. Lower pseudo.score_threshold, or "
+            "train the teacher longer"
+        )
+
+    @staticmethod
+    def rows(result):
+        """A result as (name, text) for people."""
+        rows = [
+            ("images", str(result["images"])),
+            (f"boxes above {result['threshold']}", str(result["boxes"])),
+            ("boxes an image", f"{result['boxes_per_image']:.2f}"),
+            ("images left without a box", f"{result['empty_share']:.1%}"),
+            *((name, str(count)) for name, count in result["boxes_per_class"].items()),
+        ]
+        if "precision" in result:
+            rows += [(f"{key} at IoU 0.5", f"{result[key]:.1%}") for key in ("precision", "recall")]
+        return rows
+
+
+def matches(boxes, classes, truth, threshold=0.5):
+    """Number of boxes, best first, that match a true box of their class not matched before.
+
+    Args:
+        boxes: `[N, 4]` fractions, sorted by falling score.
+        classes: `[N]`.
+        truth: `ImageRecord`.
+        threshold: smallest IoU.
+    """
+    free = ~truth.is_crowd.copy()
+    count = 0
+    for box, label in zip(boxes, classes, strict=True):
+        low = np.maximum(box[:2], truth.boxes[:, :2])
+        high = np.minimum(box[2:], truth.boxes[:, 2:])
+        overlap = np.prod(np.maximum(high - low, 0), axis=1)
+        areas = np.prod(truth.boxes[:, 2:] - truth.boxes[:, :2], axis=1)
+        union = np.prod(box[2:] - box[:2]) + areas - overlap
+        iou = np.where(free & (truth.classes == label), overlap / np.maximum(union, 1e-12), 0)
+        if iou.size and iou.max() >= threshold:
+            free[iou.argmax()] = False
+            count += 1
+    return count

@@ -3,11 +3,9 @@ import pytest
 import tensorflow as tf
 from conftest import concatenate_levels, load
 
-from official_selftrain import tasks
-from official_selftrain.config import InputConfig, SegmentationConfig
+from official_selftrain.config import InputConfig
 from official_selftrain.data import inputs, records
 from official_selftrain.data.records import ImageRecord
-from official_selftrain.errors import UserError
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.tasks.detection import Detections, DetectionTask
@@ -134,8 +132,3 @@ def test_pseudo_record_keeps_the_image_and_every_score():
     assert pseudo.encoded == record().encoded and pseudo.image_id == record().image_id
     assert (pseudo.origin, pseudo.teacher) == ("pseudo", "runs/teacher")
     assert pseudo.scores.tolist() == [0.06] and pseudo.mask == b""
-
-
-def test_segmentation_is_refused_in_one_line():
-    with pytest.raises(UserError, match="no segmentation task yet"):
-        tasks.make_task(SegmentationConfig())

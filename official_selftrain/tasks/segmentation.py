@@ -1,0 +1,400 @@
+"""Semantic segmentation: labels, loss, multi-scale predictions and pseudo labels."""
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+from keras import ops
+from PIL import Image
+
+from official_selftrain import losses, metrics
+from official_selftrain.applications.layers import BilinearUpsample
+from official_selftrain.config import SegmentationConfig
+from official_selftrain.errors import UserError
+from official_selftrain.models import build_model
+
+IGNORE_LABEL = 255
+MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
+STRIP = 2**24  # probabilities held at a time while an image is put together
+FEW = 0.05  # share of pixels kept that calls for a second look
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskPrediction:
+    """The class of every pixel of one image.
+
+    Attributes:
+        classes: `[H, W]` uint8 class ids.
+        confidence: `[H, W]` uint8, 255 times the probability of the class.
+    """
+
+    classes: np.ndarray
+    confidence: np.ndarray
+
+
+class SegmentationTask:
+    """A network whose output is `{"logits": [B, S / r, S / r, C]}`, r a whole number.
+
+    Labels are a dict: in training `mask` `[S, S]` int32 with 255 where ignored; in prediction
+    `image_info` `[V, 4, 2]`, one for each scale, as in `augment.plan_resize`.
+
+    Args:
+        config: `SegmentationConfig` with `num_classes` set.
+        labelling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
+    """
+
+    def __init__(self, config=None, labelling=False, **changes):
+        self.config = (config or SegmentationConfig()).model_copy(update=changes)
+        config = self.config
+        self.scales = config.label_scales if labelling else config.eval_scales
+        self.flip = config.label_flip if labelling else config.eval_flip
+        self.at_network_size = config.eval_size == "network" and not labelling
+
+    def build_model(self):
+        return build_model(self.config)
+
+    def predictor(self, model):
+        """The network that `predict` needs: `model`, or its weights in one for images of any size.
+
+        Raises:
+            UserError: if the backbone has a fixed size and there are several scales.
+        """
+        if self._sizes() == [self.config.image_size]:
+            return model
+        if self.config.backbone.startswith("spinenet"):
+            raise UserError(
+                f"scales {self.scales}: a SpineNet has one image size; set task.eval_scales and "
+                "task.label_scales to [1.0]"
+            )
+        any_size = build_model(self.config.model_copy(update={"image_size": (None, None)}))
+        any_size.set_weights(model.get_weights())
+        return any_size
+
+    def _targets(self):
+        """(height, width) that an image is fitted into, for each scale."""
+        return [[round(s * side) for side in self.config.image_size] for s in self.scales]
+
+    def _sizes(self):
+        """(height, width) of the network input for each scale: padded for the pyramid."""
+        return [
+            tuple(math.ceil(side / MULTIPLE) * MULTIPLE for side in target)
+            for target in self._targets()
+        ]
+
+    # --- Input -------------------------------------------------------------------------------
+
+    def parser(self, source=None, training=False):
+        """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
+
+        In prediction the image is a tuple, one for each scale.
+
+        Args:
+            source: `config.InputConfig` whose augmentation and thresholds apply in training.
+            training: the image is augmented; otherwise it is only fitted.
+        """
+        import tensorflow as tf
+
+        from official_selftrain.data import augment
+
+        size = self.config.image_size
+        if not training:
+            return self._prediction_parser()
+        augmentation = augment.Augmentation(source, size)
+        sure = self._sure(source) if hasattr(source, "thresholds") else None
+
+        def parse(example, seed):
+            mask = example["mask"]
+            if sure is not None:
+                mask = tf.where(sure(example), mask, tf.constant(IGNORE_LABEL, tf.uint8))
+            scene = {"image": example["image"], "boxes": example["boxes"], "mask": mask}
+            scene = augmentation(scene, seed)
+            image = tf.ensure_shape(scene["image"], [*size, 3])
+            return image, {"mask": tf.ensure_shape(scene["mask"], size)}
+
+        return parse
+
+    def _prediction_parser(self):
+        import tensorflow as tf
+
+        from official_selftrain.data import augment
+
+        def parse(example, seed):
+            images, infos = [], []
+            for target, size in zip(self._targets(), self._sizes(), strict=True):
+                info = augment.plan_resize(tf.shape(example["image"])[:2], target)
+                image = augment.resize_image(example["image"], info, size)
+                images.append(tf.ensure_shape(image, [*size, 3]))
+                infos.append(info)
+            return tuple(images), {"image_info": tf.stack(infos)}
+
+        return parse
+
+    def keeps_something(self, source):
+        """A function serialized example -> bool: a pixel reaches the thresholds of `source`."""
+        import tensorflow as tf
+
+        from official_selftrain.data import records
+
+        sure = self._sure(source)
+        return lambda serialized: tf.reduce_any(sure(records.decode(serialized)))
+
+    def _sure(self, source):
+        """A function example -> bool `[H, W]`: pixels that reach the threshold of their class."""
+        import tensorflow as tf
+
+        limits = tf.constant(byte_limits(source.thresholds(self.config.num_classes)))
+
+        def sure(example):
+            needed = tf.gather(limits, tf.cast(example["mask"], tf.int32))
+            return tf.cast(example["confidence"], tf.int32) >= needed
+
+        return sure
+
+    # --- Loss --------------------------------------------------------------------------------
+
+    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
+        """This replica's share of the loss of the global batch: mean cross entropy of the pixels.
+
+        With `loss_size="logits"` every r-th pixel of the mask is compared, which is what the
+        released bilinear resize of the labels comes to for a whole r, and the nearest label; with
+        "mask" the logits are up-sampled. Normalised by the labelled pixels of this source in the
+        global batch, at least 1, so that an image or a source without any is legal.
+
+        Returns:
+            dict with the scalar `total`.
+        """
+        config = self.config
+        logits, mask = ops.cast(outputs["logits"], "float32"), labels["mask"]
+        stride = mask.shape[1] // logits.shape[1]
+        if config.loss_size == "logits":
+            mask = mask[:, ::stride, ::stride]
+        else:
+            logits = BilinearUpsample(stride)(logits)
+        total, pixels = losses.segmentation_loss_sum(
+            logits, mask, IGNORE_LABEL, config.label_smoothing, config.class_weights
+        )
+        return {"total": total / ops.maximum(sum_over_replicas(pixels), 1.0)}
+
+    def objects(self, labels):
+        """Mean share of labelled pixels in a batch."""
+        return ops.mean(ops.cast(labels["mask"] != IGNORE_LABEL, "float32"))
+
+    # --- Predictions -------------------------------------------------------------------------
+
+    def predict(self, model, images, labels):
+        """Logits of a batch in each view: every scale and, where wanted, its mirror image.
+
+        Args:
+            model: what `predictor` returned.
+            images: tuple of `[B, h, w, 3]`, normalised, one for each scale.
+            labels: dict with `image_info` `[B, V, 4, 2]`.
+
+        Returns:
+            dict: `logits`, tuple of `[B, h / r, w / r, C]`; `image_info`, as given.
+        """
+        views = []
+        for batch in images:
+            views.append(model(batch, training=False)["logits"])
+            if self.flip:
+                mirrored = model(ops.flip(batch, axis=2), training=False)["logits"]
+                views.append(ops.flip(mirrored, axis=2))
+        return {"logits": tuple(views), "image_info": labels["image_info"]}
+
+    def predictions(self, arrays, count):
+        """`MaskPrediction` of the first `count` images of what `predict` returned.
+
+        Each view's logits are resized to the image and turned into probabilities; their mean
+        decides (choice 17 of the paper's gaps). Images are put together in strips, so that memory
+        does not grow with their size.
+        """
+        infos = np.asarray(arrays["image_info"])
+        repeats = 2 if self.flip else 1
+        found = []
+        for index in range(count):
+            views = [
+                (
+                    _inside(
+                        logits[index], infos[index, view // repeats], self._sizes()[view // repeats]
+                    )
+                )
+                for view, logits in enumerate(arrays["logits"])
+            ]
+            size = views[0].shape[:2] if self.at_network_size else infos[index, 0, 0].astype(int)
+            found.append(_merge(views, *size))
+        return found
+
+    def metric(self, class_names=None):
+        return metrics.SegmentationMetric(self.config.num_classes, class_names)
+
+    def to_record(self, record, prediction, teacher):
+        """The record with the teacher's mask instead of its own labels; every pixel is kept."""
+        return dataclasses.replace(
+            record,
+            boxes=(),
+            classes=(),
+            scores=None,
+            is_crowd=None,
+            areas=None,
+            mask=_png(prediction.classes),
+            confidence=_png(prediction.confidence),
+            label=-1,
+            origin="pseudo",
+            teacher=teacher,
+        )
+
+    # --- Reports -----------------------------------------------------------------------------
+
+    def tally(self, thresholds, class_names=None):
+        """Collects pseudo labels for their report; see `MaskTally`."""
+        return MaskTally(thresholds, self.config.num_classes, class_names)
+
+
+def byte_limits(thresholds):
+    """int32 `[256]`: the smallest uint8 confidence that reaches the threshold of each class."""
+    limits = np.zeros(256, "int32")
+    limits[: len(thresholds)] = np.rint(255 * np.array(thresholds))
+    return limits
+
+
+def _inside(logits, info, size):
+    """Logits `[h, w, C]` at the pixels of the fitted image, without the padding."""
+    import tensorflow as tf
+
+    height, width = (int(side) for side in np.rint(info[0] * info[2]))
+    return tf.raw_ops.ResizeBilinear(images=logits[None], size=size)[0, :height, :width]
+
+
+def _merge(views, height, width):
+    """Mean probabilities of views `[h, w, C]` at (height, width), as a `MaskPrediction`."""
+    import tensorflow as tf
+
+    rows = max(1, STRIP // (width * views[0].shape[-1]))
+    classes, confidence = [], []
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        mean = tf.add_n(
+            [tf.nn.softmax(_resized_rows(v, first, last, height, width)) for v in views]
+        )
+        best = tf.reduce_max(mean, axis=-1) / len(views)
+        classes.append(tf.argmax(mean, axis=-1).numpy().astype("uint8"))
+        confidence.append(np.rint(255 * best.numpy()).astype("uint8"))
+    return MaskPrediction(np.concatenate(classes), np.concatenate(confidence))
+
+
+def _resized_rows(x, first, last, height, width):
+    """Rows `first` to `last` of `x` resized to (height, width), by TF1's bilinear rule."""
+    import tensorflow as tf
+
+    scale = np.float32(x.shape[0]) / np.float32(height)
+    source = np.arange(first, last, dtype="float32") * scale
+    low = np.floor(source).astype("int32")
+    share = (source - low)[:, None, None]
+    top = tf.gather(x, low)
+    rows = top + (tf.gather(x, np.minimum(low + 1, x.shape[0] - 1)) - top) * share
+    return tf.raw_ops.ResizeBilinear(images=rows[None], size=[last - first, width])[0]
+
+
+def _png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class MaskTally:
+    """What the student will see of pseudo masks.
+
+    Args:
+        thresholds: `[C]` smallest probability of each class that is kept.
+        num_classes: C.
+        class_names: `{class id: name}`.
+    """
+
+    def __init__(self, thresholds, num_classes, class_names=None):
+        self.limits = byte_limits(thresholds)
+        self.threshold = max(set(thresholds), key=list(thresholds).count)
+        self.names = class_names or {}
+        self.images = self.ignored_images = 0
+        self.pixels = np.zeros(256, "int64")
+        self.kept = np.zeros(256, "int64")
+        self.histogram = np.zeros(20, "int64")
+        self.metric = metrics.SegmentationMetric(num_classes, class_names)
+        self.all_pixels = metrics.SegmentationMetric(num_classes, class_names)
+
+    def add(self, record, truth):
+        """Adds a pseudo-labelled record and the same image with held-back labels, or with none."""
+        classes, confidence = (np.asarray(_open(png)) for png in (record.mask, record.confidence))
+        keep = confidence >= self.limits[classes]
+        self.images += 1
+        self.ignored_images += not keep.any()
+        self.pixels += np.bincount(classes.ravel(), minlength=256)
+        self.kept += np.bincount(classes[keep], minlength=256)
+        bins = np.minimum(confidence.astype(int) * 20 // 255, 19)
+        self.histogram += np.bincount(bins.ravel(), minlength=20)
+        if truth.mask:
+            self.all_pixels.update(truth, MaskPrediction(classes, confidence))
+            self.metric.update(truth, MaskPrediction(classes, confidence), keep)
+
+    def result(self):
+        """dict: `images`, `threshold`, `ignored_share` (of pixels), `ignored_images`, `pixels` and
+        `pixels_per_class` (kept), `score_histogram` (20 bins of 0..1), `warnings`; with held-back
+        labels also `mIoU` of the kept pixels, `mIoU_all` of all, and `IoU/NAME`.
+        """
+        total = int(self.pixels.sum())
+        kept = int(self.kept.sum())
+        warnings = []
+        if total and kept / total < FEW:
+            warnings.append(
+                f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
+                "student learns next to nothing; is the teacher trained, the threshold too high?"
+            )
+        lost = [c for c in np.flatnonzero(self.pixels) if not self.kept[c]]
+        if lost and kept:
+            names = ", ".join(self.names.get(int(c), str(c)) for c in lost[:5])
+            warnings.append(f"no pixel is left of {len(lost)} classes that were found: {names}")
+        result = {
+            "images": self.images,
+            "threshold": self.threshold,
+            "pixels": kept,
+            "ignored_share": 1 - kept / total if total else 0.0,
+            "ignored_images": self.ignored_images,
+            "pixels_per_class": {
+                self.names.get(int(c), str(c)): int(self.kept[c]) for c in np.flatnonzero(self.kept)
+            },
+            "score_histogram": self.histogram.tolist(),
+            "warnings": warnings,
+        }
+        if self.metric.images:
+            result |= self.metric.result()
+            result["mIoU_all"] = self.all_pixels.result()["mIoU"]
+        return result
+
+    def complaint(self, result):
+        """Why the labels are of no use at all, or None."""
+        if result["pixels"]:
+            return None
+        return (
+            f"the threshold {self.threshold} keeps no pixel of {self.images} images. Lower "
+            "pseudo.score_threshold, or train the teacher longer"
+        )
+
+    @staticmethod
+    def rows(result):
+        """A result as (name, text) for people."""
+        rows = [
+            ("images", str(result["images"])),
+            (f"pixels ignored (below {result['threshold']})", f"{result['ignored_share']:.1%}"),
+            ("images ignored altogether", str(result["ignored_images"])),
+        ]
+        kept = max(result["pixels"], 1)
+        rows += [(n, f"{c / kept:.1%} of pixels") for n, c in result["pixels_per_class"].items()]
+        if "mIoU" in result:
+            rows += [
+                ("mIoU of the pixels kept", f"{100 * result['mIoU']:.1f}"),
+                ("mIoU of all pixels", f"{100 * result['mIoU_all']:.1f}"),
+            ]
+        return rows
+
+
+def _open(png):
+    return Image.open(io.BytesIO(png))
