@@ -7,8 +7,8 @@
 Cells with a pseudo-labelled set are for `run`, which trains the supervised cell as its teacher; the
 others are for `train`. `VOC2012` is the devkit's folder, with the list `trainaug.txt` and the masks
 `SegmentationClassAug` of the augmented set beside its own, and folders `coco` and `imagenet` of
-images for the cells that label those. ImageNet++ is Noisy Student's EfficientNet, whose weights only
-the authors publish; `trainer.init` names a file of this network that starts from them.
+images for the cells that label those. ImageNet++ is Noisy Student's EfficientNet, whose weights
+only the authors publish; `trainer.init` names a file of this network that starts from them.
 """
 
 LISTS = "ImageSets/Segmentation"

@@ -127,7 +127,8 @@ class SegmentationMetric:
 
     def update_pixels(self, truth, found, keep=None):
         """Adds pixels: class ids of equal shape, 255 in the truth where ignored."""
-        counted = truth != self.IGNORE_LABEL if keep is None else keep & (truth != 255)
+        counted = truth != self.IGNORE_LABEL
+        counted = counted if keep is None else counted & keep
         count = len(self.confusion)
         pairs = truth[counted].astype("int64") * count + found[counted]
         self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
