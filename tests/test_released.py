@@ -235,6 +235,13 @@ def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
 # --- Configurations --------------------------------------------------------------------------
 
 
+def test_the_released_augmentation_policy_is_kept(golden):
+    values = config_lib.load_file(golden / "configs/retinanet_autoaugment.json")
+    human = config_lib.make(released.experiment(values)).human
+    assert (human.policy, human.auto_augment, human.as_released) == ("S2", "v0", True)
+    assert human.scale_jitter == (0.8, 1.2)
+
+
 def test_every_released_configuration_becomes_an_experiment(golden):
     files = [f for f in (golden / "configs").glob("*.json") if "override" not in f.name]
     assert len(files) > 9
