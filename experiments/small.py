@@ -7,8 +7,8 @@
 `folder` takes train/ with train.json, unlabeled/, and val/ with val.json. The others are for sets
 with one folder of images and lists of names:
 
-`images/`, COCO files in `annotations/` and lists in `splits/`. The labelled share of the training
-images is in the name; the other images are labelled by the teacher.
+`images/`, COCO files in `annotations/` or masks in `masks/`, and lists in `splits/`. The labelled
+share of the training images is in the name; the other images are labelled by the teacher.
 Measured numbers are in docs/results/.
 """
 
@@ -71,8 +71,54 @@ FOLDER = _recipe(
     {"images": "val", "annotations": "val.json"},
 )
 
-EXPERIMENTS = {"folder": FOLDER} | {
-    f"{name}_{percent}": _share(name, percent)
-    for name in ("aquarium", "bccd")
-    for percent in (10, 25)
+SEGMENTATION = {
+    "kind": "segmentation",
+    "backbone": "efficientnet-lite0",
+    "neck": "fpn",
+    "neck_filters": 64,
+    "neck_separable": False,
+    "head_convs": 2,
+    "bn_momentum": 0.98,
 }
+
+
+def _masks(name, size, percent, init):
+    """Masks in `masks/`, their classes in `mask_classes.txt`; the rest as above."""
+
+    def labelled(image_list):
+        return {
+            "images": "images",
+            "masks": "masks",
+            "class_list": "mask_classes.txt",
+            "image_list": f"splits/{image_list}.txt",
+        }
+
+    recipe = _recipe(
+        "",
+        labelled(f"train_{percent}"),
+        {"images": "images", "image_list": "splits/unlabeled.txt"},
+        labelled("val"),
+    )
+    start = "ImageNet" if init else "random"
+    return recipe | {
+        "description": f"{name}, {percent} % of the masks, EfficientNet-Lite0 ({start}) + FPN",
+        "task": {**SEGMENTATION, "image_size": size},
+        "optimizer": {**recipe["optimizer"], "learning_rate": 0.05},
+        "trainer": {**recipe["trainer"], "init": init},
+    }
+
+
+EXPERIMENTS = (
+    {"folder": FOLDER}
+    | {
+        f"{name}_{percent}": _share(name, percent)
+        for name in ("aquarium", "bccd")
+        for percent in (10, 25)
+    }
+    | {
+        f"{name}_{percent}{suffix}": _masks(name, size, percent, init)
+        for name, size in (("camvid", (256, 384)), ("animals", (256, 256)))
+        for percent in (10, 25)
+        for suffix, init in (("", "imagenet"), ("_random", None))
+    }
+)
