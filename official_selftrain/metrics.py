@@ -96,6 +96,9 @@ class DetectionMetric:
         return evaluation
 
 
+IGNORE_LABEL = 255  # pixels of a mask that do not count
+
+
 class SegmentationMetric:
     """Collects the confusion of classes over all pixels of all images.
 
@@ -103,8 +106,6 @@ class SegmentationMetric:
         num_classes: C.
         class_names: `{class id: name}` for the per-class results, or None.
     """
-
-    IGNORE_LABEL = 255
 
     def __init__(self, num_classes, class_names=None):
         self.class_names = {int(key): name for key, name in (class_names or {}).items()}
@@ -127,7 +128,7 @@ class SegmentationMetric:
 
     def update_pixels(self, truth, found, keep=None):
         """Adds pixels: class ids of equal shape, 255 in the truth where ignored."""
-        counted = truth != self.IGNORE_LABEL
+        counted = truth != IGNORE_LABEL
         counted = counted if keep is None else counted & keep
         count = len(self.confusion)
         pairs = truth[counted].astype("int64") * count + found[counted]

@@ -21,7 +21,7 @@ def main():
     files, report = runner.pseudo_label(
         config, cli.FLAGS.model_dir, cli.FLAGS.weights, threshold=cli.FLAGS.score_threshold
     )
-    rows = make_task(config.task).tally([0.5]).rows(report)
+    rows = make_task(config.task).label_rows(report)
     print("\n".join(f"{name}: {text}" for name, text in rows))
     print(f"{files[0]} and {len(files) - 1} more")
 

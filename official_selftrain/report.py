@@ -109,7 +109,7 @@ def _results_table(config, results):
 def _label_table(config, labels):
     from official_selftrain.tasks import make_task
 
-    rows = make_task(config.task).tally([labels["threshold"]]).rows(labels)
+    rows = make_task(config.task).label_rows(labels)
     warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
     return warnings + _table(["", ""], rows)
 

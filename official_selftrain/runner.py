@@ -466,7 +466,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
         model = task.build_model()
         checkpoints.load_weights(model, weights)
         teacher.label(task, model, files, folder, batch_size, str(weights))
-    tally = task.tally(pseudo.thresholds(config.task.num_classes), data.class_names)
+    tally = task.tally(pseudo, data.class_names)
     report = teacher.report(tally, written, files)
     write_json(folder / "report.json", report)
     shown = records.read(written)

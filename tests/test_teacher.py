@@ -5,6 +5,7 @@ import pytest
 from helpers import record
 
 from official_selftrain import teacher
+from official_selftrain.config import PseudoConfig
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
 from official_selftrain.tasks.detection import BoxTally, Detections, DetectionTask, matches
@@ -71,12 +72,14 @@ def labelled(tmp_path, scores, name="p"):
 
 
 def label_report(files, threshold, names=None):
-    return teacher.report(BoxTally([threshold] * 3, names), *files)
+    return teacher.report(BoxTally(PseudoConfig(score_threshold=threshold), 3, names), *files)
 
 
 def test_classes_have_thresholds_of_their_own(tmp_path):
     files = labelled(tmp_path, [0.9, 0.6, 0.4])
-    report = teacher.report(BoxTally([0.8, 0.5, 0.8]), *files)
+    report = teacher.report(
+        BoxTally(PseudoConfig(score_threshold=0.8, class_thresholds={1: 0.5}), 3), *files
+    )
     assert report["boxes"] == 2 and report["threshold"] == 0.8
 
 

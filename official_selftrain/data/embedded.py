@@ -6,12 +6,11 @@ Both packages come with the extra `[demo]`.
 """
 
 import functools
-import io
 
 import numpy as np
 from PIL import Image
 
-from official_selftrain.data.records import ImageRecord
+from official_selftrain.data.records import ImageRecord, encode_png
 from official_selftrain.errors import UserError
 
 DIGITS = (0, 1, 2, 3, 4)
@@ -62,13 +61,13 @@ def _scene(rng, index, split, digits, photographs):
         classes.append(label + 1)
     return ImageRecord(
         image_id=index,
-        encoded=_png(canvas.astype(np.uint8)),
+        encoded=encode_png(canvas.astype(np.uint8)),
         height=SIDE,
         width=SIDE,
         name=f"{split}_{index:04d}.png",
         boxes=np.array(boxes, "float32").reshape(-1, 4) / SIDE,
         classes=classes,
-        mask=_png(mask),
+        mask=encode_png(mask),
         origin="none" if split == "unlabeled" else "human",
         dataset=f"digits {split}",
     )
@@ -101,12 +100,6 @@ def _tint(rng, beneath):
     """A colour darker or lighter than every photograph, whichever differs more from `beneath`."""
     low, high = (0, FADED[0]) if beneath.mean() > 127 else (FADED[1], 255)
     return rng.uniform(low, high, 3).astype("float32")
-
-
-def _png(array):
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @functools.cache

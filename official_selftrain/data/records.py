@@ -6,10 +6,12 @@ The names are those of the released code (and of Model Garden, which kept them),
 """
 
 import dataclasses
+import io
 import os
 import pathlib
 
 import numpy as np
+from PIL import Image
 
 from official_selftrain.errors import UserError
 
@@ -200,6 +202,13 @@ def from_example(serialized, where="record"):
 
 def _or_none(array):
     return array if array.size else None
+
+
+def encode_png(pixels):
+    """PNG bytes of pixels, `[H, W, 3]` or `[H, W]` uint8."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def hashed_id(name):

@@ -2,8 +2,8 @@
 
 A task has `build_model()`, `predictor(model)`, `parser(source, training)`, `loss(outputs, labels,
 sum_over_replicas)`, `objects(labels)`, `predict(model, images, labels)`, `predictions(arrays,
-count)`, `metric(class_names)`, `to_record(record, prediction, teacher)` and `tally(thresholds,
-class_names)`.
+count)`, `metric(class_names)`, `to_record(record, prediction, teacher)`, `keeps_something(source)`,
+`tally(source, class_names)` and `label_rows(result)`.
 """
 
 

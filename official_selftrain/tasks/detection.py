@@ -210,22 +210,27 @@ class DetectionTask:
             teacher=teacher,
         )
 
-    def tally(self, thresholds, class_names=None):
+    def tally(self, source, class_names=None):
         """Collects pseudo labels for their report; see `BoxTally`."""
-        return BoxTally(thresholds, class_names)
+        return BoxTally(source, self.config.num_classes, class_names)
+
+    def label_rows(self, result):
+        """A result of `BoxTally` as (name, text) for people."""
+        return box_rows(result)
 
 
 class BoxTally:
     """What the student will see of pseudo boxes.
 
     Args:
-        thresholds: `[C]` scores of each class; boxes above are kept.
+        source: `config.PseudoConfig`; boxes above its thresholds are kept.
+        num_classes: with the background.
         class_names: `{class id: name}`.
     """
 
-    def __init__(self, thresholds, class_names=None):
-        self.thresholds = np.array(thresholds, "float32")
-        self.threshold = max(set(thresholds), key=list(thresholds).count)
+    def __init__(self, source, num_classes, class_names=None):
+        self.thresholds = np.array(source.thresholds(num_classes), "float32")
+        self.threshold = source.score_threshold
         self.names = class_names or {}
         self.images = self.stored = self.empty = self.correct = self.truth = 0
         self.scores, self.per_class = [], {}
@@ -289,19 +294,19 @@ class BoxTally:
             "train the teacher longer"
         )
 
-    @staticmethod
-    def rows(result):
-        """A result as (name, text) for people."""
-        rows = [
-            ("images", str(result["images"])),
-            (f"boxes above {result['threshold']}", str(result["boxes"])),
-            ("boxes an image", f"{result['boxes_per_image']:.2f}"),
-            ("images left without a box", f"{result['empty_share']:.1%}"),
-            *((name, str(count)) for name, count in result["boxes_per_class"].items()),
-        ]
-        if "precision" in result:
-            rows += [(f"{key} at IoU 0.5", f"{result[key]:.1%}") for key in ("precision", "recall")]
-        return rows
+
+def box_rows(result):
+    """A result as (name, text) for people."""
+    rows = [
+        ("images", str(result["images"])),
+        (f"boxes above {result['threshold']}", str(result["boxes"])),
+        ("boxes an image", f"{result['boxes_per_image']:.2f}"),
+        ("images left without a box", f"{result['empty_share']:.1%}"),
+        *((name, str(count)) for name, count in result["boxes_per_class"].items()),
+    ]
+    if "precision" in result:
+        rows += [(f"{key} at IoU 0.5", f"{result[key]:.1%}") for key in ("precision", "recall")]
+    return rows
 
 
 def matches(boxes, classes, truth, threshold=0.5):

@@ -11,10 +11,11 @@ from PIL import Image
 from official_selftrain import losses, metrics
 from official_selftrain.applications.layers import BilinearUpsample
 from official_selftrain.config import SegmentationConfig
+from official_selftrain.data import records
 from official_selftrain.errors import UserError
+from official_selftrain.metrics import IGNORE_LABEL
 from official_selftrain.models import build_model
 
-IGNORE_LABEL = 255
 MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
 STRIP = 2**24  # probabilities held at a time while an image is put together
 FEW = 0.05  # share of pixels kept that calls for a second look
@@ -134,8 +135,6 @@ class SegmentationTask:
         """A function serialized example -> bool: a pixel reaches the thresholds of `source`."""
         import tensorflow as tf
 
-        from official_selftrain.data import records
-
         sure = self._sure(source)
         return lambda serialized: tf.reduce_any(sure(records.decode(serialized)))
 
@@ -209,15 +208,11 @@ class SegmentationTask:
         does not grow with their size.
         """
         infos = np.asarray(arrays["image_info"])
-        repeats = 2 if self.flip else 1
+        repeats, sizes = 2 if self.flip else 1, self._sizes()
         found = []
         for index in range(count):
             views = [
-                (
-                    _inside(
-                        logits[index], infos[index, view // repeats], self._sizes()[view // repeats]
-                    )
-                )
+                _inside(logits[index], infos[index, view // repeats], sizes[view // repeats])
                 for view, logits in enumerate(arrays["logits"])
             ]
             size = views[0].shape[:2] if self.at_network_size else infos[index, 0, 0].astype(int)
@@ -236,8 +231,8 @@ class SegmentationTask:
             scores=None,
             is_crowd=None,
             areas=None,
-            mask=_png(prediction.classes),
-            confidence=_png(prediction.confidence),
+            mask=records.encode_png(prediction.classes),
+            confidence=records.encode_png(prediction.confidence),
             label=-1,
             origin="pseudo",
             teacher=teacher,
@@ -245,9 +240,13 @@ class SegmentationTask:
 
     # --- Reports -----------------------------------------------------------------------------
 
-    def tally(self, thresholds, class_names=None):
+    def tally(self, source, class_names=None):
         """Collects pseudo labels for their report; see `MaskTally`."""
-        return MaskTally(thresholds, self.config.num_classes, class_names)
+        return MaskTally(source, self.config.num_classes, class_names)
+
+    def label_rows(self, result):
+        """A result of `MaskTally` as (name, text) for people."""
+        return mask_rows(result)
 
 
 def byte_limits(thresholds):
@@ -295,24 +294,18 @@ def _resized_rows(x, first, last, height, width):
     return tf.raw_ops.ResizeBilinear(images=rows[None], size=[last - first, width])[0]
 
 
-def _png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 class MaskTally:
     """What the student will see of pseudo masks.
 
     Args:
-        thresholds: `[C]` smallest probability of each class that is kept.
-        num_classes: C.
+        source: `config.PseudoConfig`; pixels below its thresholds are ignored.
+        num_classes: of the masks.
         class_names: `{class id: name}`.
     """
 
-    def __init__(self, thresholds, num_classes, class_names=None):
-        self.limits = byte_limits(thresholds)
-        self.threshold = max(set(thresholds), key=list(thresholds).count)
+    def __init__(self, source, num_classes, class_names=None):
+        self.limits = byte_limits(source.thresholds(num_classes))
+        self.threshold = source.score_threshold
         self.names = class_names or {}
         self.images = self.ignored_images = 0
         self.pixels = np.zeros(256, "int64")
@@ -378,22 +371,22 @@ class MaskTally:
             "pseudo.score_threshold, or train the teacher longer"
         )
 
-    @staticmethod
-    def rows(result):
-        """A result as (name, text) for people."""
-        rows = [
-            ("images", str(result["images"])),
-            (f"pixels ignored (below {result['threshold']})", f"{result['ignored_share']:.1%}"),
-            ("images ignored altogether", str(result["ignored_images"])),
+
+def mask_rows(result):
+    """A result as (name, text) for people."""
+    rows = [
+        ("images", str(result["images"])),
+        (f"pixels ignored (below {result['threshold']})", f"{result['ignored_share']:.1%}"),
+        ("images ignored altogether", str(result["ignored_images"])),
+    ]
+    kept = max(result["pixels"], 1)
+    rows += [(n, f"{c / kept:.1%} of pixels") for n, c in result["pixels_per_class"].items()]
+    if "mIoU" in result:
+        rows += [
+            ("mIoU of the pixels kept", f"{100 * result['mIoU']:.1f}"),
+            ("mIoU of all pixels", f"{100 * result['mIoU_all']:.1f}"),
         ]
-        kept = max(result["pixels"], 1)
-        rows += [(n, f"{c / kept:.1%} of pixels") for n, c in result["pixels_per_class"].items()]
-        if "mIoU" in result:
-            rows += [
-                ("mIoU of the pixels kept", f"{100 * result['mIoU']:.1f}"),
-                ("mIoU of all pixels", f"{100 * result['mIoU_all']:.1f}"),
-            ]
-        return rows
+    return rows
 
 
 def _open(png):

@@ -285,7 +285,7 @@ def test_tally_by_hand():
     classes, confidence = [[0, 0, 1, 1], [0, 1, 1, 2]], [[250, 100, 128, 127], [128, 200, 10, 60]]
     pseudo = image_record(2, 4, mask=gray(classes), confidence=gray(confidence))
     truth = image_record(2, 4, mask=gray([[0, 1, 1, 1], [1, 1, 255, 2]]))
-    tally = MaskTally([0.5] * 3, 3, {0: "sky", 1: "road", 2: "car"})
+    tally = MaskTally(PseudoConfig(), 3, {0: "sky", 1: "road", 2: "car"})
     tally.add(pseudo, truth)
     result = tally.result()
     # Kept, from 128 on: sky 250 and 128, road 128 and 200.
@@ -297,7 +297,7 @@ def test_tally_by_hand():
     # All: sky 1 of 3, road 3 of 5, car 1 of 1.
     assert result["mIoU_all"] == pytest.approx((1 / 3 + 3 / 5 + 1) / 3)
     assert sum(result["score_histogram"]) == 8
-    rows = dict(tally.rows(result))
+    rows = dict(make().label_rows(result))
     assert rows["pixels ignored (below 0.5)"] == "50.0%" and rows["sky"] == "50.0% of pixels"
 
 
@@ -308,8 +308,8 @@ def test_thresholds_that_keep_nothing_are_an_error(tmp_path):
     records.write(files[0], [image_record(confidence=mask_png(40, 60, 200))])
     records.write(files[1], [image_record(mask=b"")])
     with pytest.raises(UserError, match="the threshold 0.9 keeps no pixel of 1 images"):
-        teacher.report(MaskTally([0.9] * 3, 3), files[:1], files[1:])
-    result = teacher.report(MaskTally([0.5] * 3, 3), files[:1], files[1:])
+        teacher.report(MaskTally(PseudoConfig(score_threshold=0.9), 3), files[:1], files[1:])
+    result = teacher.report(MaskTally(PseudoConfig(), 3), files[:1], files[1:])
     assert "mIoU" not in result and result["ignored_share"] == 0
 
 

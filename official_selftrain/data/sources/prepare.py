@@ -9,7 +9,9 @@ the class ids in it.
 import collections
 import concurrent.futures
 import dataclasses
+import glob
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,6 +20,7 @@ import threading
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from official_selftrain import files
@@ -101,11 +104,9 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
         )
     if summary["skipped"]:
         logging.warning("%d records of %s were skipped", len(summary["skipped"]), name)
-    _forget_old_files(name, summary)
     _write_index(name, tallies)
     files.write_text(f"{name}.json", json.dumps(summary, indent=1))
-    for job in jobs:
-        pathlib.Path(job.tally_file).unlink(missing_ok=True)
+    _clean_up(name, summary)
     return summary
 
 
@@ -136,12 +137,12 @@ def _finished(name, key):
     return summary if complete else None
 
 
-def _forget_old_files(name, summary):
-    """Removes shards of an earlier, different source: a glob would read them too."""
+def _clean_up(name, summary):
+    """Removes the tallies, and shards of an earlier, different source: a glob would read them."""
     folder, prefix = os.path.split(os.path.abspath(name))
     kept = {os.path.abspath(file) for file in summary["files"]}
-    for file in pathlib.Path(folder).glob(f"{prefix}-[0-9]*-of-[0-9]*.tfrecord*"):
-        if str(file) not in kept and not str(file).endswith(".json"):
+    for file in pathlib.Path(folder).glob(f"{glob.escape(prefix)}-[0-9]*-of-[0-9]*.tfrecord*"):
+        if str(file) not in kept:
             file.unlink()
 
 
@@ -207,7 +208,7 @@ class _Tally:
         self.index = []
 
     def add(self, record):
-        present = mask_classes(record)
+        present = _mask_classes(record)
         self.counts["images"] += 1
         self.counts["boxes"] += len(record.boxes)
         self.counts["masks"] += bool(record.mask)
@@ -223,14 +224,10 @@ class _Tally:
         return counts | {"images_per_class": dict(self.images_per_class), "index": self.index}
 
 
-def mask_classes(record):
+def _mask_classes(record):
     """Class ids in the mask of a record, without the ignored 255; [] without a mask."""
     if not record.mask:
         return []
-    import io
-
-    from PIL import Image
-
     values = np.bincount(np.asarray(Image.open(io.BytesIO(record.mask))).ravel(), minlength=256)
     return np.flatnonzero(values[:255]).tolist()
 

@@ -230,7 +230,7 @@ class _ImageReader:
         except UserError as error:
             raise UserError(f"image {name}: {error}") from None
         if mask_name is not None:
-            fields["mask"], _ = stores.check_mask(
+            fields["mask"] = stores.check_mask(
                 self.masks.read(mask_name), f"{self.masks}/{mask_name}", height, width,
                 self.class_names,
             )  # fmt: skip

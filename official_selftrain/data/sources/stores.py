@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from official_selftrain.config import did_you_mean
+from official_selftrain.data import records
 from official_selftrain.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -198,7 +199,7 @@ def check_image(encoded, where, upright=False):
     except Exception as error:
         reason = "it is empty" if not encoded else error
         raise UserError(f"the image file {where} cannot be decoded: {reason}") from None
-    return _png(image.convert("RGB")), image.height, image.width
+    return records.encode_png(np.asarray(image.convert("RGB"))), image.height, image.width
 
 
 def _eight_bits(image):
@@ -209,7 +210,7 @@ def _eight_bits(image):
 
 
 def check_mask(encoded, where, height, width, names):
-    """A mask as gray PNG bytes, and the class ids in it without the ignored 255.
+    """A mask as gray PNG bytes, after a check.
 
     Args:
         encoded: bytes of a PNG, gray or with a palette, whose values are class ids.
@@ -244,10 +245,4 @@ def check_mask(encoded, where, height, width, names):
             f"the mask {where} has the class id {unknown[0]}; known are 0 to {max(names)}, and 255 "
             "for ignored pixels"
         )
-    return _png(Image.fromarray(pixels)), present.tolist()
-
-
-def _png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return records.encode_png(pixels)
