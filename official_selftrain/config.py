@@ -137,6 +137,7 @@ class SegmentationConfig(NetworkConfig):
     eval_size: Literal["image", "network"] = "image"  # where predictions meet the truth
     label_scales: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # the same for pseudo labels
     label_flip: bool = False
+    label_classes: Positive = 1  # stored for each pixel with their probabilities; pseudo.soft
 
     @pydantic.model_validator(mode="after")
     def _a_weight_for_each_class(self):
@@ -240,6 +241,7 @@ class PseudoConfig(InputConfig):
     score_threshold: Fraction = 0.5  # boxes at or below it are dropped, pixels below it ignored
     class_thresholds: dict[int, Fraction] = {}  # in its place for some class ids
     keep_empty: bool = True  # images left without a box train as pure background
+    soft: bool = False  # learn the probabilities of a pixel's classes, not its class alone
 
     def thresholds(self, num_classes):
         """The threshold of each class."""
@@ -329,7 +331,16 @@ class Config(Group):
                 f"trainer.init=imagenet: {self.task.backbone} has no public ImageNet weights; "
                 "efficientnet-lite0 and efficientnet-b0 to b7 of the published sizes have"
             )
+        if self.pseudo is not None and self.pseudo.soft and self._label_classes < 2:
+            raise ValueError(
+                "pseudo.soft learns the probabilities of several classes: it needs task.kind="
+                "segmentation and task.label_classes=2 or more, with which the teacher labelled"
+            )
         return self
+
+    @property
+    def _label_classes(self):
+        return getattr(self.task, "label_classes", 1)
 
     @property
     def decay(self):

@@ -63,7 +63,7 @@ def detection_loss_sums(
 
 
 def segmentation_loss_sum(
-    logits, labels, ignore_label=255, label_smoothing=0.0, class_weights=None
+    logits, labels, ignore_label=255, label_smoothing=0.0, class_weights=None, probabilities=None
 ):
     """Sum of the softmax cross entropy over all labelled pixels, and their number.
 
@@ -73,15 +73,18 @@ def segmentation_loss_sum(
         ignore_label: pixels that do not count.
         label_smoothing: share of a label that is spread evenly over all classes, in [0, 1).
         class_weights: `[C]` factors on the loss of each class' pixels, or None.
+        probabilities: `[B, H, W, C]`, a distribution to learn in place of the class (distillation),
+            or None; `labels` then only tell which pixels count.
 
     Returns:
         Two scalars. The released loss divides the first by the second, whatever the weights.
     """
     valid = ops.cast(labels != ignore_label, logits.dtype)
     classes = ops.arange(logits.shape[-1], dtype=labels.dtype)
-    one_hot = ops.cast(labels[..., None] == classes, logits.dtype)
-    smooth = one_hot * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
+    if probabilities is None:
+        probabilities = ops.cast(labels[..., None] == classes, logits.dtype)
+    smooth = probabilities * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
     cross_entropy = -ops.sum(smooth * ops.log_softmax(logits, axis=-1), axis=-1)
     if class_weights is not None:
-        cross_entropy *= ops.sum(one_hot * ops.convert_to_tensor(class_weights), axis=-1)
+        cross_entropy *= ops.sum(probabilities * ops.convert_to_tensor(class_weights), axis=-1)
     return ops.sum(cross_entropy * valid), ops.sum(valid)

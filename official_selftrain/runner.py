@@ -188,6 +188,8 @@ def training_data(config, task, data, start_step):
     by_source = {"human": dataset("human", seed)}
     if config.pseudo is not None and config.self_training.alpha > 0:
         keep = None if config.pseudo.keep_empty else task.keeps_something(config.pseudo)
+        if config.pseudo.soft:
+            task.check_soft(next(records.read(data.files("pseudo"))))
         by_source["pseudo"] = dataset("pseudo", seed + 1, keep)
     return inputs.zip_sources(**by_source)
 

@@ -270,11 +270,23 @@ def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
     assert runner.run(config, tmp_path) == results
 
 
+def test_student_learns_the_distribution_of_the_teacher(masks, tmp_path):
+    soft = "task.label_classes=2,pseudo.soft=true"
+    results = runner.run(resolve_masks(masks, soft), tmp_path / "a")
+    assert list(results) == ["teacher", "student"] and results["student"]["mIoU"] > 0
+    fewer = resolve_masks(masks, "task.num_classes=3,task.label_classes=3,pseudo.soft=true")
+    student = config_lib.student_config(fewer, f"{tmp_path}/a/labels/pseudo-*.tfrecord", None)
+    with pytest.raises(UserError, match="task.label_classes=3: the labels hold 2 of 3 classes"):
+        runner.train(student, tmp_path / "b")
+
+
 def test_wrong_masks_stop_a_run_in_one_line(masks, tmp_path):
     with pytest.raises(UserError, match="6 images of human have no mask; is human.masks given?"):
         runner.run(resolve_masks(masks, "human={masks: null, class_list: null}"), tmp_path / "a")
     with pytest.raises(UserError, match="class_weights has 3 numbers for 2 classes"):
         runner.run(resolve_masks(masks, "task.class_weights=[1,1,1]"), tmp_path / "b")
+    with pytest.raises(UserError, match="needs task.kind=segmentation and task.label_classes=2"):
+        resolve_masks(masks, "pseudo.soft=true")
     with pytest.raises(UserError, match="starts from ImageNet"):
         runner.train(resolve_masks(masks, "trainer.init=imagenet++,pseudo=null"), tmp_path / "c")
 

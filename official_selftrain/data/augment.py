@@ -25,8 +25,8 @@ class Augmentation:
         size: (height, width) of the network input.
 
     Calling it with a decoded example (`image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` as fractions and,
-    optionally, `mask` uint8 `[H, W]`) and a seed int64 `[2]` returns what `fit` returns. Equal
-    seeds give equal results, with the exception of policy "keras_cv".
+    optionally, `mask` uint8 `[H, W]` or `[H, W, C]`) and a seed int64 `[2]` returns what `fit`
+    returns. Equal seeds give equal results, with the exception of policy "keras_cv".
     """
 
     def __init__(self, source, size):
@@ -121,7 +121,7 @@ def fit(scene, info, as_released=False):
 
     Returns:
         dict: `image` float32 `[h, w, 3]`, normalised; `boxes` in pixels of it, those cropped away
-        empty; `mask` int32 `[h, w]`, 255 where padded; `image_info`.
+        empty; `mask` int32 `[h, w]` or `[h, w, C]`, 255 where padded; `image_info`.
     """
     fitted = {
         "image": resize_image(scene["image"], info),
@@ -182,7 +182,7 @@ def resize_image(image, info, padded_size=None):
 
 
 def resize_mask(mask, info, as_released=False):
-    """Mask `[H, W]` of class ids by nearest neighbour to `[h, w]`; the padding is ignored.
+    """Mask `[H, W]` or `[H, W, C]` by nearest neighbour to `[h, w, ...]`; the padding is 255.
 
     As released, the scaled size is cut off to whole pixels after rounding errors, so that a mask is
     now and then a pixel narrower than its image.
@@ -191,10 +191,12 @@ def resize_mask(mask, info, as_released=False):
     if as_released:
         scaled = tf.cast(info[0] * info[2], tf.int32)
     # Class ids are raised by one, so that the padding by zeros becomes -1, which is ignored.
-    raised = tf.cast(mask, tf.int32)[None, ..., None] + 1
+    flat = len(mask.shape) == 2
+    raised = tf.cast(mask[..., None] if flat else mask, tf.int32)[None] + 1
     raised = tf.raw_ops.ResizeNearestNeighbor(images=raised, size=scaled)[0]
-    mask = _crop_and_pad(raised, offset, target)[..., 0] - 1
-    return tf.where(mask == -1, IGNORE_LABEL, mask)
+    fitted = _crop_and_pad(raised, offset, target) - 1
+    fitted = tf.where(fitted == -1, IGNORE_LABEL, fitted)
+    return fitted[..., 0] if flat else fitted
 
 
 def resize_boxes(boxes, info):

@@ -183,7 +183,7 @@ def translate(image, shift, fill=FILL):
     """`output[y, x] = image[y + shift[0], x + shift[1]]`: moves content up and left.
 
     Args:
-        image: `[H, W, 3]` or mask `[H, W]`.
+        image: `[H, W, C]` or mask `[H, W]`.
         shift: int32 `[2]`.
         fill: value of the uncovered pixels.
     """
@@ -202,7 +202,7 @@ def warp(image, matrix, fill=FILL):
     """`output[p] = image[round(A p + b)]` for pixel indices p = (x, y).
 
     Args:
-        image: `[H, W, 3]` or mask `[H, W]`.
+        image: `[H, W, C]` or mask `[H, W]`.
         matrix: float `[6]`, the rows of A | b.
         fill: value of the uncovered pixels.
     """

@@ -271,7 +271,9 @@ def _for_drawn_boxes(change):
 
 def _loop(count, body, scene):
     """`body(index, scene) -> (index + 1, scene)`, `count` times."""
-    shapes = {"image": [None, None, 3], "boxes": [None, 4], "mask": [None, None]}
+    shapes = {"image": [None, None, 3], "boxes": [None, 4]}
+    if "mask" in scene:
+        shapes["mask"] = [None, None, *scene["mask"].shape[2:]]
     invariants = {key: tf.TensorShape(shapes[key]) for key in scene}
 
     def checked(index, scene):
@@ -332,7 +334,8 @@ class Policy:
         as_released: see `image_ops`.
 
     Calling it with a scene and a seed int64 `[2]` returns the changed scene. A scene is a dict of
-    `image` `[H, W, 3]` uint8, `boxes` `[N, 4]` as fractions and, optionally, `mask` `[H, W]` uint8.
+    `image` `[H, W, 3]` uint8, `boxes` `[N, 4]` as fractions and, optionally, `mask` `[H, W]` uint8,
+    or `[H, W, C]`, whose channels move together.
     """
 
     def __init__(self, rows, draws=1, cutout=100, translate=250, as_released=False):

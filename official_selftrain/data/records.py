@@ -1,8 +1,8 @@
 """`ImageRecord`, and its form on disk: the only place that knows TFRecord feature names.
 
 The names are those of the released code (and of Model Garden, which kept them), plus
-`image/filename`, `image/origin`, `image/dataset`, `image/teacher`, `image/object/score` and
-`image/segmentation/class/confidence`.
+`image/filename`, `image/origin`, `image/dataset`, `image/teacher`, `image/object/score`,
+`image/segmentation/class/confidence` and `image/segmentation/next/...`.
 """
 
 import dataclasses
@@ -17,6 +17,13 @@ from official_selftrain.errors import UserError
 
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
+# Labels of pixels, all PNGs.
+PNGS = {
+    "mask": "image/segmentation/class/encoded",
+    "confidence": "image/segmentation/class/confidence",
+    "next_masks": "image/segmentation/next/encoded",
+    "next_confidences": "image/segmentation/next/confidence",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,8 @@ class ImageRecord:
         mask: gray PNG bytes of class ids, as large as the image (255 is ignored), or b"".
         confidence: gray PNG bytes, 255 times the probability of each pixel's class in a pseudo
             mask, or b"".
+        next_masks, next_confidences: gray PNG bytes of the second, third, ... class of each pixel
+            and of their probabilities, one map below the other, for soft labels; or b"".
         label: class of the whole image, from 0, for classification; -1 for none.
         origin: "human", "pseudo", or "none" for an image without labels.
         dataset, teacher: where image and labels come from.
@@ -56,6 +65,8 @@ class ImageRecord:
     areas: np.ndarray | None = None
     mask: bytes = b""
     confidence: bytes = b""
+    next_masks: bytes = b""
+    next_confidences: bytes = b""
     label: int = -1
     origin: str = "human"
     dataset: str = ""
@@ -134,10 +145,9 @@ def to_example(record):
         features[f"image/object/bbox/{side}"] = floats(record.boxes[:, column])
     if record.label >= 0:
         features["image/class/label"] = ints(record.label)
-    if record.mask:
-        features["image/segmentation/class/encoded"] = bytes_(record.mask)
-    if record.confidence:
-        features["image/segmentation/class/confidence"] = bytes_(record.confidence)
+    for field, key in PNGS.items():
+        if getattr(record, field):
+            features[key] = bytes_(getattr(record, field))
     example = tf.train.Example(features=tf.train.Features(feature=features))
     return example.SerializeToString(deterministic=True)
 
@@ -191,8 +201,7 @@ def from_example(serialized, where="record"):
         scores=_or_none(floats("image/object/score")),
         is_crowd=_or_none(ints("image/object/is_crowd").astype(bool)),
         areas=_or_none(floats("image/object/area")),
-        mask=text("image/segmentation/class/encoded"),
-        confidence=text("image/segmentation/class/confidence"),
+        **{field: text(key) for field, key in PNGS.items()},
         label=int(label[0]) if label.size else -1,
         origin=text("image/origin").decode() or "human",
         dataset=text("image/dataset").decode(),
@@ -224,8 +233,9 @@ def decode(serialized):
 
     Returns:
         dict: `image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` fractions, `classes` int32 `[N]`, `scores`
-        `[N]`, `is_crowd` bool `[N]`, `mask` and `confidence` uint8 `[H, W]` (`[0, 0]`
-        without one), `label` int32, -1 without one. What a parser leaves unread is not decoded.
+        `[N]`, `is_crowd` bool `[N]`, `mask` and `confidence` uint8 `[H, W]`, `next_masks` and
+        `next_confidences` uint8 `[K H, W]` (`[0, 0]` without one), `label` int32, -1 without one.
+        What a parser leaves unread is not decoded.
     """
     import tensorflow as tf
 
@@ -234,8 +244,7 @@ def decode(serialized):
         serialized,
         {
             "image/encoded": tf.io.FixedLenFeature([], tf.string),
-            "image/segmentation/class/encoded": tf.io.FixedLenFeature([], tf.string, b""),
-            "image/segmentation/class/confidence": tf.io.FixedLenFeature([], tf.string, b""),
+            **{key: tf.io.FixedLenFeature([], tf.string, b"") for key in PNGS.values()},
             "image/class/label": tf.io.FixedLenFeature([], tf.int64, -1),
             "image/object/class/label": tf.io.VarLenFeature(tf.int64),
             "image/object/score": tf.io.VarLenFeature(tf.float32),
@@ -265,8 +274,7 @@ def decode(serialized):
         "is_crowd": tf.cond(
             tf.size(is_crowd) > 0, lambda: is_crowd, lambda: tf.zeros([count], tf.bool)
         ),
-        "mask": gray(values["image/segmentation/class/encoded"]),
-        "confidence": gray(values["image/segmentation/class/confidence"]),
+        **{field: gray(values[key]) for field, key in PNGS.items()},
         "label": tf.cast(values["image/class/label"], tf.int32),
     }
 

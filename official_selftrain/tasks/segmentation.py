@@ -28,16 +28,21 @@ class MaskPrediction:
     Attributes:
         classes: `[H, W]` uint8 class ids.
         confidence: `[H, W]` uint8, 255 times the probability of the class.
+        next_classes, next_confidences: the same of the second, third, ... class, `[K H, W]`, one
+            map below the other; K is 0 unless `label_classes` asks for more.
     """
 
     classes: np.ndarray
     confidence: np.ndarray
+    next_classes: np.ndarray = ()
+    next_confidences: np.ndarray = ()
 
 
 class SegmentationTask:
     """A network whose output is `{"logits": [B, S / r, S / r, C]}`, r a whole number.
 
-    Labels are a dict: in training `mask` `[S, S]` int32 with 255 where ignored; in prediction
+    Labels are a dict: in training `mask` `[S, S]` int32 with 255 where ignored, or `[S, S, 2 K]`
+    with soft labels: K classes, the likeliest first, then K probabilities times 255; in prediction
     `image_info` `[V, 4, 2]`, one for each scale, as in `augment.plan_resize`.
 
     Args:
@@ -51,6 +56,7 @@ class SegmentationTask:
         self.scales = config.label_scales if labelling else config.eval_scales
         self.flip = config.label_flip if labelling else config.eval_flip
         self.at_network_size = config.eval_size == "network" and not labelling
+        self.stored = self._label_classes() if labelling else 1
 
     def build_model(self):
         return build_model(self.config)
@@ -71,6 +77,10 @@ class SegmentationTask:
         any_size = build_model(self.config.model_copy(update={"image_size": (None, None)}))
         any_size.set_weights(model.get_weights())
         return any_size
+
+    def _label_classes(self):
+        """Classes stored for each pixel of a pseudo label: no more than there are."""
+        return min(self.config.label_classes, self.config.num_classes)
 
     def _targets(self):
         """(height, width) that an image is fitted into, for each scale."""
@@ -103,15 +113,20 @@ class SegmentationTask:
             return self._prediction_parser()
         augmentation = augment.Augmentation(source, size)
         sure = self._sure(source) if hasattr(source, "thresholds") else None
+        soft = sure is not None and source.soft
+        channels = (2 * self._label_classes(),) if soft else ()
 
         def parse(example, seed):
             mask = example["mask"]
             if sure is not None:
                 mask = tf.where(sure(example), mask, tf.constant(IGNORE_LABEL, tf.uint8))
+            if soft:
+                mask = _stack(mask, example)
+                mask = tf.ensure_shape(mask, [None, None, *channels])
             scene = {"image": example["image"], "boxes": example["boxes"], "mask": mask}
             scene = augmentation(scene, seed)
             image = tf.ensure_shape(scene["image"], [*size, 3])
-            return image, {"mask": tf.ensure_shape(scene["mask"], size)}
+            return image, {"mask": tf.ensure_shape(scene["mask"], [*size, *channels])}
 
         return parse
 
@@ -130,6 +145,19 @@ class SegmentationTask:
             return tuple(images), {"image_info": tf.stack(infos)}
 
         return parse
+
+    def check_soft(self, record):
+        """
+        Raises:
+            UserError: if a pseudo label holds another number of classes than is to be learnt.
+        """
+        further = _open(record.next_masks).height // record.height if record.next_masks else 0
+        if further + 1 != self._label_classes():
+            raise UserError(
+                f"pseudo.soft with task.label_classes={self.config.label_classes}: the labels hold "
+                f"{further + 1} of {self.config.num_classes} classes a pixel; label again with "
+                "this setting, or change it"
+            )
 
     def keeps_something(self, source):
         """A function serialized example -> bool: a pixel reaches the thresholds of `source`."""
@@ -157,8 +185,9 @@ class SegmentationTask:
 
         With `loss_size="logits"` every r-th pixel of the mask is compared, which is what the
         released bilinear resize of the labels comes to for a whole r, and the nearest label; with
-        "mask" the logits are up-sampled. Normalised by the labelled pixels of this source in the
-        global batch, at least 1, so that an image or a source without any is legal.
+        "mask" the logits are up-sampled. Soft labels give the distribution to learn. Normalised by
+        the labelled pixels of this source in the global batch, at least 1, so that an image or a
+        source without any is legal.
 
         Returns:
             dict with the scalar `total`.
@@ -170,14 +199,19 @@ class SegmentationTask:
             mask = mask[:, ::stride, ::stride]
         else:
             logits = BilinearUpsample(stride)(logits)
+        probabilities = None
+        if len(mask.shape) == 4:
+            mask, probabilities = _distribution(mask, logits.shape[-1], logits.dtype)
         total, pixels = losses.segmentation_loss_sum(
-            logits, mask, IGNORE_LABEL, config.label_smoothing, config.class_weights
+            logits, mask, IGNORE_LABEL, config.label_smoothing, config.class_weights, probabilities
         )
         return {"total": total / ops.maximum(sum_over_replicas(pixels), 1.0)}
 
     def objects(self, labels):
         """Mean share of labelled pixels in a batch."""
-        return ops.mean(ops.cast(labels["mask"] != IGNORE_LABEL, "float32"))
+        mask = labels["mask"]
+        mask = mask[..., 0] if len(mask.shape) == 4 else mask
+        return ops.mean(ops.cast(mask != IGNORE_LABEL, "float32"))
 
     # --- Predictions -------------------------------------------------------------------------
 
@@ -216,7 +250,7 @@ class SegmentationTask:
                 for view, logits in enumerate(arrays["logits"])
             ]
             size = views[0].shape[:2] if self.at_network_size else infos[index, 0, 0].astype(int)
-            found.append(_merge(views, *size))
+            found.append(_merge(views, *size, self.stored))
         return found
 
     def metric(self, class_names=None):
@@ -233,6 +267,8 @@ class SegmentationTask:
             areas=None,
             mask=records.encode_png(prediction.classes),
             confidence=records.encode_png(prediction.confidence),
+            next_masks=_png_or_none(prediction.next_classes),
+            next_confidences=_png_or_none(prediction.next_confidences),
             label=-1,
             origin="pseudo",
             teacher=teacher,
@@ -256,6 +292,36 @@ def byte_limits(thresholds):
     return limits
 
 
+def _stack(mask, example):
+    """uint8 `[H, W, 2 K]`: K classes, then K confidences, of a decoded soft label."""
+    import tensorflow as tf
+
+    def maps(first, further):
+        further = tf.reshape(further, tf.concat([[-1], tf.shape(first)], axis=0))
+        return tf.concat([first[None], further], axis=0)
+
+    classes = maps(mask, example["next_masks"])
+    confidences = maps(example["confidence"], example["next_confidences"])
+    return tf.transpose(tf.concat([classes, confidences], axis=0), [1, 2, 0])
+
+
+def _distribution(mask, num_classes, dtype):
+    """(likeliest class `[B, H, W]`, probabilities `[B, H, W, C]`) of a batch of soft labels.
+
+    What classes beyond the stored ones had is shared out among these.
+    """
+    stored = mask.shape[-1] // 2
+    classes, confidences = mask[..., :stored], ops.cast(mask[..., stored:], dtype)
+    one_hot = ops.cast(classes[..., None] == ops.arange(num_classes, dtype=mask.dtype), dtype)
+    probabilities = ops.sum(one_hot * confidences[..., None], axis=-2)
+    total = ops.sum(confidences, axis=-1, keepdims=True)
+    return classes[..., 0], probabilities / ops.maximum(total, 1.0)
+
+
+def _png_or_none(maps):
+    return records.encode_png(maps) if len(maps) else b""
+
+
 def _inside(logits, info, size):
     """Logits `[h, w, C]` at the pixels of the fitted image, without the padding."""
     import tensorflow as tf
@@ -264,21 +330,28 @@ def _inside(logits, info, size):
     return tf.raw_ops.ResizeBilinear(images=logits[None], size=size)[0, :height, :width]
 
 
-def _merge(views, height, width):
-    """Mean probabilities of views `[h, w, C]` at (height, width), as a `MaskPrediction`."""
+def _merge(views, height, width, stored):
+    """The `stored` largest mean probabilities of views `[h, w, C]` at (height, width)."""
     import tensorflow as tf
 
     rows = max(1, STRIP // (width * views[0].shape[-1]))
-    classes, confidence = [], []
+    classes, confidences = [], []
     for first in range(0, height, rows):
         last = min(first + rows, height)
         mean = tf.add_n(
             [tf.nn.softmax(_resized_rows(v, first, last, height, width)) for v in views]
         )
-        best = tf.reduce_max(mean, axis=-1) / len(views)
-        classes.append(tf.argmax(mean, axis=-1).numpy().astype("uint8"))
-        confidence.append(np.rint(255 * best.numpy()).astype("uint8"))
-    return MaskPrediction(np.concatenate(classes), np.concatenate(confidence))
+        largest, which = tf.math.top_k(mean, stored)
+        classes.append(which.numpy().astype("uint8"))
+        confidences.append(np.rint(255 / len(views) * largest.numpy()).astype("uint8"))
+    # One map below the other.
+    classes, confidences = (
+        np.concatenate(strips).transpose(2, 0, 1).reshape(stored * height, width)
+        for strips in (classes, confidences)
+    )
+    return MaskPrediction(
+        classes[:height], confidences[:height], classes[height:], confidences[height:]
+    )
 
 
 def _resized_rows(x, first, last, height, width):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import load
-from helpers import png, record
+from helpers import mask_png, png, record
 
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
@@ -15,8 +15,12 @@ def assert_equal(a, b):
 
 @pytest.mark.parametrize(
     "original",
-    [record(), record(boxes=[], classes=[], scores=None, is_crowd=None, mask=b"")],
-    ids=["boxes", "empty"],
+    [
+        record(),
+        record(boxes=[], classes=[], scores=None, is_crowd=None, mask=b""),
+        record(confidence=mask_png(), next_masks=mask_png(8), next_confidences=mask_png(8, 6, 1)),
+    ],
+    ids=["boxes", "empty", "soft mask"],
 )
 def test_serialising_gives_the_record_back(original):
     assert_equal(records.from_example(records.to_example(original)), original)

@@ -281,6 +281,90 @@ def test_records_of_the_teacher_hold_every_pixel_and_its_confidence(model, tmp_p
         assert prediction.classes.shape == (a.height, a.width)
 
 
+@pytest.fixture
+def soft_file(tmp_path):
+    """An image whose halves hold classes (0, 2) with (0.6, 0.2) and (1, 0) with (0.8, 0.2)."""
+    rows = np.zeros((2, 40, 60), "uint8")
+    classes, confidences = rows.copy(), rows + 51
+    classes[0, :, 30:], classes[1, :, :30] = 1, 2
+    confidences[0, :, :30], confidences[0, :, 30:] = 153, 204
+    soft = image_record(
+        mask=gray(classes[0]),
+        confidence=gray(confidences[0]),
+        next_masks=gray(classes[1]),
+        next_confidences=gray(confidences[1]),
+    )
+    records.write(tmp_path / "soft.tfrecord", [soft])
+    return str(tmp_path / "soft.tfrecord")
+
+
+def first_labels(file, source, **changes):
+    parse = make(**changes).parser(source, training=True)
+    _, labels = next(iter(inputs.training_dataset([file], parse, 2, 0)))
+    return labels
+
+
+STILL = {"batch_size": 2, "jitter": (1.0, 1.0), "flip": False}
+
+
+def test_soft_labels_by_hand(soft_file):
+    labels = first_labels(soft_file, PseudoConfig(soft=True, **STILL), label_classes=2)
+    assert labels["mask"].shape == (2, *SIZE, 4)
+    inside = labels["mask"].numpy()[0, :85]
+    np.testing.assert_array_equal(inside[10, 10], [0, 2, 153, 51])
+    np.testing.assert_array_equal(inside[10, 120], [1, 0, 204, 51])
+    task = make(label_classes=2)
+    weights = np.array([1.0, 2.0, 3.0])
+    logits = np.broadcast_to(np.log(weights / 6), (2, 32, 32, 3)).astype("float32")
+    found = task.loss({"logits": tf.constant(logits)}, labels)["total"]
+    left = -(0.75 * np.log(1 / 6) + 0.25 * np.log(3 / 6))  # what was not stored is shared out
+    right = -(0.8 * np.log(2 / 6) + 0.2 * np.log(1 / 6))
+    np.testing.assert_allclose(found, (left + right) / 2, rtol=1e-5)
+    assert float(task.objects(labels)) == pytest.approx(85 / 128)
+    sure = PseudoConfig(soft=True, score_threshold=0.7, **STILL)
+    labels = first_labels(soft_file, sure, label_classes=2)
+    found = task.loss({"logits": tf.constant(logits)}, labels)["total"]
+    np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["S1", "S4"])
+def test_soft_labels_move_like_hard_ones(soft_file, policy):
+    source = {"batch_size": 2, "policy": policy, "magnitude": 4}
+    for seed in range(3):
+        hard, soft = (
+            make(label_classes=2).parser(PseudoConfig(soft=soft, **source), training=True)
+            for soft in (False, True)
+        )
+        (_, a), (_, b) = (
+            next(iter(inputs.training_dataset([soft_file], parse, 2, seed)))
+            for parse in (hard, soft)
+        )
+        np.testing.assert_array_equal(a["mask"], b["mask"][..., 0])
+        inside = a["mask"].numpy() != 255
+        sets = {tuple(row) for row in b["mask"].numpy()[inside]}
+        assert sets <= {(0, 2, 153, 51), (1, 0, 204, 51)}
+
+
+def test_teacher_stores_the_distribution(model, tmp_path):
+    files = write_images(tmp_path, (64, 96))
+    (hard,) = predict(make(True), model, files)
+    (soft,) = predict(make(True, label_classes=9), model, files)  # there are three
+    np.testing.assert_array_equal(soft.classes, hard.classes)
+    np.testing.assert_array_equal(soft.confidence, hard.confidence)
+    classes = np.stack([soft.classes, *np.split(soft.next_classes, 2)])
+    assert (np.sort(classes, axis=0) == np.arange(3)[:, None, None]).all()
+    confidences = np.stack([soft.confidence, *np.split(soft.next_confidences, 2)]).astype(int)
+    assert (np.diff(confidences, axis=0) <= 0).all()
+    assert np.abs(confidences.sum(axis=0) - 255).max() <= 1
+    (image,) = records.read(files)
+    stored = make(True, label_classes=9).to_record(image, soft, "teacher")
+    make(label_classes=3).check_soft(stored)
+    with pytest.raises(UserError, match="hold 3 of 3 classes a pixel; label again"):
+        make(label_classes=2).check_soft(stored)
+    with pytest.raises(UserError, match="hold 1 of 3 classes"):
+        make(label_classes=2).check_soft(make(True).to_record(image, hard, "teacher"))
+
+
 def test_tally_by_hand():
     classes, confidence = [[0, 0, 1, 1], [0, 1, 1, 2]], [[250, 100, 128, 127], [128, 200, 10, 60]]
     pseudo = image_record(2, 4, mask=gray(classes), confidence=gray(confidence))
