@@ -108,6 +108,7 @@ class Data:
             if (source := getattr(config, name)) is not None and source.given
         }
         self._check_leaks()
+        self._check_classes()
 
     def _check_leaks(self):
         """Refuses to label, or to learn from labels of, images that measure the result."""
@@ -128,6 +129,21 @@ class Data:
                     "%d images are both in human and in evaluation, the first %r: the metrics will "
                     "be too good", len(shared), shared[0],
                 )  # fmt: skip
+
+    def _check_classes(self):
+        """Warns of classes that no labelled image holds."""
+        if "human" not in self.summaries:
+            return
+
+        def held(name):
+            return {int(c) for c in self.summaries.get(name, {}).get("images_per_class", {})}
+
+        absent = sorted((held("evaluation") | set(self.class_names)) - held("human"))
+        if absent:
+            logging.warning(
+                "no labelled image holds %s: teacher and student cannot learn it",
+                ", ".join(repr(self.class_names.get(c, c)) for c in absent[:10]),
+            )
 
     def files(self, name):
         return self.summaries[name]["files"]

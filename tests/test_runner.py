@@ -270,6 +270,14 @@ def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
     assert runner.run(config, tmp_path) == results
 
 
+def test_class_absent_from_the_labelled_images(masks, tmp_path, caplog):
+    (masks / "more.txt").write_text("right\nleft\nmiddle\n")
+    human = "human.class_list=more.txt,evaluation.class_list=more.txt"
+    results = runner.run(resolve_masks(masks, human), tmp_path)
+    assert "no labelled image holds 'middle'" in caplog.text
+    assert results["student"]["IoU/middle"] == -1  # it is not in the truth either
+
+
 def test_student_learns_the_distribution_of_the_teacher(masks, tmp_path):
     soft = "task.label_classes=2,pseudo.soft=true"
     results = runner.run(resolve_masks(masks, soft), tmp_path / "a")

@@ -1,0 +1,114 @@
+"""Training and pseudo-labelling speed and memory of EfficientNet + NAS-FPN at 512 px.
+
+    python benchmarks/segmentation.py [VARIANT ...]      # b0 and b7 unless given
+
+For each network, in a process of its own: images/s of a train step; of labelling a PASCAL-sized
+image at one scale (the baseline) and at the paper's six; peak memory after labelling it and after
+labelling an image of 12 megapixels.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+SIZE, STEPS, CLASSES = 512, 3, 21
+BATCH = {"b0": 2, "b7": 1}
+
+
+def settings(variant):
+    from official_selftrain import config
+
+    overrides = [f"task.backbone=efficientnet-{variant}", f"task.num_classes={CLASSES}"]
+    overrides += [f"task.image_size=[{SIZE},{SIZE}]", "pseudo=null"]
+    return config.resolve("pascal_b7_imagenetpp_s4_selftrain_aug", overrides=overrides)
+
+
+def training(variant):
+    import numpy as np
+    import tensorflow as tf
+
+    from official_selftrain import runner
+    from official_selftrain.tasks import make_task
+
+    chosen, size = settings(variant), BATCH.get(variant, 1)
+    runner.make_strategy(chosen)
+    task = make_task(chosen.task.model_copy(update={"bn_synchronized": False}))
+    trainer = runner.make_trainer(chosen, task)
+    print(f"{variant}: {trainer.student.count_params():,} parameters")
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.standard_normal((size, SIZE, SIZE, 3)), tf.float32)
+    masks = tf.constant(rng.integers(0, CLASSES, (size, SIZE, SIZE)), tf.int32)
+    data = {"human": images}, {"human": {"mask": masks}}
+    step = tf.function(lambda: trainer.train_step(data), autograph=False)
+    forward = tf.function(lambda: trainer.student(images, training=False), autograph=False)
+    whole = measure(f"{variant}: train step, batch {size}", step, size)
+    alone = measure(f"{variant}: forward, batch {size}", forward, size)
+    print(f"{variant}: a step costs {whole / alone:.1f} forward passes; {peak()}")
+
+
+def labelling(variant):
+    from official_selftrain.tasks import make_task
+
+    task = make_task(settings(variant).task)
+    model = task.build_model()
+    print(f"{variant}: the network alone, {peak()}")
+    pascal = write_image(375, 500)
+    one = label(task.config.model_copy(update={"label_scales": (1.0,)}), model, pascal)
+    print(f"{variant}: 500 x 375, one scale {1 / one:.3f} images/s, {peak()}")
+    six = label(task.config, model, pascal)
+    print(f"{variant}: six scales {1 / six:.3f} images/s, {six / one:.1f} times one, {peak()}")
+    large = label(task.config, model, write_image(3000, 4000))
+    print(f"{variant}: 4000 x 3000, six scales {1 / large:.3f} images/s, {peak()}")
+
+
+def write_image(height, width):
+    """A TFRecord of `STEPS` + 1 images of noise."""
+    import numpy as np
+
+    from official_selftrain.data import records
+
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), "uint8")
+    image = {"encoded": records.encode_png(pixels), "height": height, "width": width}
+    file = f"{tempfile.mkdtemp()}/images.tfrecord"
+    records.write(file, (records.ImageRecord(i, **image) for i in range(STEPS + 1)))
+    return [file]
+
+
+def label(config, model, files):
+    """Seconds an image, from the second on, records and PNGs included."""
+    from official_selftrain import teacher
+    from official_selftrain.tasks import make_task
+
+    task, times = make_task(config, labelling=True), []
+    for record, prediction in teacher.predict(task, model, files, 1):
+        task.to_record(record, prediction, "teacher")
+        times.append(time.perf_counter())
+    return (times[-1] - times[0]) / STEPS
+
+
+def measure(name, function, images):
+    function()
+    wall = time.perf_counter()
+    for _ in range(STEPS):
+        function()
+    wall = (time.perf_counter() - wall) / STEPS
+    print(f"{name}: {wall:.2f} s, {images / wall:.3f} images/s")
+    return wall
+
+
+def peak():
+    return f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
+
+
+def main():
+    if sys.argv[1:2] in (["training"], ["labelling"]):
+        return globals()[sys.argv[1]](sys.argv[2])
+    for variant in sys.argv[1:] or BATCH:
+        for part in ("training", "labelling"):
+            subprocess.run([sys.executable, __file__, part, variant], check=True)
+
+
+if __name__ == "__main__":
+    main()
