@@ -2,13 +2,13 @@
 
     python -m official_selftrain.run --experiment=pascal_b7_imagenetpp_s4_selftrain_aug \
         --data_dir=VOC2012 --model_dir=runs/aug \
-        --params_override=trainer.init=noisy_student_b7.weights.h5
+        --params_override=trainer.init=noisy_student_efficientnet-b7.tar.gz
 
 Cells with a pseudo-labelled set are for `run`, which trains the supervised cell as its teacher; the
 others are for `train`. `VOC2012` is the devkit's folder, with the list `trainaug.txt` and the masks
 `SegmentationClassAug` of the augmented set beside its own, and folders `coco` and `imagenet` of
 images for the cells that label those. ImageNet++ is Noisy Student's EfficientNet, whose weights
-only the authors publish; `trainer.init` names a file of this network that starts from them.
+only the authors publish; `trainer.init` names their checkpoint, of which the backbone is taken.
 """
 
 LISTS = "ImageSets/Segmentation"

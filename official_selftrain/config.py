@@ -287,7 +287,8 @@ class OptimizerConfig(Group):
 
 class TrainerConfig(Group):
     steps: Positive
-    init: str | None = None  # a run folder, a .weights.h5 file, "imagenet" or "imagenet++"
+    # A run folder, .weights.h5 file, "imagenet", "imagenet++" or TF1 checkpoint of the backbone.
+    init: str | None = None
     steps_per_loop: Positive = 100  # steps between two reports
     checkpoint_interval: Positive = 1000  # steps
     keep_checkpoints: Positive = 5

@@ -16,11 +16,12 @@ import numpy as np
 from official_selftrain import config as config_lib
 from official_selftrain.errors import UserError
 
+AVERAGE = "/ExponentialMovingAverage"
 # Variables that a network for inference or training does not need, and why.
 SKIPPED = {
     r".*/Momentum$": "optimizer slot",
     r".*/(Adam|Adam_1|RMSProp|RMSProp_1)$": "optimizer slot",
-    r".*/ExponentialMovingAverage$": "moving average of the weights",
+    rf".*{AVERAGE}$": "moving average of the weights",
     r"global_step$": "step counter",
     r"moving_normalizer$": "moving average of the loss normaliser",
     r"efficientnet-\w+/head/": "ImageNet classifier, unused by the task",
@@ -452,6 +453,43 @@ def read_checkpoint(path):
         ) from None
 
 
+def is_checkpoint(path):
+    """Whether `path` is a prefix, a folder or an archive for `read_checkpoint`."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        return any(path.glob("*.index"))
+    return path.name.endswith((".tar.gz", ".tgz", ".index")) or (
+        path.with_name(path.name + ".index").is_file()
+    )
+
+
+def load_backbone(model, backbone, path):
+    """Starts a network's backbone from a TF1 checkpoint that has it, such as Noisy Student's.
+
+    Where the checkpoint has moving averages of the weights, these are taken, as for evaluation.
+
+    Args:
+        model: a network with the backbone.
+        backbone: the first part of its variables' names, such as "efficientnet-b7".
+        path: see `read_checkpoint`.
+
+    Raises:
+        UserError: if a variable of the backbone is missing or has another shape.
+    """
+    arrays = read_checkpoint(path)
+    averages = {
+        name.removesuffix(AVERAGE): array
+        for name, array in arrays.items()
+        if name.endswith(AVERAGE)
+    }
+    inside = f"{backbone}/"
+    wanted = {n: v for n, v in variables_by_name(model).items() if n.startswith(inside)}
+    found = {name: array for name, array in (arrays | averages).items() if name in wanted}
+    _refuse_misfits(wanted, found, [])
+    for name, variable in wanted.items():
+        variable.assign(found[name])
+
+
 def _prefix_in(folder):
     import tensorflow as tf
 
@@ -544,11 +582,15 @@ def assign(model, arrays, found=None):
         for name in arrays
         if name not in variables and (reason := _reason_to_skip(name)) is not None
     }
+    _refuse_misfits(variables, arrays, set(arrays) - set(variables) - set(skipped), found)
+    for name, variable in variables.items():
+        variable.assign(arrays[name])
+    return sorted(variables), skipped
+
+
+def _refuse_misfits(variables, arrays, unexpected, found=None):
     faults = [f"missing {name}" for name in sorted(set(variables) - set(arrays))]
-    faults += [
-        f"unexpected {name} {tuple(arrays[name].shape)}"
-        for name in sorted(set(arrays) - set(variables) - set(skipped))
-    ]
+    faults += [f"unexpected {name} {tuple(arrays[name].shape)}" for name in sorted(unexpected)]
     faults += [
         f"misshapen {name}: {tuple(arrays[name].shape)} there, {tuple(variable.shape)} here"
         for name, variable in variables.items()
@@ -561,9 +603,6 @@ def assign(model, arrays, found=None):
             f"the checkpoint does not fit the network of the config ({len(faults)} variables)"
             f"{seems}:\n  " + "\n  ".join(faults[:20]) + more
         )
-    for name, variable in variables.items():
-        variable.assign(arrays[name])
-    return sorted(variables), skipped
 
 
 def _reason_to_skip(name):

@@ -6,6 +6,7 @@ python -m official_selftrain.report --model_dir=runs/demo
 import base64
 import functools
 import html
+import itertools
 import json
 import logging
 import pathlib
@@ -15,7 +16,7 @@ from official_selftrain.data import records
 from official_selftrain.errors import UserError
 from official_selftrain.files import write_text
 
-PICTURES = 6  # rows of each contact sheet
+PICTURES, AMONG = 6, 300  # rows of each contact sheet, drawn from so many images
 SIDE = 192  # pixels of a picture's longer side
 SHOWN_SCORE, ANY_SCORE = 0.3, 0.1  # lower scores clutter the pictures
 
@@ -43,7 +44,10 @@ def write(config, folder, data, results, seconds):
     labels = json.loads((folder / "labels" / "report.json").read_text())
     histories = {stage: _history(folder / stage) for stage in results}
     names = ("human_loss", "pseudo_loss", "ratio")
-    unlabeled, validation = _first(data.files("unlabeled")), _first(data.files("evaluation"))
+    total = data.summaries["unlabeled"]["images"]
+    unlabeled = _spread(data.files("unlabeled"), total)
+    validation = _spread(data.files("evaluation"), data.summaries["evaluation"]["images"])
+    pseudo = _spread(records.matching_files(str(folder / "labels" / "pseudo-*.tfrecord")), total)
     found = _predictions(config, folder, results, unlabeled + validation)
     count = len(unlabeled)
     draw = functools.partial(
@@ -52,7 +56,7 @@ def write(config, folder, data, results, seconds):
         names=data.class_names,
         masks=config.task.kind == "segmentation",
     )
-    labelling = _unlabeled_sheet(folder, draw, labels, unlabeled, found["student"][:count])
+    labelling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found["student"][:count])
     columns = [validation, *(labelled[count:] for labelled in found.values())]
     comparison = _validation_sheet(draw, ["human labels", *found], columns)
     parts = [
@@ -125,14 +129,14 @@ def _picture(file, sheet):
     return f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
 
 
-def _first(files, count=PICTURES):
-    stream = records.read(files)
-    return [record for record, _ in zip(stream, range(count), strict=False)]
+def _spread(files, total):
+    """Records at equal distances; neighbours are often frames of one film."""
+    step = max(min(total, AMONG) // PICTURES, 1)
+    return list(itertools.islice(records.read(files), 0, step * PICTURES, step))
 
 
-def _unlabeled_sheet(folder, draw, labels, images, student):
+def _unlabeled_sheet(draw, labels, images, pseudo, student):
     """Held-back labels, what the teacher found, what is kept, and the student."""
-    pseudo = _first(records.matching_files(str(folder / "labels" / "pseudo-*.tfrecord")))
     rows = [
         [
             draw(truth),

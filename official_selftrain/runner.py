@@ -13,7 +13,7 @@ import pathlib
 import subprocess
 import time
 
-from official_selftrain import checkpoints, teacher, visualize
+from official_selftrain import checkpoints, released, teacher, visualize
 from official_selftrain import config as config_lib
 from official_selftrain.data import inputs, records, sources
 from official_selftrain.errors import UserError
@@ -288,11 +288,12 @@ def train(config, folder, data=None, evaluate_after=True):
     if config.trainer.init == "imagenet++":
         raise UserError(
             "this cell starts from ImageNet++, Noisy Student's EfficientNet, whose weights only "
-            "its authors publish: give trainer.init=FILE, this network's weights started from them"
+            "its authors publish: fetch them and give trainer.init=CHECKPOINT, their TF1 "
+            "checkpoint (prefix, folder or .tar.gz)"
         )
     if config.trainer.init and config.trainer.init != "imagenet":
         init = pathlib.Path(config.trainer.init)
-        if not init.exists():
+        if not (init.exists() or released.is_checkpoint(init)):
             raise UserError(f"trainer.init: {init} does not exist")
     folder = pathlib.Path(folder)
     claim_folder(config, folder)
@@ -365,8 +366,12 @@ def _train(config, folder, data):
 
 def _initialize(model, config):
     """Loads `trainer.init`."""
-    if config.trainer.init != "imagenet":
-        checkpoints.load_weights(model, config.trainer.init)
+    init = config.trainer.init
+    if init != "imagenet":
+        if released.is_checkpoint(init):
+            released.load_backbone(model, config.task.backbone, init)
+        else:
+            checkpoints.load_weights(model, init)
         return
     from official_selftrain.applications import imagenet
 

@@ -7,7 +7,8 @@ from PIL import Image, ImageColor, ImageDraw
 
 COLOURS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324",
-    "#808000", "#000075",
+    "#808000", "#000075", "#ffe119", "#46f0f0", "#bcf60c", "#fabebe", "#800000", "#aaffc3",
+    "#e6beff", "#ffd8b1", "#808080", "#fffac8",
 )  # fmt: skip
 MARGIN = 4
 CAPTION_HEIGHT = 16

@@ -12,6 +12,7 @@ from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config as config_lib
 from official_selftrain import losses, released
+from official_selftrain.applications import efficientnet
 from official_selftrain.errors import UserError
 from official_selftrain.models import build_model
 from official_selftrain.optimization import make_optimizer
@@ -106,6 +107,47 @@ def test_prefix_and_archive_read_as_the_folder(folder, tmp_path):
         arrays = released.read_checkpoint(path)
         assert arrays.keys() == whole.keys()
         np.testing.assert_array_equal(arrays["global_step"], 3)
+
+
+def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
+    """Noisy Student's checkpoints hold the classifier, with moving averages of its weights."""
+    sizes = efficientnet.Variant(width=0.25, depth=0.3)
+    classifier = efficientnet.EfficientNet(
+        "b0", sizes=sizes, input_shape=(64, 64, 3), classes=5, weights=None
+    )
+    raw = released.variables_by_name(classifier)
+    arrays = {name: np.full(v.shape, 2.0, "float32") for name, v in raw.items()}
+    arrays |= {
+        f"{name}/ExponentialMovingAverage": np.full(v.shape, 1 + index, "float32")
+        for index, (name, v) in enumerate(raw.items())
+        if "moving" not in name
+    }
+    prefix = str(tmp_path / "model.ckpt")
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=list(arrays.values()),
+    )
+    config = {
+        "num_classes": 3, "image_size": (128, 128), "backbone": "efficientnet-b0",
+        "backbone_sizes": {"width": 0.25, "depth": 0.3}, "neck": "fpn", "neck_filters": 8,
+    }  # fmt: skip
+    model = build_model(config_lib.SegmentationConfig(**config))
+    before = {n: np.array(v) for n, v in released.variables_by_name(model).items()}
+    assert released.is_checkpoint(prefix) and released.is_checkpoint(tmp_path)
+    released.load_backbone(model, "efficientnet-b0", prefix)
+    order = list(raw)
+    for name, variable in released.variables_by_name(model).items():
+        if not name.startswith("efficientnet-b0/"):
+            np.testing.assert_array_equal(variable, before[name])
+        else:
+            expected = 2.0 if "moving" in name else 1 + order.index(name)
+            np.testing.assert_array_equal(variable, np.full(variable.shape, expected))
+    config["backbone_sizes"] = {"width": 0.5, "depth": 0.3}
+    other = build_model(config_lib.SegmentationConfig(**config))
+    with pytest.raises(UserError, match="misshapen efficientnet-b0/"):
+        released.load_backbone(other, "efficientnet-b0", prefix)
 
 
 @pytest.mark.parametrize("variant", ["49S", "49", "96", "143", "190"])
