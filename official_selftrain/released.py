@@ -458,9 +458,8 @@ def is_checkpoint(path):
     path = pathlib.Path(path)
     if path.is_dir():
         return any(path.glob("*.index"))
-    return path.name.endswith((".tar.gz", ".tgz", ".index")) or (
-        path.with_name(path.name + ".index").is_file()
-    )
+    archive = path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".index"))
+    return archive or path.with_name(path.name + ".index").is_file()
 
 
 def load_backbone(model, backbone, path):
@@ -509,7 +508,7 @@ def _read_archive(path):
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot unpack {path}: {error}") from None
+            raise UserError(f"cannot unpack {path}: {' '.join(str(error).split())}") from None
         return read_checkpoint(folder)
 
 
