@@ -10,6 +10,7 @@ EXTRAS = {
     # Never install both `tensorflow` and `tensorflow-cpu`: they own the same folder.
     "tf": ["tensorflow>=2.20"],
     "tf-cpu": ["tensorflow-cpu>=2.20"],
+    "jax": ["jax>=0.5"],
     "demo": ["scikit-learn>=1.4", "scikit-image>=0.22"],
     "eval": ["faster-coco-eval>=1.6"],
     "report": ["matplotlib>=3.8"],
@@ -34,6 +35,7 @@ EXTRAS = {
         "importlib-resources",
         "apache-beam>=2.60",
         "keras-cv>=0.9",
+        "jax>=0.5",
     ],
 }
 

@@ -2,13 +2,14 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 
 from absl import app, flags
 
 from official_selftrain import config as config_lib
-from official_selftrain.errors import UserError
+from official_selftrain.errors import Stopped, UserError
 
 FLAGS = flags.FLAGS
 
@@ -81,6 +82,9 @@ def main(command):
         except (UserError, OSError) as error:  # OSError: a full disk, a folder without permission
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + signal.SIGTERM)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)

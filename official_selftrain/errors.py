@@ -1,4 +1,4 @@
-"""The one exception that is meant to be read by the person at the keyboard."""
+"""The exceptions that are meant to be read by the person at the keyboard."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,11 @@ class UserError(ValueError):
 
     The message says what was given, what was expected, the likely cause and how to mend it.
     Commands print it as one line and leave with exit status 2, without a stack trace.
+    """
+
+
+class Stopped(Exception):
+    """The process was asked to end (SIGTERM), and what it had done is saved.
+
+    Commands print the message and leave with exit status 143, as the signal itself would.
     """

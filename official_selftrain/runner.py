@@ -16,7 +16,7 @@ import time
 from official_selftrain import checkpoints, released, teacher, visualize
 from official_selftrain import config as config_lib
 from official_selftrain.data import inputs, records, sources
-from official_selftrain.errors import UserError
+from official_selftrain.errors import Stopped, UserError
 from official_selftrain.files import write_text
 
 CLASSES = "classes.json"  # beside the weights: how many classes, and their names
@@ -338,22 +338,26 @@ def _train(config, folder, data):
             scalars = scalars | {name: metrics[name]}
         with open(history_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(scalars) + "\n")
-        if step % settings.checkpoint_interval == 0:
+        if step % settings.checkpoint_interval == 0 or sigterm.received:
             saved.save(step)
+        if sigterm.received:
+            raise Stopped(f"stopped at step {step}, which is saved; the same command goes on there")
 
+    sigterm = training.Sigterm()
     try:
-        training.train(
-            trainer,
-            training_data(config, task, data, start),
-            settings.steps,
-            start,
-            _steps_per_loop(settings),
-            strategy,
-            str(folder / "tensorboard"),
-            on_loop,
-            folder.name,
-            _images_per_step(config),
-        )
+        with sigterm:
+            training.train(
+                trainer,
+                training_data(config, task, data, start),
+                settings.steps,
+                start,
+                _steps_per_loop(settings),
+                strategy,
+                str(folder / "tensorboard"),
+                on_loop,
+                folder.name,
+                _images_per_step(config),
+            )
     except tf.errors.InvalidArgumentError as error:
         for name in ("human", "pseudo"):
             if name in data.summaries:

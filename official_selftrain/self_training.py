@@ -160,7 +160,7 @@ class SelfTrainer(keras.Model):
             """Forward, combined loss, clipped gradients, update. `data` is (images, labels)."""
             import tensorflow as tf
 
-            images, labels = data
+            images, labels = data[:2]
             with tf.GradientTape() as tape:
                 loss = self.compute_loss(images, labels, self(images, training=True))
             variables = self.student.trainable_variables
@@ -174,6 +174,30 @@ class SelfTrainer(keras.Model):
             gradients = [gradient / replicas() for gradient in gradients]
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
             return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+    elif keras.backend.backend() == "jax":
+
+        def train_step(self, state, data):
+            """The same, without side effects: (state, (images, labels)) -> (scalars, state)."""
+            import jax
+
+            trainable, others, optimizer, metrics = state
+            images, labels = data[:2]
+            differentiate = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+            (_, (_, _, others, metrics)), gradients = differentiate(
+                trainable, others, metrics, images, labels, None, True, optimizer
+            )
+            norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients))
+            if self.clip_norm:
+                factor = self.clip_norm / ops.maximum(norm, self.clip_norm)
+                gradients = [gradient * factor for gradient in gradients]
+            trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+            mapping = zip(self.metrics_variables, metrics, strict=True)
+            with keras.StatelessScope(state_mapping=mapping) as scope:
+                self.trackers["gradient_norm"].update_state(norm)
+                scalars = {name: tracker.result() for name, tracker in self.trackers.items()}
+            metrics = [scope.get_current_value(variable) for variable in self.metrics_variables]
+            return scalars, (trainable, others, optimizer, metrics)
 
     @property
     def metrics(self):

@@ -4,13 +4,42 @@ Keras' `fit` fails with several workers, and under a mirrored strategy with seve
 one `tf.function` around `strategy.run` gives the same losses and works with all of them.
 """
 
+import logging
 import math
+import signal
+import threading
 import time
 
 import tensorflow as tf
 from tqdm import tqdm
 
 from official_selftrain.errors import UserError
+
+
+class Sigterm:
+    """Notes SIGTERM, which schedulers send before they take a machine away, instead of dying.
+
+    Works as a context manager, in the main thread only; elsewhere it notes nothing.
+
+    Attributes:
+        received: whether the signal came.
+    """
+
+    received = False
+
+    def __enter__(self):
+        self.handled = threading.current_thread() is threading.main_thread()
+        if self.handled:
+            self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_):
+        if self.handled:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, *_):
+        self.received = True
+        logging.warning("SIGTERM: saving at the end of this loop of steps")
 
 
 def train(

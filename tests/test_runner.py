@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from official_selftrain import checkpoints, runner
+from official_selftrain import checkpoints, cli, runner, training
 from official_selftrain import config as config_lib
-from official_selftrain.errors import UserError
+from official_selftrain.errors import Stopped, UserError
 from official_selftrain.tasks import make_task
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -339,6 +339,39 @@ def test_images_that_keep_nothing_can_be_left_out(data, finished):
     images, labels = next(iter(runner.training_data(student, make_task(student.task), prepared, 0)))
     assert set(images) == {"human", "pseudo"}
     assert (np.asarray(labels["pseudo"]["classes"]) >= 0).any()
+
+
+def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_path, monkeypatch):
+    config, whole, _ = finished
+    teacher = config_lib.teacher_config(config).override({"trainer.checkpoint_interval": 4})
+    read = training._read
+
+    def ask_to_end(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(*arguments)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(training, "_read", ask_to_end)
+    with pytest.raises(Stopped, match="stopped at step 2, which is saved"):
+        runner.train(teacher, tmp_path / "a")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "a/checkpoints/ckpt-2.index").exists()
+    monkeypatch.undo()
+    runner.train(teacher, tmp_path / "a")
+    for a, b in zip(
+        weights(config, whole / "teacher"), weights(config, tmp_path / "a"), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_command_that_is_asked_to_end_says_where_to_go_on(monkeypatch, capsys):
+    def command():
+        raise Stopped("stopped at step 2")
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as left:
+        cli.main(command)
+    assert left.value.code == 143 and capsys.readouterr().err == "stopped at step 2\n"
 
 
 @pytest.mark.slow

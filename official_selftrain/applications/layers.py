@@ -138,7 +138,8 @@ def _normalize(x, gamma, beta, epsilon):
         scale = gamma * deviation
 
         def gradient(*upstream, **_):
-            dy = upstream[0]
+            # One gradient for each output from TensorFlow, all in a tuple from JAX.
+            dy = upstream[0][0] if isinstance(upstream[0], tuple) else upstream[0]
             count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
             dbeta = ops.sum(dy, axes)
             dgamma = (ops.sum(dy * x, axes) - mean * dbeta) * deviation
