@@ -332,16 +332,16 @@ class Config(Group):
                 f"trainer.init=imagenet: {self.task.backbone} has no public ImageNet weights; "
                 "efficientnet-lite0 and efficientnet-b0 to b7 of the published sizes have"
             )
-        if self.pseudo is not None and self.pseudo.soft and self._label_classes < 2:
+        if (
+            self.pseudo is not None
+            and self.pseudo.soft
+            and getattr(self.task, "label_classes", 1) < 2
+        ):
             raise ValueError(
                 "pseudo.soft learns the probabilities of several classes: it needs task.kind="
                 "segmentation and task.label_classes=2 or more, with which the teacher labelled"
             )
         return self
-
-    @property
-    def _label_classes(self):
-        return getattr(self.task, "label_classes", 1)
 
     @property
     def decay(self):

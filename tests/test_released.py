@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config as config_lib
-from official_selftrain import losses, released
+from official_selftrain import losses, released, runner
 from official_selftrain.applications import efficientnet
 from official_selftrain.errors import UserError
 from official_selftrain.models import build_model
@@ -133,10 +133,17 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
         "num_classes": 3, "image_size": (128, 128), "backbone": "efficientnet-b0",
         "backbone_sizes": {"width": 0.25, "depth": 0.3}, "neck": "fpn", "neck_filters": 8,
     }  # fmt: skip
-    model = build_model(config_lib.SegmentationConfig(**config))
+    recipe = config_lib.make(
+        {
+            "experiment": "pascal", "task": {**config, "kind": "segmentation"}, "human": {},
+            "optimizer": {"warmup_steps": 0}, "trainer": {"steps": 1, "init": prefix},
+        }
+    )  # fmt: skip
+    model = build_model(recipe.task)
     before = {n: np.array(v) for n, v in released.variables_by_name(model).items()}
     assert released.is_checkpoint(prefix) and released.is_checkpoint(tmp_path)
-    released.load_backbone(model, "efficientnet-b0", prefix)
+    assert not released.is_checkpoint(tmp_path / "absent.tar.gz")
+    runner._initialize(model, recipe)
     order = list(raw)
     for name, variable in released.variables_by_name(model).items():
         if not name.startswith("efficientnet-b0/"):

@@ -4,7 +4,8 @@ import numpy as np
 from helpers import mask_png, png, record
 from PIL import Image
 
-from official_selftrain import visualize
+from official_selftrain import report, visualize
+from official_selftrain.data import records
 
 
 def test_a_box_is_drawn_where_it_is():
@@ -45,6 +46,13 @@ def test_masks_are_laid_over_and_background_is_clear():
     drawn = np.asarray(visualize.draw_mask(Image.new("RGB", (6, 4)), mask, opacity=1.0))
     assert (drawn[0] == (0x3C, 0xB4, 0x4B)).all()
     assert (drawn[1] == 255).all() and not drawn[2:].any()
+
+
+def test_pictures_come_from_images_at_equal_distances(tmp_path):
+    file = str(tmp_path / "a.tfrecord")
+    records.write(file, [record(image_id=index) for index in range(20)])
+    assert [r.image_id for r in report._spread([file], 20)] == [0, 3, 6, 9, 12, 15]
+    assert [r.image_id for r in report._spread([file], 4)] == [0, 1, 2, 3, 4, 5]  # never closer
 
 
 def test_sheet_of_augmentations_has_a_column_a_policy(tmp_path):

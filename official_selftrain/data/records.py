@@ -17,6 +17,8 @@ from official_selftrain.errors import UserError
 
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
+# What a record knows of its image, whoever labels it.
+IMAGE = ("image_id", "encoded", "height", "width", "name", "dataset")
 # Labels of pixels, all PNGs.
 PNGS = {
     "mask": "image/segmentation/class/encoded",
@@ -94,6 +96,11 @@ class ImageRecord:
                 self._fail(f"{count} boxes but {len(getattr(self, field))} {field}")
         if count and self.classes.min() < 1:
             self._fail(f"class ids start at 1 (0 is the background); given {self.classes.min()}")
+
+    def relabelled(self, teacher, **labels):
+        """The image with pseudo labels, fields of a record, in place of every label it has."""
+        image = {name: getattr(self, name) for name in IMAGE}
+        return ImageRecord(**image, **labels, origin="pseudo", teacher=teacher)
 
     def _check_boxes(self, boxes):
         if not np.isfinite(boxes).all():

@@ -196,18 +196,11 @@ class DetectionTask:
 
     def to_record(self, record, detections, teacher):
         """The record with the teacher's labels instead of its own; every score is kept."""
-        return dataclasses.replace(
-            record,
+        return record.relabelled(
+            teacher,
             boxes=detections.boxes,
             classes=detections.classes,
             scores=detections.scores,
-            is_crowd=None,
-            areas=None,
-            mask=b"",
-            confidence=b"",
-            label=-1,
-            origin="pseudo",
-            teacher=teacher,
         )
 
     def tally(self, source, class_names=None):

@@ -147,9 +147,10 @@ class SegmentationTask:
         return parse
 
     def check_soft(self, record):
-        """
+        """Checks that a pseudo label holds as many classes a pixel as are to be learnt.
+
         Raises:
-            UserError: if a pseudo label holds another number of classes than is to be learnt.
+            UserError: if it holds another number.
         """
         further = _open(record.next_masks).height // record.height if record.next_masks else 0
         if further + 1 != self._label_classes():
@@ -258,20 +259,12 @@ class SegmentationTask:
 
     def to_record(self, record, prediction, teacher):
         """The record with the teacher's mask instead of its own labels; every pixel is kept."""
-        return dataclasses.replace(
-            record,
-            boxes=(),
-            classes=(),
-            scores=None,
-            is_crowd=None,
-            areas=None,
+        return record.relabelled(
+            teacher,
             mask=records.encode_png(prediction.classes),
             confidence=records.encode_png(prediction.confidence),
             next_masks=_png_or_none(prediction.next_classes),
             next_confidences=_png_or_none(prediction.next_confidences),
-            label=-1,
-            origin="pseudo",
-            teacher=teacher,
         )
 
     # --- Reports -----------------------------------------------------------------------------

@@ -26,6 +26,18 @@ def test_serialising_gives_the_record_back(original):
     assert_equal(records.from_example(records.to_example(original)), original)
 
 
+def test_a_teachers_labels_replace_every_label():
+    soft = {"confidence": mask_png(), "next_masks": mask_png(8), "next_confidences": mask_png(8)}
+    found = record(**soft, origin="human").relabelled("new", boxes=[[0, 0, 1, 1]], classes=[3])
+    assert_equal(
+        found,
+        records.ImageRecord(
+            5, png(), 4, 6, "a.png", [[0, 0, 1, 1]], [3],
+            origin="pseudo", dataset="d", teacher="new",
+        ),
+    )  # fmt: skip
+
+
 def test_area_is_computed_in_pixels():
     np.testing.assert_allclose(record().areas, [2 * 3, 3 * 3])
 
