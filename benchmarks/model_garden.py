@@ -33,14 +33,14 @@ def ours():
     import tensorflow as tf
     import train_step
 
-    from official_selftrain import config, runner
+    from official_selftrain import config, distribution, training
     from official_selftrain.tasks import make_task
 
     overrides = [f"task.image_size=[{SIZE},{SIZE}],task.bn_synchronized=false"]
     settings = config.resolve("coco_spinenet49", overrides=overrides)
-    runner.make_strategy(settings)
+    distribution.make(settings.runtime)
     task = make_task(settings.task)
-    build, trainer = cpu_seconds(lambda: runner.make_trainer(settings, task))
+    build, trainer = cpu_seconds(lambda: training.make_trainer(settings, task))
     images, data = train_step.batch(task, 1)[0]["human"], train_step.batch(task, 2)
     forward = tf.function(lambda: trainer.student(images, training=False), autograph=False)
     step = tf.function(lambda: trainer.train_step(data), autograph=False)

@@ -29,13 +29,14 @@ def training(variant):
     import numpy as np
     import tensorflow as tf
 
-    from official_selftrain import runner
+    from official_selftrain import distribution
     from official_selftrain.tasks import make_task
+    from official_selftrain.training import make_trainer
 
     chosen, size = settings(variant), BATCH.get(variant, 1)
-    runner.make_strategy(chosen)
+    distribution.make(chosen.runtime)
     task = make_task(chosen.task.model_copy(update={"bn_synchronized": False}))
-    trainer = runner.make_trainer(chosen, task)
+    trainer = make_trainer(chosen, task)
     print(f"{variant}: {trainer.student.count_params():,} parameters")
     rng = np.random.default_rng(0)
     images = tf.constant(rng.standard_normal((size, SIZE, SIZE, 3)), tf.float32)
@@ -82,7 +83,7 @@ def label(config, model, files):
     from official_selftrain.tasks import make_task
 
     task, times = make_task(config, labelling=True), []
-    for record, prediction in teacher.predict(task, model, files, 1):
+    for record, prediction in teacher.Predictor(task, model, 1)(files):
         task.to_record(record, prediction, "teacher")
         times.append(time.perf_counter())
     return (times[-1] - times[0]) / STEPS

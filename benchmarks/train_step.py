@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_selftrain import config, runner
+from official_selftrain import config, distribution, training
 from official_selftrain.tasks import make_task
 
 SIZE, STEPS = 256, 5
@@ -51,10 +51,10 @@ def main():
     variant = sys.argv[2] if len(sys.argv) > 2 else "49"
     overrides = [f"task.image_size=[{SIZE},{SIZE}]"]
     settings = config.resolve(f"coco_spinenet{variant}", overrides=overrides)
-    runner.make_strategy(settings)
+    distribution.make(settings.runtime)
     began = time.perf_counter()
     task = make_task(settings.task)
-    trainer = runner.make_trainer(settings, task)
+    trainer = training.make_trainer(settings, task)
     print(
         f"build {time.perf_counter() - began:.1f} s, {trainer.student.count_params():,} parameters"
     )

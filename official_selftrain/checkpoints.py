@@ -1,19 +1,29 @@
 """Saving a training, resuming it, and starting from the weights of another."""
 
+import json
 import logging
+import os
 import pathlib
+import zipfile
+import zlib
+
+import numpy as np
 
 from official_selftrain.errors import UserError
+from official_selftrain.files import write_text
 
 WEIGHTS = "model.weights.h5"
+AVERAGE = "ema.weights.h5"  # the moving average of the weights, where `trainer.ema_decay` is set
+BEST = "best.weights.h5"  # the best of the evaluations during training
 
 
 class Checkpoints:
     """The checkpoints of one training: everything that decides its future.
 
-    Saves weights, batch statistics, optimizer, step, moving averages and random seeds. Each file
-    set appears under its final name only when complete, so a kill at any moment leaves the one
-    before.
+    Holds weights, batch statistics, optimizer (with the loss scale of float16), moving averages and
+    random seeds; the input position follows from the step. A checkpoint is one NumPy archive, the
+    same for every backend and number of devices. It appears under its name only when complete, so
+    a kill at any moment leaves the one before.
 
     Args:
         folder: where checkpoints are kept.
@@ -22,35 +32,39 @@ class Checkpoints:
     """
 
     def __init__(self, folder, trainer, keep=5):
-        import tensorflow as tf
+        self.folder = pathlib.Path(folder)
+        self.keep = keep
+        # Positions, not names: those of layers change with what the process has built before.
+        groups = {
+            "student": trainer.student.variables,
+            "averages": trainer.normalizer.variables,
+            "optimizer": trainer.optimizer.variables,
+            "ema": trainer.average.variables if trainer.average is not None else [],
+        }
+        self.variables = {f"{g}/{i}": v for g, group in groups.items() for i, v in enumerate(group)}
 
-        self.folder = str(folder)
-        # Lists instead of the trainer itself: Keras' tracking leaves the moving averages out, and
-        # names of layers change with what the process has built before.
-        self.checkpoint = tf.train.Checkpoint(
-            student=[variable.value for variable in trainer.student.variables],
-            averages=[variable.value for variable in trainer.normalizer.variables],
-            optimizer=[variable.value for variable in trainer.optimizer.variables],
-        )
-        self.manager = tf.train.CheckpointManager(self.checkpoint, self.folder, keep)
+    def path(self, step):
+        return self.folder / f"ckpt-{step:08d}.npz"
+
+    def steps(self):
+        """Steps of the checkpoints there are, rising."""
+        return sorted(int(file.stem.split("-")[1]) for file in self.folder.glob("ckpt-*.npz"))
 
     def restore(self):
-        """Restores the newest readable checkpoint; returns its step, or 0 if there is none.
+        """Restores the newest readable checkpoint; returns its step, or None if there is none.
 
         Raises:
             UserError: if there are checkpoints, but all are damaged or of another network.
         """
-        import tensorflow as tf
-
         reason = ""
-        for path in reversed(self.manager.checkpoints):
+        for step in reversed(self.steps()):
             try:
-                self.checkpoint.restore(path).assert_consumed()
-            except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
-                reason = str(error).splitlines()[0][:120]
-                logging.warning("the checkpoint %s cannot be used: %s", path, reason)
+                self._load(self.path(step))
+            except (UserError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
+                    zlib.error) as error:  # fmt: skip
+                reason = " ".join(str(error).split())[:120]
+                logging.warning("the checkpoint %s cannot be used: %s", self.path(step), reason)
                 continue
-            step = int(path.rsplit("-", 1)[1])
             logging.info("resumed from step %d of %s", step, self.folder)
             return step
         if reason:
@@ -58,32 +72,74 @@ class Checkpoints:
                 f"no checkpoint in {self.folder} fits the network of this experiment, or they are "
                 f"damaged ({reason}); choose another --model_dir, or delete the folder"
             )
-        return 0
+        return None
+
+    def _load(self, path):
+        with np.load(path) as archive:
+            values = {key: archive[key] for key in archive}
+        if values.keys() != self.variables.keys():
+            raise UserError(f"{len(values)} arrays, where {len(self.variables)} are expected")
+        for key, variable in self.variables.items():
+            if values[key].shape != tuple(variable.shape):
+                raise UserError(
+                    f"{variable.path} is {tuple(variable.shape)} here, {values[key].shape} there"
+                )
+        for key, variable in self.variables.items():
+            variable.assign(values[key])
 
     def save(self, step):
-        """Saves at `step`.
+        """Saves at `step`, and removes what is older than the newest `keep`.
 
         Raises:
             UserError: if the disk is full or cannot be written.
         """
-        import tensorflow as tf
+        from keras import ops
 
+        path = self.path(step)
+        partial = path.with_suffix(".tmp")
         try:
-            self.manager.save(checkpoint_number=step)
-        except (OSError, tf.errors.OpError) as error:
-            raise UserError(f"cannot save a checkpoint in {self.folder}: {error}") from None
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                np.savez(file, **{k: ops.convert_to_numpy(v) for k, v in self.variables.items()})
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                f"cannot save a checkpoint in {self.folder}: {error.strerror}; those before are "
+                "untouched"
+            ) from None
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
 
 
-def save_weights(model, folder):
-    """Writes the weights of a finished training to `folder/model.weights.h5`."""
-    path = pathlib.Path(folder) / WEIGHTS
-    temporary = path.with_name("partial.weights.h5")
+def save_weights(model, folder, name=WEIGHTS):
+    """Writes weights to `folder/name`, which appears only when complete.
+
+    Raises:
+        UserError: if the disk is full or cannot be written.
+    """
+    path = pathlib.Path(folder) / name
+    partial = path.with_name(f"partial.{name}")
     try:
-        model.save_weights(temporary)
-        temporary.replace(path)
+        model.save_weights(partial)
+        partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from None
     return str(path)
+
+
+def save_best(model, folder, step, metric, value):
+    """Keeps `model` in `folder/best.weights.h5` if `value` of `metric` is above all before.
+
+    What is kept stands in `best.json`: step, metric and value.
+    """
+    file = pathlib.Path(folder) / "best.json"
+    if file.exists() and json.loads(file.read_text())["value"] >= value:
+        return
+    save_weights(model, folder, BEST)
+    write_text(file, json.dumps({"step": step, "metric": metric, "value": value}))
 
 
 def weights_file(path):

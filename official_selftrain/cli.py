@@ -23,6 +23,10 @@ def define_flags(model_dir_help="folder of the run; made if missing, resumed if 
     )
     flags.DEFINE_string("model_dir", None, model_dir_help)
     flags.DEFINE_string("data_dir", None, "folder that relative data paths start from")
+    flags.DEFINE_enum(
+        "strategy", None, config_lib.STRATEGIES, "what it runs on, runtime.strategy: docs/scale.md"
+    )
+    flags.DEFINE_string("tpu", None, "name or address of a TPU, or `local`, with --strategy=tpu")
 
 
 def config_from_flags(needs_folder=True):
@@ -34,9 +38,13 @@ def config_from_flags(needs_folder=True):
     if not FLAGS.experiment and not config_file and FLAGS.model_dir:
         saved = os.path.join(FLAGS.model_dir, "config.yaml")
         config_file = saved if os.path.exists(saved) else None
-    config = config_lib.resolve(
-        FLAGS.experiment, config_file, FLAGS.params_override, FLAGS.data_dir
-    )
+    overrides = list(FLAGS.params_override)
+    for flag in ("strategy", "tpu"):
+        if FLAGS[flag].value is not None:
+            overrides.append(f"runtime.{flag}={FLAGS[flag].value!r}")
+    config = config_lib.resolve(FLAGS.experiment, config_file, overrides, FLAGS.data_dir)
+    if config.runtime.strategy == "jax":
+        os.environ["KERAS_BACKEND"] = "jax"  # Keras, which reads it, is not imported yet
     if needs_folder and not FLAGS.model_dir:
         raise UserError(
             f"give --model_dir, the folder for this run, such as runs/{config.experiment}"

@@ -82,6 +82,8 @@ class NetworkConfig(Group):
     bn_epsilon: pydantic.PositiveFloat = 1e-3
     bn_synchronized: bool = True
     bn_frozen: bool = False
+    # Of activations; weights, batch statistics, losses and their averages are float32.
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
 
     @pydantic.field_validator("image_size")
     @classmethod
@@ -294,13 +296,33 @@ class TrainerConfig(Group):
     keep_checkpoints: Positive = 5
     evaluation_interval: pydantic.NonNegativeInt = 0  # steps; 0 evaluates at the end only
     seed: pydantic.NonNegativeInt = 0
+    micro_batches: Positive = 1  # parts of a batch, whose gradients are added up for an update
+    ema_decay: pydantic.confloat(ge=0, lt=1) = 0.0  # of averaged weights, evaluated too; 0: none
+    skip_nonfinite: pydantic.NonNegativeInt = 0  # batches to leave out for a NaN before stopping
+
+
+STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu", "jax")
 
 
 class RuntimeConfig(Group):
-    """Where it runs; never changes what is computed."""
+    """Where it runs; never changes what is computed, up to rounding."""
 
-    strategy: Literal["default", "mirrored"] = "default"
+    strategy: Literal[STRATEGIES] = "default"
+    tpu: str | None = None  # name or address of a TPU, or "local"
+    devices: pydantic.NonNegativeInt = 0  # of mirrored and jax; 0: all. A CPU can be split in parts
+    jit_compile: bool = False  # compile steps with XLA; always so on a TPU and on JAX
     input_threads: pydantic.NonNegativeInt = 0  # 0: as many as there are cores
+    stall_seconds: pydantic.NonNegativeInt = 300  # without progress before a warning; 0: never
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self):
+        if self.jit_compile and self.strategy in ("mirrored", "multi_worker_mirrored"):
+            raise ValueError("jit_compile: TensorFlow cannot compile a step over several replicas")
+        if self.tpu and self.strategy != "tpu":
+            raise ValueError("tpu names the TPU of strategy=tpu")
+        if self.devices and self.strategy not in ("mirrored", "jax"):
+            raise ValueError("devices is of strategy=mirrored and strategy=jax")
+        return self
 
 
 class Config(Group):
@@ -332,6 +354,7 @@ class Config(Group):
                 f"trainer.init=imagenet: {self.task.backbone} has no public ImageNet weights; "
                 "efficientnet-lite0 and efficientnet-b0 to b7 of the published sizes have"
             )
+        self._check_micro_batches()
         if (
             self.pseudo is not None
             and self.pseudo.soft
@@ -342,6 +365,21 @@ class Config(Group):
                 "segmentation and task.label_classes=2 or more, with which the teacher labelled"
             )
         return self
+
+    def _check_micro_batches(self):
+        count = self.trainer.micro_batches
+        for name in ("human", "pseudo"):
+            source = getattr(self, name)
+            if source is not None and source.batch_size % count:
+                raise ValueError(
+                    f"{name}.batch_size={source.batch_size} is not divisible by "
+                    f"trainer.micro_batches={count}"
+                )
+        if count > 1 and self.pseudo is not None and not self.self_training.separate_batch_norm:
+            raise ValueError(
+                "trainer.micro_batches adds up the gradients of each source by itself: it needs "
+                "self_training.separate_batch_norm=true"
+            )
 
     @property
     def decay(self):

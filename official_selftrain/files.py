@@ -1,10 +1,17 @@
 """Files that appear only when complete, and their checksums."""
 
 import hashlib
+import json
 import os
 import pathlib
+import uuid
 
 from official_selftrain.errors import UserError
+
+
+def temporary_name(path):
+    """A name beside `path` that no other process, here or on another machine, takes."""
+    return f"{path}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 def write_text(path, text):
@@ -13,7 +20,7 @@ def write_text(path, text):
     Raises:
         UserError: if it cannot be written, such as on a full disk.
     """
-    temporary = pathlib.Path(f"{path}.tmp")
+    temporary = pathlib.Path(temporary_name(path))
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
@@ -34,6 +41,14 @@ def read_text(path, what="file"):
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"the {what} {path} is not UTF-8 text") from None
+
+
+def read_json(path):
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path, values):
+    write_text(path, json.dumps(values, indent=1))
 
 
 def sha256(path):

@@ -61,6 +61,17 @@ class DetectionMetric:
                 }
             )
 
+    def merge(self, other):
+        """Adds the images of another metric."""
+        images, truth = len(self._images), len(self._truth)
+
+        def moved(row):
+            return row | {"image_id": row["image_id"] + images}
+
+        self._images += [row | {"id": row["id"] + images} for row in other._images]
+        self._truth += [moved(row) | {"id": row["id"] + truth} for row in other._truth]
+        self._found += [moved(row) for row in other._found]
+
     def result(self):
         """`{metric: value}` with AP of each class under `AP/NAME`; -1 where there is no truth."""
         labels = {row["category_id"] for row in self._truth + self._found}
@@ -134,6 +145,11 @@ class SegmentationMetric:
         pairs = truth[counted].astype("int64") * count + found[counted]
         self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
         self.images += 1
+
+    def merge(self, other):
+        """Adds the pixels of another metric."""
+        self.confusion += other.confusion
+        self.images += other.images
 
     def result(self):
         """`mIoU`, the mean over classes that occur in truth or prediction; `pixel_accuracy`; and

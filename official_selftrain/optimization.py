@@ -69,8 +69,11 @@ class MomentumSGD(keras.optimizers.SGD):
         self.assign_sub(variable, rate * velocity)
 
 
-def make_optimizer(config, steps):
-    """The optimizer of a `config.OptimizerConfig` for a training of `steps` steps."""
+def make_optimizer(config, steps, precision="float32"):
+    """The optimizer of a `config.OptimizerConfig` for a training of `steps` steps.
+
+    For "mixed_float16" it scales the loss, and skips updates that overflow.
+    """
     schedule = WarmupSchedule(
         config.schedule,
         config.learning_rate,
@@ -80,4 +83,7 @@ def make_optimizer(config, steps):
         config.step_boundaries,
         config.step_rates,
     )
-    return MomentumSGD(schedule, momentum=config.momentum)
+    optimizer = MomentumSGD(schedule, momentum=config.momentum)
+    if precision == "mixed_float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer

@@ -14,7 +14,7 @@ import pathlib
 from official_selftrain import cli, visualize
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
-from official_selftrain.files import write_text
+from official_selftrain.files import read_json, write_text
 
 PICTURES, AMONG = 6, 300  # rows of each contact sheet, drawn from so many images
 SIDE = 192  # pixels of a picture's longer side
@@ -174,7 +174,7 @@ def _predictions(config, folder, stages, images):
         records.write(file, images)
         for stage in stages:
             checkpoints.load_weights(model, folder / stage)
-            found = teacher.predict(task, model, [file], len(images), f"draw {stage}")
+            found = teacher.Predictor(task, model, len(images))([file])
             labelled[stage] = [task.to_record(record, p, stage) for record, p in found]
     return labelled
 
@@ -189,8 +189,8 @@ def main():
         raise UserError(f"{folder} is no finished folder of `run`: it has no labels/report.json")
     data = runner.Data(config, folder / "data")
     finished = sorted(folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
-    results = {file.parent.name: runner.read_json(file) for file in finished}
-    write(data.complete(config), folder, data, results, runner.read_json(folder / "seconds.json"))
+    results = {file.parent.name: read_json(file) for file in finished}
+    write(data.complete(config), folder, data, results, read_json(folder / "seconds.json"))
     print(f"report: {folder}/report.html")
 
 

@@ -1,25 +1,24 @@
 """From a config to a finished run: data, model, loop, evaluation, and the stages of `run`.
 
 A run folder holds `config.yaml`, `checkpoints/`, `tensorboard/`, `history.jsonl`,
-`model.weights.h5` and `metrics.json`. The folder of `run` holds one such folder for each training
-(`teacher`, `student`, `control`), `data`, `labels` and `report.html`.
+`model.weights.h5` and `metrics.json`, and where asked for `ema.weights.h5` and `best.weights.h5`.
+The folder of `run` holds one such folder for each training (`teacher`, `student`, `control`),
+`data`, `labels` and `report.html`.
 """
 
-import json
 import logging
-import math
 import os
 import pathlib
 import subprocess
 import time
 
-from official_selftrain import checkpoints, released, teacher, visualize
+from official_selftrain import checkpoints, released, teacher, training, visualize
 from official_selftrain import config as config_lib
-from official_selftrain.data import inputs, records, sources
-from official_selftrain.errors import Stopped, UserError
-from official_selftrain.files import write_text
+from official_selftrain import distribution as distribution_lib
+from official_selftrain.data import records, sources
+from official_selftrain.errors import UserError
+from official_selftrain.files import read_json, write_json, write_text
 
-CLASSES = "classes.json"  # beside the weights: how many classes, and their names
 # Sections that may change between a run and its continuation: they change no result.
 FREE_TO_CHANGE = ("runtime", "description", "published")
 
@@ -84,14 +83,6 @@ def _environment():
     if git.returncode == 0:
         lines.append(f"# git {git.stdout.strip()}")
     return "\n".join(lines) + "\n"
-
-
-def read_json(path):
-    return json.loads(pathlib.Path(path).read_text())
-
-
-def write_json(path, values):
-    write_text(path, json.dumps(values, indent=1))
 
 
 # --- Data ------------------------------------------------------------------------------------
@@ -183,82 +174,7 @@ class Data:
         return config
 
 
-def training_data(config, task, data, start_step):
-    """The zipped training data set of a config, from `start_step` on."""
-
-    def dataset(name, seed, keep=None):
-        source = getattr(config, name)
-        return inputs.training_dataset(
-            data.files(name),
-            task.parser(source, training=True),
-            source.batch_size,
-            seed,
-            start_step,
-            source.shuffle_buffer,
-            source.cache,
-            keep,
-            config.runtime.input_threads,
-        )
-
-    seed = 2 * config.trainer.seed
-    by_source = {"human": dataset("human", seed)}
-    if config.pseudo is not None and config.self_training.alpha > 0:
-        keep = None if config.pseudo.keep_empty else task.keeps_something(config.pseudo)
-        if config.pseudo.soft:
-            task.check_soft(next(records.read(data.files("pseudo"))))
-        by_source["pseudo"] = dataset("pseudo", seed + 1, keep)
-    return inputs.zip_sources(**by_source)
-
-
 # --- One training ----------------------------------------------------------------------------
-
-
-def make_strategy(config):
-    import tensorflow as tf
-
-    if not tf.config.list_physical_devices("GPU"):
-        # On the CPU the graph optimiser costs seconds at the start and saves none in a step.
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    if config.runtime.strategy == "mirrored":
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
-
-
-def check_batches(config, strategy):
-    """A replica without images would write NaN into the weights.
-
-    Raises:
-        UserError: if a batch cannot be shared out evenly.
-    """
-    count = strategy.num_replicas_in_sync
-    for name in ("human", "pseudo"):
-        source = getattr(config, name)
-        if source is not None and source.batch_size % count:
-            raise UserError(
-                f"{name}.batch_size={source.batch_size} cannot be shared out evenly among {count} "
-                f"replicas; take {-(-source.batch_size // count) * count}"
-            )
-
-
-def make_trainer(config, task):
-    """A built and compiled `SelfTrainer`; call it in the strategy's scope."""
-    from official_selftrain.optimization import make_optimizer
-    from official_selftrain.self_training import SelfTrainer
-
-    method = config.self_training
-    trainer = SelfTrainer(
-        task.build_model(),
-        task,
-        alpha=method.alpha if config.pseudo is not None else 0.0,
-        decay=config.decay,
-        normalize=method.normalize,
-        separate_batch_norm=method.separate_batch_norm,
-        l2=config.optimizer.l2,
-        clip_norm=config.optimizer.clip_norm,
-    )
-    trainer.compile(optimizer=make_optimizer(config.optimizer, config.trainer.steps))
-    trainer.optimizer.build(trainer.student.trainable_variables)
-    return trainer
 
 
 def train(config, folder, data=None, evaluate_after=True):
@@ -296,113 +212,21 @@ def train(config, folder, data=None, evaluate_after=True):
         if not (init.exists() or released.is_checkpoint(init)):
             raise UserError(f"trainer.init: {init} does not exist")
     folder = pathlib.Path(folder)
-    claim_folder(config, folder)
-    data = data or Data(config, folder / "data")
+    distribution = distribution_lib.make(config.runtime)
+    distribution.chief_first(lambda: claim_folder(config, folder))
+    data = data or prepare(config, folder / "data", distribution)
     config = data.complete(config)
     if not (folder / checkpoints.WEIGHTS).exists():
-        _train(config, folder, data)
+        with distribution.one_job():
+            training.Training(config, folder, data, distribution).run()
     if not evaluate_after or config.evaluation is None:
         return {}
     return evaluate(config, folder, data)
 
 
-def _train(config, folder, data):
-    import keras
-    import tensorflow as tf
-
-    from official_selftrain import training
-    from official_selftrain.tasks import make_task
-
-    settings = config.trainer
-    keras.utils.set_random_seed(settings.seed)
-    strategy = make_strategy(config)
-    check_batches(config, strategy)
-    # One replica has no one to share statistics with; saying so is faster.
-    synchronized = config.task.bn_synchronized and strategy.num_replicas_in_sync > 1
-    task = make_task(config.task.model_copy(update={"bn_synchronized": synchronized}))
-    with strategy.scope():
-        trainer = make_trainer(config, task)
-    saved = checkpoints.Checkpoints(folder / "checkpoints", trainer, settings.keep_checkpoints)
-    start = saved.restore()
-    if not start and settings.init:
-        _initialize(trainer.student, config)
-    history_file = folder / "history.jsonl"
-    _forget_after(history_file, start)
-
-    def on_loop(step, scalars):
-        due = settings.evaluation_interval and step % settings.evaluation_interval == 0
-        if due and step < settings.steps and config.evaluation is not None:
-            metrics = _metrics(config, task, trainer.student, data)
-            _log_metrics(folder, step, metrics)
-            name = next(iter(metrics))  # AP or mIoU
-            scalars = scalars | {name: metrics[name]}
-        with open(history_file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(scalars) + "\n")
-        if step % settings.checkpoint_interval == 0 or sigterm.received:
-            saved.save(step)
-        if sigterm.received:
-            raise Stopped(f"stopped at step {step}, which is saved; the same command goes on there")
-
-    sigterm = training.Sigterm()
-    try:
-        with sigterm:
-            training.train(
-                trainer,
-                training_data(config, task, data, start),
-                settings.steps,
-                start,
-                _steps_per_loop(settings),
-                strategy,
-                str(folder / "tensorboard"),
-                on_loop,
-                folder.name,
-                _images_per_step(config),
-            )
-    except tf.errors.InvalidArgumentError as error:
-        for name in ("human", "pseudo"):
-            if name in data.summaries:
-                inputs.find_bad_record(data.files(name))
-        raise UserError(f"the input failed: {error.message[:200]}") from None
-    classes = {"num_classes": config.task.num_classes, "names": data.class_names}
-    write_json(folder / CLASSES, classes)
-    checkpoints.save_weights(trainer.student, folder)
-
-
-def _initialize(model, config):
-    """Loads `trainer.init`."""
-    init = config.trainer.init
-    if init != "imagenet":
-        if released.is_checkpoint(init):
-            released.load_backbone(model, config.task.backbone, init)
-        else:
-            checkpoints.load_weights(model, init)
-        return
-    from official_selftrain.applications import imagenet
-
-    try:
-        imagenet.load_efficientnet(model, config.task.backbone.removeprefix("efficientnet-"))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _steps_per_loop(settings):
-    """Loops end where a checkpoint or an evaluation is due."""
-    return math.gcd(
-        settings.steps_per_loop, settings.checkpoint_interval, settings.evaluation_interval
-    )
-
-
-def _images_per_step(config):
-    pseudo = config.pseudo.batch_size if config.pseudo is not None else 0
-    return config.human.batch_size + pseudo
-
-
-def _forget_after(history_file, step):
-    """Drops lines of steps that a kill undid."""
-    if history_file.exists():
-        lines = history_file.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        history_file.write_text("".join(line + "\n" for line in kept))
+def prepare(config, folder, distribution):
+    """The `Data` of a config; the chief alone writes it."""
+    return distribution.chief_first(lambda: Data(config, folder))
 
 
 # --- Evaluation ------------------------------------------------------------------------------
@@ -417,53 +241,37 @@ def evaluate(config, folder, data=None, weights=None):
         data: prepared `Data`, None prepares it in `folder/data`.
         weights: a `.weights.h5` file or run folder, or None.
     """
-    from official_selftrain.tasks import make_task
-
     folder = pathlib.Path(folder)
     file = folder / "metrics.json"
     if file.exists() and weights is None:
         return read_json(file)
     if config.evaluation is None or not config.evaluation.given:
         raise UserError("nothing to evaluate on: set evaluation.records, or images and annotations")
-    data = data or Data(config, folder / "data")
+    distribution = distribution_lib.make(config.runtime)
+    data = data or prepare(config, folder / "data", distribution)
     config = data.complete(config)
     if not data.summaries["evaluation"]["boxes"] and config.task.kind == "detection":
         raise UserError("the evaluation source has no labels; give evaluation.annotations")
-    task = make_task(config.task)
-    model = task.build_model()
-    checkpoints.load_weights(model, weights or folder)
-    metrics = _metrics(config, task, model, data)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, metrics)
-    _log_metrics(folder, config.trainer.steps, metrics)
+    with distribution.one_job():
+        predictor = teacher.load_predictor(config, weights or folder, distribution, labelling=False)
+        metrics = training.measure(predictor, data, distribution)
+        average = folder / checkpoints.AVERAGE
+        if weights is None and average.exists():
+            predictor = teacher.load_predictor(config, average, distribution, labelling=False)
+            averaged = training.measure(predictor, data, distribution)
+            metrics |= {f"ema/{name}": value for name, value in averaged.items()}
+    if distribution.chief:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, metrics)
+        training.log_metrics(folder, config.trainer.steps, metrics)
+    distribution.wait()
     return metrics
-
-
-def _metrics(config, task, model, data):
-    metric = task.metric(data.class_names)
-    summary = data.summaries["evaluation"]
-    stream = teacher.predict(
-        task, model, summary["files"], config.evaluation.batch_size, "evaluate", summary["images"]
-    )
-    for record, prediction in stream:
-        metric.update(record, prediction)
-    return metric.result()
-
-
-def _log_metrics(folder, step, metrics):
-    import tensorflow as tf
-
-    writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    with writer.as_default(step):
-        for name, value in metrics.items():
-            tf.summary.scalar(f"evaluation/{name}", value)
-    writer.close()
 
 
 # --- Pseudo labels ---------------------------------------------------------------------------
 
 
-def pseudo_label(config, folder, weights, data=None, threshold=None):
+def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=None):
     """Labels the unlabelled source; returns the written files and the label report.
 
     Args:
@@ -472,36 +280,46 @@ def pseudo_label(config, folder, weights, data=None, threshold=None):
         weights: of the teacher, a file or a run folder.
         data: prepared `Data`, None prepares it in `folder/data`.
         threshold: for the report; None takes the student's thresholds.
+        beam_args: arguments of an Apache Beam pipeline that labels the shards; None does it here,
+            on all devices and workers of `config.runtime`.
     """
-    from official_selftrain.tasks import make_task
-
     if config.unlabeled is None or not config.unlabeled.given:
         raise UserError("nothing to label: set unlabeled.images (a folder) or unlabeled.records")
     folder = pathlib.Path(folder)
-    data = data or Data(config, folder / "data")
+    distribution = distribution_lib.make(config.runtime)
+    data = data or prepare(config, folder / "data", distribution)
     config = data.complete(config)
     files = data.files("unlabeled")
     pseudo = config.pseudo or config_lib.PseudoConfig()
     if threshold is not None:
         pseudo = pseudo.model_copy(update={"score_threshold": threshold, "class_thresholds": {}})
-    batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
     folder.mkdir(parents=True, exist_ok=True)
-    _claim_labels(folder, weights, data)
-    written = [str(folder / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
-    task = make_task(config.task, labelling=True)
-    if not all(os.path.exists(file) for file in written):
-        model = task.build_model()
-        checkpoints.load_weights(model, weights)
-        teacher.label(task, model, files, folder, batch_size, str(weights))
-    tally = task.tally(pseudo, data.class_names)
-    report = teacher.report(tally, written, files)
-    write_json(folder / "report.json", report)
-    shown = records.read(written)
+    distribution.chief_first(lambda: _claim_labels(folder, weights, data))
+    written = teacher.outputs(files, folder)
+    with distribution.one_job():
+        if beam_args is not None:
+            teacher.label_on_beam(config, weights, files, written, beam_args)
+        elif not all(os.path.exists(file) for file in written):
+            predictor = teacher.load_predictor(config, weights, distribution)
+            images = data.summaries["unlabeled"]["images"]
+            share = distribution.worker, distribution.workers
+            teacher.label(predictor, files, written, str(weights), images, *share)
+        distribution.wait()
+    if distribution.chief:
+        _report_labels(config, folder, files, written, pseudo, data)
+    distribution.wait()
+    return written, read_json(folder / "report.json")
+
+
+def _report_labels(config, folder, files, written, pseudo, data):
+    from official_selftrain.tasks import make_task
+
+    tally = make_task(config.task).tally(pseudo, data.class_names)
+    write_json(folder / "report.json", teacher.report(tally, written, files))
     visualize.preview(
-        folder / "preview.png", shown, 12, data.class_names, pseudo.score_threshold,
+        folder / "preview.png", records.read(written), 12, data.class_names, pseudo.score_threshold,
         masks=config.task.kind == "segmentation",
     )  # fmt: skip
-    return written, report
 
 
 def _claim_labels(folder, weights, data):
@@ -537,10 +355,11 @@ def run(config, folder):
     missing = [name for name in ("unlabeled", "pseudo") if getattr(config, name) is None]
     if missing:
         raise UserError(f"`run` needs the section {missing[0]!r}; this experiment has none")
-    claim_folder(config, folder)
-    clock = _Clock(folder / "seconds.json")
+    distribution = distribution_lib.make(config.runtime)
+    distribution.chief_first(lambda: claim_folder(config, folder))
+    clock = _Clock(folder / "seconds.json" if distribution.chief else None)
     with clock("data"):
-        data = Data(config, folder / "data")
+        data = prepare(config, folder / "data", distribution)
         config = data.complete(config)
     results = {}
     with clock("teacher"):
@@ -556,22 +375,24 @@ def run(config, folder):
                 config, os.path.abspath(labels / "pseudo-*.tfrecord"), os.path.abspath(best)
             )
             best = folder / f"student{suffix}"
-            results[best.name] = train(student, best, Data(student, folder / "data"))
+            pseudo_data = prepare(student, folder / "data", distribution)
+            results[best.name] = train(student, best, pseudo_data)
     if config.self_training.control:
         with clock("control"):
             control = config_lib.control_config(config, os.path.abspath(folder / "teacher"))
             results["control"] = train(control, folder / "control", data)
     with clock("report"):
-        report.write(config, folder, data, results, clock.seconds)
+        if distribution.chief:
+            report.write(config, folder, data, results, clock.seconds)
     return results
 
 
 class _Clock:
-    """Seconds per stage, added up over interruptions."""
+    """Seconds per stage, added up over interruptions; in `file` unless that is None."""
 
     def __init__(self, file):
         self.file = file
-        self.seconds = read_json(file) if file.exists() else {}
+        self.seconds = read_json(file) if file and file.exists() else {}
 
     def __call__(self, stage):
         self.stage = stage
@@ -584,4 +405,5 @@ class _Clock:
     def __exit__(self, *_):
         passed = time.perf_counter() - self.began
         self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + passed, 2)
-        write_json(self.file, self.seconds)
+        if self.file:
+            write_json(self.file, self.seconds)

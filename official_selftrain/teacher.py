@@ -5,67 +5,153 @@ are applied where labels are read, so they can be changed without running the te
 section 3.2, point 3).
 """
 
+import dataclasses
+import functools
+import itertools
 import logging
 import pathlib
+import threading
 
 from tqdm import tqdm
 
-from official_selftrain.data import inputs, records
+from official_selftrain import checkpoints
+from official_selftrain import config as config_lib
+from official_selftrain import distribution as distribution_lib
+from official_selftrain.data import beam, inputs, records
 from official_selftrain.errors import UserError
+from official_selftrain.tasks import make_task
 
 
-def predict(task, model, files, batch_size, title="predict", total=None):
-    """Yields (record, prediction) for every image of TFRecord files, in order.
+class Predictor:
+    """A model, compiled to predict on all replicas of this worker.
 
     Args:
         task: see `tasks`.
         model: the trained network.
-        files: TFRecord files.
-        batch_size: images per call.
-        title, total: of the progress bar; `total` images, None if unknown.
+        batch_size: images per call; rounded up to a multiple of the replicas.
+        distribution: `distribution.Distribution`; None for a single device.
     """
-    import tensorflow as tf
 
-    model = task.predictor(model)
+    def __init__(self, task, model, batch_size, distribution=None):
+        self.task = task
+        distribution = distribution or distribution_lib.make(config_lib.RuntimeConfig())
+        replicas = distribution.local_replicas
+        self.batch_size = -(-batch_size // replicas) * replicas
+        model = task.predictor(model)
+        self._step = distribution.predictor(functools.partial(task.predict, model), model)
 
-    @tf.function(autograph=False)
-    def step(images, labels):
-        return task.predict(model, images, labels)
-
-    stream = records.read(files)
-    dataset = inputs.prediction_dataset(files, task.parser(), batch_size)
-    with tqdm(total=total, desc=title, unit="image") as progress:
-        for images, labels, count in dataset:
-            count = int(count)
-            for prediction in task.predictions(step(images, labels), count):
+    def __call__(self, files, index=0, count=1):
+        """Yields (record, prediction) of the images index, index + count, ... of TFRecord files."""
+        stream = itertools.islice(records.read(files), index, None, count)
+        parse = self.task.parser()
+        dataset = inputs.prediction_dataset(files, parse, self.batch_size, index, count)
+        for images, labels, real in dataset:
+            for prediction in self.task.predictions(self._step(images, labels), int(real)):
                 yield next(stream), prediction
-            progress.update(count)
 
 
-def label(task, model, files, folder, batch_size, teacher):
+def outputs(files, folder):
+    """The pseudo-labelled shard of each of `files`."""
+    return [str(pathlib.Path(folder) / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
+
+
+def label(predictor, files, outputs, teacher, images=None, index=0, count=1):
     """Writes one pseudo-labelled shard for each shard of images; finished shards are kept.
 
-    Labels that the images may have are not passed on.
+    A shard is the unit of work: it appears when complete, so that a kill costs one at most. Labels
+    that the images may have are not passed on.
 
     Args:
-        task, model, files, batch_size: as in `predict`.
-        folder: where `pseudo-*.tfrecord` are written.
+        predictor: `Predictor`.
+        files: TFRecord files of images.
+        outputs: files to write.
         teacher: name stored in the records.
-
-    Returns:
-        The files written, one for each of `files`.
+        images: in all files, for the time left; None if unknown.
+        index, count: label the shards index, index + count, ... alone.
     """
-    written = []
-    for index, file in enumerate(files):
-        output = str(pathlib.Path(folder) / f"pseudo-{index:05d}.tfrecord")
-        written.append(output)
-        if pathlib.Path(output).exists():
-            logging.info("%s is labelled already", file)
-            continue
-        title = f"label {index + 1}/{len(files)}"
-        labelled = predict(task, model, [file], batch_size, title)
-        records.write(output, (task.to_record(r, p, teacher) for r, p in labelled))
-    return written
+    own = list(zip(files, outputs, strict=True))[index::count]
+    waiting = [(file, output) for file, output in own if not pathlib.Path(output).exists()]
+    if len(waiting) < len(own):
+        logging.info("%d of %d shards are labelled already", len(own) - len(waiting), len(own))
+    total = images and round(images * len(waiting) / len(files))
+    with tqdm(total=total, desc="label", unit="image") as progress:
+
+        def labelled(file):
+            for record, prediction in predictor([file]):
+                progress.update(1)
+                yield predictor.task.to_record(record, prediction, teacher)
+
+        for number, (file, output) in enumerate(waiting, 1):
+            progress.set_postfix_str(f"shard {number} of {len(waiting)}")
+            records.write(output, labelled(file))
+
+
+# --- Apache Beam -----------------------------------------------------------------------------
+
+
+def label_on_beam(config, weights, files, outputs, arguments):
+    """`label` by an Apache Beam pipeline, a shard at a time on each of its workers.
+
+    Args:
+        config: complete `Config`.
+        weights: of the teacher, a file or run folder, seen by all workers.
+        files, outputs: as in `label`.
+        arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
+
+    Raises:
+        UserError: without the extra, if the pipeline fails, or with the fault that a worker met.
+    """
+    text = config_lib.dump(config)
+    jobs = [
+        _Shard(text, str(weights), file, output)
+        for file, output in zip(files, outputs, strict=True)
+    ]
+    beam.run(jobs, arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    config: str
+    weights: str
+    images: str
+    file: str
+
+    def finished(self):
+        return True if pathlib.Path(self.file).exists() else None
+
+    def run(self):
+        with _LOADING:
+            predictor = _predictor(self.config, self.weights)
+        label(predictor, [self.images], [self.file], self.weights)
+
+
+_LOADING = threading.Lock()  # threads of a Beam worker share one model
+
+
+@functools.cache
+def _predictor(config_text, weights):
+    config = config_lib.make(config_lib.load_yaml(config_text, "config"))
+    return load_predictor(config, weights, distribution_lib.make(config.runtime))
+
+
+def load_predictor(config, weights, distribution, labelling=True):
+    """The `Predictor` of trained weights.
+
+    Args:
+        config: complete `Config`.
+        weights: a `.weights.h5` file or a run folder.
+        distribution: `distribution.Distribution`.
+        labelling: for pseudo labels, in place of the evaluation.
+    """
+    task = make_task(config.task, labelling)
+    with distribution.scope():
+        model = task.build_model()
+    checkpoints.load_weights(model, weights)
+    batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
+    return Predictor(task, model, batch_size, distribution)
+
+
+# --- Report ----------------------------------------------------------------------------------
 
 
 def report(tally, files, truth_files):

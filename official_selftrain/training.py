@@ -1,142 +1,357 @@
-"""The training loop: k steps of `SelfTrainer.train_step` in one call, then scalars and progress.
+"""One training: from its newest checkpoint, or its beginning, to its weights.
 
-Keras' `fit` fails with several workers, and under a mirrored strategy with several steps per call;
-one `tf.function` around `strategy.run` gives the same losses and works with all of them.
+Resumes by itself, evaluates on the way, and looks for the batch behind a loss that is not finite.
 """
 
+import importlib.util
+import json
 import logging
 import math
-import signal
-import threading
-import time
 
-import tensorflow as tf
 from tqdm import tqdm
 
-from official_selftrain.errors import UserError
+from official_selftrain import checkpoints, released, teacher
+from official_selftrain import loop as loop_lib
+from official_selftrain.data import inputs, records
+from official_selftrain.errors import Stopped, UserError
+from official_selftrain.files import read_json, write_json
+
+CLASSES = "classes.json"  # beside the weights: how many classes, and their names
 
 
-class Sigterm:
-    """Notes SIGTERM, which schedulers send before they take a machine away, instead of dying.
-
-    Works as a context manager, in the main thread only; elsewhere it notes nothing.
-
-    Attributes:
-        received: whether the signal came.
-    """
-
-    received = False
-
-    def __enter__(self):
-        self.handled = threading.current_thread() is threading.main_thread()
-        if self.handled:
-            self.before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if self.handled:
-            signal.signal(signal.SIGTERM, self.before)
-
-    def _note(self, *_):
-        self.received = True
-        logging.warning("SIGTERM: saving at the end of this loop of steps")
-
-
-def train(
-    trainer,
-    dataset,
-    steps,
-    start_step=0,
-    steps_per_loop=100,
-    strategy=None,
-    summary_folder=None,
-    on_loop=None,
-    title="train",
-    images_per_step=0,
-):
-    """Trains until `steps` updates have been made.
+class Training:
+    """One training, from its newest checkpoint or its beginning to its weights.
 
     Args:
-        trainer: a compiled `SelfTrainer`, made in the strategy's scope.
-        dataset: endless `tf.data.Dataset` of (images by source, labels by source); batch sizes are
-            global.
-        steps: updates in all, counted from 0.
-        start_step: updates made already.
-        steps_per_loop: updates in one call to the device.
-        strategy: `tf.distribute.Strategy`, None for the present one.
-        summary_folder: for TensorBoard scalars, or None.
-        on_loop: function (step, scalars) called after each loop; scalars are means over its steps.
-        title: of the progress bar.
-        images_per_step: for images/s.
+        config: complete `Config`.
+        folder: the run folder, the same for all workers.
+        data: prepared `Data`.
+        distribution: `distribution.Distribution`.
+    """
+
+    def __init__(self, config, folder, data, distribution):
+        import keras
+
+        from official_selftrain.tasks import make_task
+
+        self.config, self.folder, self.data = config, folder, data
+        self.distribution = distribution
+        settings = config.trainer
+        keras.utils.set_random_seed(settings.seed)
+        check_batches(config, distribution.replicas)
+        _warn_of_precision(config)
+        # One replica has no one to share statistics with; saying so is faster. JAX always does.
+        synchronized = (
+            config.task.bn_synchronized
+            and distribution.strategy is not None
+            and distribution.replicas > 1
+        )
+        self.task = make_task(config.task.model_copy(update={"bn_synchronized": synchronized}))
+        with distribution.scope():
+            self.trainer = make_trainer(config, self.task)
+        self.saved = checkpoints.Checkpoints(
+            folder / "checkpoints", self.trainer, settings.keep_checkpoints
+        )
+        self.history_file = folder / "history.jsonl"
+        self.skipped_file = folder / "skipped.json"
+        self.replays = 0
+
+    def run(self):
+        """Trains to the end, and writes weights and classes."""
+        import tensorflow as tf
+
+        self.sigterm = loop_lib.Sigterm()
+        try:
+            with self.sigterm:
+                while True:
+                    try:
+                        self._train_from(self.restore())
+                        break
+                    except loop_lib.NonFinite as problem:
+                        self._find_batch(problem)
+        except tf.errors.InvalidArgumentError as error:
+            for name in ("human", "pseudo"):
+                if name in self.data.summaries:
+                    inputs.find_bad_record(self.data.files(name))
+            raise UserError(f"the input failed: {error.message[:200]}") from None
+        if self.distribution.chief:
+            self._finish()
+        self.distribution.wait()
+
+    def restore(self):
+        """Puts the newest checkpoint in place, or the start; returns its step."""
+        start = self.saved.restore()
+        if start is None:
+            if self.config.trainer.init:
+                _initialize(self.trainer.student, self.config)
+            start = 0
+            if self.distribution.chief:
+                self.saved.save(0)
+        steps = self.distribution.gather(start)
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"the workers find different checkpoints, of the steps {steps}: {self.folder} must "
+                "be one folder that all of them see"
+            )
+        if self.distribution.chief:
+            _forget_after(self.history_file, start)
+        return start
+
+    def loop(self, start):
+        """The `loop.Loop` from step `start` on."""
+        dataset = self.distribution.dataset(
+            lambda context: training_data(self.config, self.task, self.data, start, context)
+        )
+        micro_batches = self.config.trainer.micro_batches
+        return loop_lib.Loop(self.trainer, dataset, self.distribution, micro_batches)
+
+    def _skipped(self):
+        return read_json(self.skipped_file) if self.skipped_file.exists() else []
+
+    def _train_from(self, start):
+        settings, chief = self.config.trainer, self.distribution.chief
+        loop_lib.train(
+            self.loop(start),
+            settings.steps,
+            start,
+            _steps_per_loop(settings),
+            str(self.folder / "tensorboard") if chief and _has_tensorflow() else None,
+            self._on_loop,
+            self.folder.name,
+            _images_per_step(self.config),
+            self._skipped(),
+            self.config.runtime.stall_seconds,
+            quiet=not chief,
+        )
+
+    def _on_loop(self, step, scalars):
+        settings, chief = self.config.trainer, self.distribution.chief
+        due = settings.evaluation_interval and step % settings.evaluation_interval == 0
+        if due and step < settings.steps and self.config.evaluation is not None:
+            student, batch_size = self.trainer.student, self.config.evaluation.batch_size
+            predictor = teacher.Predictor(self.task, student, batch_size, self.distribution)
+            metrics = measure(predictor, self.data, self.distribution)
+            name = next(iter(metrics))  # AP or mIoU
+            scalars = scalars | {name: metrics[name]}
+            if chief:
+                log_metrics(self.folder, step, metrics)
+                checkpoints.save_best(student, self.folder, step, name, metrics[name])
+        if chief:
+            with open(self.history_file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(scalars) + "\n")
+        stop = any(self.distribution.gather(self.sigterm.received))
+        if stop or step % settings.checkpoint_interval == 0:
+            if chief:
+                self.saved.save(step)
+            self.distribution.wait()
+        if stop:
+            raise Stopped(f"stopped at step {step}, which is saved; the same command goes on there")
+
+    def _find_batch(self, problem):
+        """Repeats the steps since the last checkpoint one by one, up to the one that goes wrong.
+
+        Its batch is written to a file, and left out from now on where the user allows it.
+
+        Raises:
+            UserError: if it is not allowed.
+        """
+        self.replays += 1
+        start, skipped = self.restore(), self._skipped()
+        allowed = self.config.trainer.skip_nonfinite
+        logging.warning("%s; looking for its batch from step %d on", problem, start)
+        loop, batch_file = self.loop(start), "not found when the steps were repeated"
+        for step in range(start, problem.step):
+            batch = loop.batch()
+            if step in skipped:
+                continue
+            try:
+                loop_lib.check_finite(loop.step(batch), step + 1)
+            except loop_lib.NonFinite as found:
+                problem = found
+                name = f"nonfinite-{step:08d}-{self.distribution.worker}.npz"
+                batch_file = str(self.folder / name)
+                loop_lib.save_batch(batch_file, batch, self.distribution.strategy)
+                if len(skipped) < allowed:
+                    logging.warning("%s: its batch, in %s, is left out", problem, batch_file)
+                    self.distribution.wait()
+                    if self.distribution.chief:
+                        write_json(self.skipped_file, [*skipped, step])
+                    self.distribution.wait()
+                    return
+                break
+        if self.replays <= allowed:
+            return
+        raise UserError(
+            f"{problem}: the training diverged. The last good checkpoint is "
+            f"{self.saved.path(start)}; the batch is {batch_file}. Lower optimizer.learning_rate, "
+            "lengthen optimizer.warmup_steps or set optimizer.clip_norm; or, if a single batch is "
+            "at fault, leave up to N out with trainer.skip_nonfinite=N"
+        )
+
+    def _finish(self):
+        student, average = self.trainer.student, self.trainer.average
+        classes = {"num_classes": self.config.task.num_classes, "names": self.data.class_names}
+        write_json(self.folder / CLASSES, classes)
+        if average is not None:
+            average.swap(student)
+            checkpoints.save_weights(student, self.folder, checkpoints.AVERAGE)
+            average.swap(student)
+        checkpoints.save_weights(student, self.folder)
+
+
+def _has_tensorflow():
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def _warn_of_precision(config):
+    import tensorflow as tf
+
+    if config.task.precision == "float32" or config.runtime.jit_compile:
+        return
+    if config.runtime.strategy in ("default", "mirrored") and not (
+        tf.config.list_physical_devices("GPU")
+    ):
+        logging.warning(
+            "task.precision=%s on a CPU is slower than float32, up to ten times without "
+            "runtime.jit_compile=true", config.task.precision,
+        )  # fmt: skip
+
+
+def _initialize(model, config):
+    """Loads `trainer.init`."""
+    init = config.trainer.init
+    if init != "imagenet":
+        if released.is_checkpoint(init):
+            released.load_backbone(model, config.task.backbone, init)
+        else:
+            checkpoints.load_weights(model, init)
+        return
+    from official_selftrain.applications import imagenet
+
+    try:
+        imagenet.load_efficientnet(model, config.task.backbone.removeprefix("efficientnet-"))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _steps_per_loop(settings):
+    """Loops end where a checkpoint or an evaluation is due."""
+    return math.gcd(
+        settings.steps_per_loop, settings.checkpoint_interval, settings.evaluation_interval
+    )
+
+
+def _images_per_step(config):
+    pseudo = config.pseudo.batch_size if config.pseudo is not None else 0
+    return config.human.batch_size + pseudo
+
+
+def _forget_after(history_file, step):
+    """Drops lines of steps that a kill undid."""
+    if history_file.exists():
+        lines = history_file.read_text().splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        history_file.write_text("".join(line + "\n" for line in kept))
+
+
+def check_batches(config, replicas):
+    """A replica without images would write NaN into the weights.
 
     Raises:
-        UserError: if the loss is no longer finite.
+        UserError: if a batch cannot be shared out evenly.
     """
-    strategy = strategy or tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1:
-        dataset = strategy.experimental_distribute_dataset(dataset)
-    iterator = iter(dataset)
-
-    # AutoGraph would trace the step twice for a `for` loop; Keras code needs none of it.
-    @tf.function(autograph=False)
-    def loop(iterator, count):
-        def body(done):
-            strategy.run(trainer.train_step, args=(next(iterator),))
-            return (done + 1,)
-
-        tf.while_loop(lambda done: done < count, body, (0,), parallel_iterations=1)
-
-    writer = tf.summary.create_file_writer(summary_folder) if summary_folder else None
-    step = start_step
-    with tqdm(total=steps, initial=start_step, desc=title, unit="step") as progress:
-        while step < steps:
-            count = min(steps_per_loop - step % steps_per_loop, steps - step)
-            began = time.perf_counter()
-            loop(iterator, tf.constant(count))
-            step += count
-            scalars = _read(trainer, count * images_per_step / (time.perf_counter() - began))
-            _check_finite(scalars, step)
-            if writer:
-                with writer.as_default(step):
-                    for name, value in scalars.items():
-                        tf.summary.scalar(name, value)
-                writer.flush()
-            progress.set_postfix_str(
-                f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
+    count = replicas * config.trainer.micro_batches
+    among = f"{replicas} replicas"
+    if config.trainer.micro_batches > 1:
+        among += f" with {config.trainer.micro_batches} micro-batches each"
+    for name in ("human", "pseudo"):
+        source = getattr(config, name)
+        if source is not None and source.batch_size % count:
+            raise UserError(
+                f"{name}.batch_size={source.batch_size} cannot be shared out evenly among {among}; "
+                f"take {-(-source.batch_size // count) * count}"
             )
-            progress.update(count)
-            if on_loop:
-                on_loop(step, {"step": step, **scalars})
 
 
-def _read(trainer, images_per_second):
-    """Means since the last loop, leaving out what no step has updated."""
-    scalars = {
-        name: _number(tracker.result())
-        for name, tracker in trainer.trackers.items()
-        if _number(tracker.count) > 0
-    }
-    for tracker in trainer.trackers.values():
-        tracker.reset_state()
-    scalars["learning_rate"] = _number(trainer.optimizer.learning_rate)
-    scalars["images_per_second"] = images_per_second
-    return scalars
+def make_trainer(config, task):
+    """A built and compiled `SelfTrainer`; call it in the strategy's scope."""
+    from official_selftrain.optimization import make_optimizer
+    from official_selftrain.self_training import SelfTrainer
+
+    method = config.self_training
+    trainer = SelfTrainer(
+        task.build_model(),
+        task,
+        alpha=method.alpha if config.pseudo is not None else 0.0,
+        decay=config.decay,
+        normalize=method.normalize,
+        separate_batch_norm=method.separate_batch_norm,
+        l2=config.optimizer.l2,
+        clip_norm=config.optimizer.clip_norm,
+        ema_decay=config.trainer.ema_decay,
+        accumulate=config.trainer.micro_batches > 1,
+    )
+    optimizer = make_optimizer(config.optimizer, config.trainer.steps, config.task.precision)
+    trainer.compile(optimizer=optimizer)
+    trainer.optimizer.build(trainer.student.trainable_variables)
+    return trainer
 
 
-def _number(value):
-    """A Python float, also of a variable that is spread over replicas."""
-    return float(tf.convert_to_tensor(value))
+def measure(predictor, data, distribution):
+    """The metrics of a `teacher.Predictor` on the evaluation source.
+
+    Every worker sees a share of the images, and returns the metrics of all.
+    """
+    metric = predictor.task.metric(data.class_names)
+    summary, workers = data.summaries["evaluation"], distribution.workers
+    stream = predictor(summary["files"], distribution.worker, workers)
+    total = -(-summary["images"] // workers)
+    for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
+        metric.update(record, prediction)
+    first, *others = distribution.gather(metric)
+    for other in others:
+        first.merge(other)
+    return first.result()
 
 
-def _check_finite(scalars, step):
-    bad = [
-        name
-        for name in ("loss", "human_loss", "pseudo_loss")
-        if name in scalars and not math.isfinite(scalars[name])
-    ]
-    if bad:
-        raise UserError(
-            f"{bad[0]} is not finite before step {step}: the training diverged. Lower "
-            "optimizer.learning_rate, lengthen optimizer.warmup_steps or set optimizer.clip_norm; "
-            "the last checkpoint is untouched"
+def log_metrics(folder, step, metrics):
+    import tensorflow as tf
+
+    writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
+    with writer.as_default(step):
+        for name, value in metrics.items():
+            tf.summary.scalar(f"evaluation/{name}", value)
+    writer.close()
+
+
+def training_data(config, task, data, start_step, input_context=None):
+    """The zipped training data set of a config, from `start_step` on.
+
+    An element is a batch, or one of its `trainer.micro_batches`; `input_context` as in
+    `inputs.training_dataset`.
+    """
+    micro_batches = config.trainer.micro_batches
+
+    def dataset(name, seed, keep=None):
+        source = getattr(config, name)
+        return inputs.training_dataset(
+            data.files(name),
+            task.parser(source, training=True),
+            source.batch_size // micro_batches,
+            seed,
+            start_step * micro_batches,
+            source.shuffle_buffer,
+            source.cache,
+            keep,
+            config.runtime.input_threads,
+            input_context,
         )
+
+    seed = 2 * config.trainer.seed
+    by_source = {"human": dataset("human", seed)}
+    if config.pseudo is not None and config.self_training.alpha > 0:
+        keep = None if config.pseudo.keep_empty else task.keeps_something(config.pseudo)
+        if config.pseudo.soft:
+            task.check_soft(next(records.read(data.files("pseudo"))))
+        by_source["pseudo"] = dataset("pseudo", seed + 1, keep)
+    return inputs.zip_sources(**by_source)

@@ -6,6 +6,7 @@ import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import mini
 import numpy as np
 import pytest
 
@@ -14,9 +15,9 @@ from official_selftrain.released import variables_by_name
 try:
     import tensorflow as tf
 
-    # Two logical devices, so that distribution is tested on every machine.
+    # Four logical devices, so that distribution is tested on every machine.
     tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
     )
 except ModuleNotFoundError:
     pass
@@ -38,6 +39,21 @@ def shared_data():
     if not (SHARED / "data").is_dir():
         pytest.skip("the real data sets are not beside this checkout")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with the recipe of boxes: see `mini`."""
+    folder = tmp_path_factory.mktemp("data")
+    mini.write_boxes(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masks(data):
+    """The folder of `data` with masks, too."""
+    mini.write_masks(data)
+    return data
 
 
 def load(path):

@@ -8,6 +8,12 @@ from PIL import Image
 from official_selftrain.data import records
 
 
+def loss_of(task, outputs, labels, shared=lambda count: count):
+    """The losses of a batch; `shared` makes its count that of a larger one."""
+    sums, count = task.loss_sums(outputs, labels)
+    return {name: value / task.normalizer(shared(count)) for name, value in sums.items()}
+
+
 def png(height=4, width=6, value=7):
     buffer = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), value, "uint8")).save(buffer, "PNG")

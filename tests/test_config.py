@@ -39,7 +39,7 @@ def test_precedence(tmp_path):
         ("self_training.alpha=fast", "self_training.alpha: .*given 'fast'"),
         ("self_training.alpha=-1", "greater than or equal to 0"),
         ("task.image_size=[100,128]", "divisible by 128"),
-        ("runtime.strategy=pod", "'default' or 'mirrored'"),
+        ("runtime.strategy=pod", "'default', 'mirrored', 'multi_worker_mirrored'"),
         ("human.images=x", "one of records, images, tfds, embedded, not images and embedded"),
         ("optimizer.warmup_steps=5000", "more than trainer.steps"),
         ("human.jitter=[2.0,0.5]", "smallest scale comes first"),

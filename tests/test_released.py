@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config as config_lib
-from official_selftrain import losses, released, runner
+from official_selftrain import losses, released, training
 from official_selftrain.applications import efficientnet
 from official_selftrain.errors import UserError
 from official_selftrain.models import build_model
@@ -143,7 +143,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
     before = {n: np.array(v) for n, v in released.variables_by_name(model).items()}
     assert released.is_checkpoint(prefix) and released.is_checkpoint(tmp_path)
     assert not released.is_checkpoint(tmp_path / "absent.tar.gz")
-    runner._initialize(model, recipe)
+    training._initialize(model, recipe)
     order = list(raw)
     for name, variable in released.variables_by_name(model).items():
         if not name.startswith("efficientnet-b0/"):
@@ -321,16 +321,19 @@ def test_the_later_of_two_equal_keys_wins_as_in_the_released_pascal_files(tmp_pa
 class GoldenBoxes(DetectionTask):
     """Takes the matched targets that the released model received."""
 
-    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
-        return self.loss_of_targets(outputs, *labels["targets"], sum_over_replicas)
+    def loss_sums(self, outputs, labels):
+        return self.loss_sums_of_targets(outputs, *labels["targets"])
 
 
 class GoldenMasks:
     """The loss of the Pascal configs: masks sub-sampled to the logits."""
 
-    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
+    def loss_sums(self, outputs, labels):
         total, count = losses.segmentation_loss_sum(outputs["logits"], labels["masks"][:, ::4, ::4])
-        return {"total": total / sum_over_replicas(count)}
+        return {"total": total}, count
+
+    def normalizer(self, count):
+        return count
 
     def objects(self, labels):
         return 0.0

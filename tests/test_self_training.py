@@ -29,12 +29,14 @@ class Regression:
     def __init__(self, pseudo_scale=1.0):
         self.pseudo_scale = pseudo_scale
 
-    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
+    def loss_sums(self, outputs, labels):
         weight = labels["weight"]
-        count = 1.0 + sum_over_replicas(keras.ops.sum(weight))
         error = keras.ops.square(outputs["y"] - labels["y"])[:, 0]
         factor = keras.ops.where(labels["pseudo"][0] > 0, self.pseudo_scale, 1.0)
-        return {"total": factor * keras.ops.sum(weight * error) / count}
+        return {"total": factor * keras.ops.sum(weight * error)}, keras.ops.sum(weight)
+
+    def normalizer(self, count):
+        return 1.0 + count
 
     def objects(self, labels):
         return keras.ops.mean(labels["weight"])

@@ -2,6 +2,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import record
 
 from official_selftrain import teacher
@@ -17,8 +18,6 @@ class Answers(DetectionTask):
     shown = 0
 
     def predict(self, model, images, labels):
-        import tensorflow as tf
-
         batch = images.shape[0]
         return {
             "boxes": tf.constant(np.tile([[[0.0, 0.0, 0.5, 0.5]]], (batch, 1, 1)), tf.float32),
@@ -44,14 +43,16 @@ def shards(tmp_path):
 
 def test_every_image_is_labelled_once_and_finished_shards_are_kept(shards, tmp_path):
     task = Answers(num_classes=3, image_size=(128, 128))
-    written = teacher.label(task, None, shards, tmp_path / "labels", 4, "teacher")
+    written = teacher.outputs(shards, tmp_path / "labels")
+    predictor = teacher.Predictor(task, None, 4)
+    teacher.label(predictor, shards, written, "teacher", 15)
     ids = [r.image_id for r in records.read(written)]
     assert ids == [10 * s + i for s in range(3) for i in range(5)]
     assert task.shown == 15
     # A kill leaves whole shards only; the same call does the missing one.
     before = [pathlib.Path(file).read_bytes() for file in written]
     pathlib.Path(written[1]).unlink()
-    assert teacher.label(task, None, shards, tmp_path / "labels", 4, "teacher") == written
+    teacher.label(predictor, shards, written, "teacher", 15)
     assert task.shown == 20
     assert [pathlib.Path(file).read_bytes() for file in written] == before
     assert all(r.origin == "pseudo" for r in records.read(written))

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from official_selftrain.replicas import ReplicaSeed
+
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
@@ -165,7 +167,7 @@ class DropConnect(keras.layers.Layer):
         super().__init__(**kwargs)
         self.rate = rate
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = ReplicaSeed(seed)
 
     def call(self, x, training=False):
         if not training or not self.rate:
@@ -196,7 +198,7 @@ class DropBlock(keras.layers.Layer):
         self.keep_prob = keep_prob
         self.block_size = block_size
         self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed_generator = ReplicaSeed(seed)
 
     def call(self, x, training=False):
         if not training:

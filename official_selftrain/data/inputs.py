@@ -40,9 +40,9 @@ def training_dataset(
         keep: function serialised example -> bool tensor, or None.
         threads: parallel parsing calls, 0 for automatic.
         input_context: `tf.distribute.InputContext` of one of several pipelines, as
-            `strategy.distribute_datasets_from_function` hands it over. Each pipeline then reads
-            files of its own (records, where there are fewer files than pipelines) and yields
-            batches for one replica.
+            `strategy.distribute_datasets_from_function` hands it over. The pipeline then yields
+            batches for one replica: its share of the very batches that a single one would make.
+            Every pipeline reads all records, but decodes only its own.
 
     Returns:
         `tf.data.Dataset` of (images, labels).
@@ -56,24 +56,23 @@ def training_dataset(
         replicas = input_context.num_replicas_in_sync
         if batch_size % replicas:
             raise UserError(f"a batch of {batch_size} images is not shared by {replicas} replicas")
-    own_files = files[pipeline::pipelines] if len(files) >= pipelines else files
-    dataset = tf.data.Dataset.from_tensor_slices(own_files)
+    dataset = tf.data.Dataset.from_tensor_slices(files)
     if not cache:
-        dataset = dataset.shuffle(len(own_files), seed)
+        dataset = dataset.shuffle(len(files), seed)
     dataset = dataset.interleave(
         tf.data.TFRecordDataset, cycle_length=8, num_parallel_calls=8, deterministic=True
     )
-    if len(files) < pipelines:
-        dataset = dataset.shard(pipelines, pipeline)
     if keep is not None:
         dataset = dataset.filter(keep)
     if cache:
         dataset = dataset.cache()
-    dataset = dataset.shuffle(shuffle_buffer, seed).repeat()
-    dataset = dataset.enumerate().skip(start_step * (batch_size // pipelines))
+    dataset = dataset.shuffle(shuffle_buffer, seed).repeat().enumerate()
+    dataset = dataset.skip(start_step * batch_size)
+    if pipelines > 1:
+        share = batch_size // pipelines
+        dataset = dataset.filter(lambda place, _: place % batch_size // share == pipeline)
 
-    def load(index, serialized):
-        place = index * pipelines + pipeline
+    def load(place, serialized):
         return parse(records.decode(serialized), tf.stack([tf.cast(seed, tf.int64), place]))
 
     parallel = threads or tf.data.AUTOTUNE
@@ -128,14 +127,16 @@ def zip_sources(**sources):
     return zipped.map(split).prefetch(tf.data.AUTOTUNE)
 
 
-def prediction_dataset(files, parse, batch_size):
+def prediction_dataset(files, parse, batch_size, index=0, count=1):
     """Every image once, in order; the last batch is filled up with copies of its last image.
+
+    With a `count` above 1, the images index, index + count, ... alone.
 
     Returns:
         `tf.data.Dataset` of (images `[batch_size, S, S, 3]`, or a tuple of such, labels, number of
         real images).
     """
-    dataset = tf.data.TFRecordDataset(files)
+    dataset = tf.data.TFRecordDataset(files).shard(count, index)
     dataset = dataset.map(
         lambda serialized: parse(records.decode(serialized), tf.zeros([2], tf.int64)),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -143,13 +144,13 @@ def prediction_dataset(files, parse, batch_size):
     )
 
     def fill(images, labels):
-        count = tf.shape(tf.nest.flatten(images)[0])[0]
-        indices = tf.minimum(tf.range(batch_size), count - 1)
+        real = tf.shape(tf.nest.flatten(images)[0])[0]
+        indices = tf.minimum(tf.range(batch_size), real - 1)
 
         def take(x):
             return tf.ensure_shape(tf.gather(x, indices), [batch_size, *x.shape[1:]])
 
-        return *tf.nest.map_structure(take, (images, labels)), count
+        return *tf.nest.map_structure(take, (images, labels)), real
 
     return dataset.batch(batch_size).map(fill).prefetch(tf.data.AUTOTUNE)
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.errors import UserError
+from official_selftrain.files import temporary_name
 
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
@@ -331,7 +332,7 @@ def write(path, records):
     """
     import tensorflow as tf
 
-    temporary = f"{path}.tmp"
+    temporary = temporary_name(path)
     count = 0
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

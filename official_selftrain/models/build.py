@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import keras
+
 from official_selftrain.applications import efficientnet, resnet, spinenet
 from official_selftrain.applications.layers import Norm
 from official_selftrain.models.fpn import FPN
@@ -12,6 +14,15 @@ from official_selftrain.models.segmenter import ASPP, Segmenter
 
 def build_model(config):
     """The network of a `config.DetectionConfig` or `config.SegmentationConfig`."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.precision)
+    try:
+        return _build(config)
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _build(config):
     norm = _norm(config)
     backbone = build_backbone(config)
     if config.kind == "segmentation":

@@ -1,9 +1,9 @@
 """Tasks: what turns records into labels, outputs into losses and outputs into predictions.
 
-A task has `build_model()`, `predictor(model)`, `parser(source, training)`, `loss(outputs, labels,
-sum_over_replicas)`, `objects(labels)`, `predict(model, images, labels)`, `predictions(arrays,
-count)`, `metric(class_names)`, `to_record(record, prediction, teacher)`, `keeps_something(source)`,
-`tally(source, class_names)` and `label_rows(result)`.
+A task has `build_model()`, `predictor(model)`, `parser(source, training)`, `loss_sums(outputs,
+labels)`, `normalizer(count)`, `objects(labels)`, `predict(model, images, labels)`,
+`predictions(arrays, count)`, `metric(class_names)`, `to_record(record, prediction, teacher)`,
+`keeps_something(source)`, `tally(source, class_names)` and `label_rows(result)`.
 """
 
 

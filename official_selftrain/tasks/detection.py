@@ -116,22 +116,20 @@ class DetectionTask:
 
         return keep
 
-    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
-        """This replica's share of the loss of the global batch: class + weight * box.
+    def loss_sums(self, outputs, labels):
+        """Sums of the losses over a batch, and the number of positive anchors.
 
-        Normalised by N = 1 + the positive anchors of this source in the global batch (released
-        code), so an image or a whole source without boxes is legal.
+        The loss is the sum divided by `normalizer(count)`, the count being that of the global batch
+        of this source, so an image or a whole source without boxes is legal.
 
         Returns:
-            dict of scalars `class`, `box` and `total`.
+            dict of scalars `class`, `box` and `total` = class + weight * box; and a scalar.
         """
         targets = anchor_ops.assign(self.anchors, labels["boxes"], labels["classes"])
-        return self.loss_of_targets(outputs, *targets, sum_over_replicas)
+        return self.loss_sums_of_targets(outputs, *targets)
 
-    def loss_of_targets(
-        self, outputs, class_targets, box_targets, positives, sum_over_replicas=lambda x: x
-    ):
-        """`loss` after matching; arguments are what `anchors.assign` returns."""
+    def loss_sums_of_targets(self, outputs, class_targets, box_targets, positives):
+        """`loss_sums` after matching; arguments are what `anchors.assign` returns."""
         config = self.config
         class_sum, box_sum = losses.detection_loss_sums(
             ops.cast(outputs["class_logits"], "float32"),
@@ -142,10 +140,13 @@ class DetectionTask:
             config.focal_gamma,
             config.huber_delta,
         )
-        normalizer = 1.0 + sum_over_replicas(ops.sum(positives))
-        class_loss, box_loss = class_sum / normalizer, box_sum / (4.0 * normalizer)
-        total = class_loss + config.box_weight * box_loss
-        return {"class": class_loss, "box": box_loss, "total": total}
+        box_sum = box_sum / 4.0
+        total = class_sum + config.box_weight * box_sum
+        return {"class": class_sum, "box": box_sum, "total": total}, ops.sum(positives)
+
+    def normalizer(self, count):
+        """1 + the positive anchors (released code)."""
+        return 1.0 + count
 
     def objects(self, labels):
         """Mean number of labelled objects per image of a batch."""

@@ -181,17 +181,17 @@ class SegmentationTask:
 
     # --- Loss --------------------------------------------------------------------------------
 
-    def loss(self, outputs, labels, sum_over_replicas=lambda x: x):
-        """This replica's share of the loss of the global batch: mean cross entropy of the pixels.
+    def loss_sums(self, outputs, labels):
+        """Sum of the cross entropy over the labelled pixels of a batch, and their number.
 
         With `loss_size="logits"` every r-th pixel of the mask is compared, which is what the
         released bilinear resize of the labels comes to for a whole r, and the nearest label; with
-        "mask" the logits are up-sampled. Soft labels give the distribution to learn. Normalised by
-        the labelled pixels of this source in the global batch, at least 1, so that an image or a
-        source without any is legal.
+        "mask" the logits are up-sampled. Soft labels give the distribution to learn. The loss is
+        the sum divided by `normalizer(count)`, the count being that of the global batch of this
+        source, so an image or a whole source without labels is legal.
 
         Returns:
-            dict with the scalar `total`.
+            dict with the scalar `total`; and a scalar.
         """
         config = self.config
         logits, mask = ops.cast(outputs["logits"], "float32"), labels["mask"]
@@ -206,7 +206,11 @@ class SegmentationTask:
         total, pixels = losses.segmentation_loss_sum(
             logits, mask, IGNORE_LABEL, config.label_smoothing, config.class_weights, probabilities
         )
-        return {"total": total / ops.maximum(sum_over_replicas(pixels), 1.0)}
+        return {"total": total}, pixels
+
+    def normalizer(self, count):
+        """The labelled pixels, at least 1."""
+        return ops.maximum(count, 1.0)
 
     def objects(self, labels):
         """Mean share of labelled pixels in a batch."""
@@ -233,7 +237,8 @@ class SegmentationTask:
             if self.flip:
                 mirrored = model(ops.flip(batch, axis=2), training=False)["logits"]
                 views.append(ops.flip(mirrored, axis=2))
-        return {"logits": tuple(views), "image_info": labels["image_info"]}
+        logits = tuple(ops.cast(view, "float32") for view in views)
+        return {"logits": logits, "image_info": labels["image_info"]}
 
     def predictions(self, arrays, count):
         """`MaskPrediction` of the first `count` images of what `predict` returned.
@@ -243,12 +248,13 @@ class SegmentationTask:
         does not grow with their size.
         """
         infos = np.asarray(arrays["image_info"])
+        all_logits = [np.asarray(logits) for logits in arrays["logits"]]
         repeats, sizes = 2 if self.flip else 1, self._sizes()
         found = []
         for index in range(count):
             views = [
                 _inside(logits[index], infos[index, view // repeats], sizes[view // repeats])
-                for view, logits in enumerate(arrays["logits"])
+                for view, logits in enumerate(all_logits)
             ]
             size = views[0].shape[:2] if self.at_network_size else infos[index, 0, 0].astype(int)
             found.append(_merge(views, *size, self.stored))

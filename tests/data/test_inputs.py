@@ -119,38 +119,25 @@ def gray_values(batches):
     return [x for images, _ in batches for x in np.asarray(images)[:, 0, 0, 0].round(3).tolist()]
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_pipelines_of_several_workers_share_the_images(files, count):
-    """Two files: two pipelines read a file each, three share the records."""
-    source = InputConfig(flip=False, jitter=(1.0, 1.0))
-    parse = TASK.parser(source, training=True)
-    seen = []
-    for pipeline in range(count):
-        context = tf.distribute.InputContext(count, pipeline, num_replicas_in_sync=count)
-        data = inputs.training_dataset(files, parse, count, 1, input_context=context)
-        own = 4 if count == 2 and pipeline == 0 else 3 if count == 2 or pipeline == 0 else 2
-        values = gray_values(take(data, own))  # an epoch, one image a batch
-        assert len(set(values)) == own
-        assert sorted(values) == sorted(gray_values(take(data.skip(own), own)))
-        seen += values
-    assert len(set(seen)) == 7 == len(seen)
+def of_pipeline(files, parse, pipeline, pipelines, replicas, start=0):
+    context = tf.distribute.InputContext(pipelines, pipeline, num_replicas_in_sync=replicas)
+    return inputs.training_dataset(files, parse, 6, 1, start, input_context=context)
 
 
-def test_pipelines_draw_different_augmentations(tmp_path):
-    """The same image in both pipelines is not scaled alike."""
-    paths = []
-    for shard in range(2):
-        paths.append(str(tmp_path / f"{shard}.tfrecord"))
-        records.write(paths[-1], [record(encoded=png(40, 60), height=40, width=60, mask=b"")])
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 2), (3, 6)])
+def test_replicas_of_all_workers_see_the_batches_of_one_device(files, pipelines, replicas):
+    """The same images with the same augmentation, in the order of the replicas."""
     parse = TASK.parser(InputConfig(jitter=(0.3, 2.0)), training=True)
-    scales = [
-        np.asarray(labels["image_info"])[0, 2].tolist()
-        for pipeline in range(2)
-        for _, labels in inputs.training_dataset(
-            paths, parse, 2, 1, input_context=tf.distribute.InputContext(2, pipeline, 2)
-        ).take(3)
+    whole = take(inputs.training_dataset(files, parse, 6, 1), 5)
+    here = replicas // pipelines
+    streams = [
+        take(of_pipeline(files, parse, p, pipelines, replicas), 5 * here) for p in range(pipelines)
     ]
-    assert len({tuple(scale) for scale in scales}) == 6
+    for step, (images, labels) in enumerate(whole):
+        parts = [part for s in streams for part in s[step * here : (step + 1) * here]]
+        np.testing.assert_array_equal(images, np.concatenate([p[0] for p in parts]))
+        boxes = np.concatenate([p[1]["boxes"] for p in parts])
+        np.testing.assert_array_equal(labels["boxes"], boxes)
 
 
 def test_resumed_pipeline_of_a_worker_equals_the_uninterrupted_one(files):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import concatenate_levels, load
+from helpers import loss_of, png, record
 
 from official_selftrain.config import InputConfig
 from official_selftrain.data import inputs, records
@@ -62,7 +63,7 @@ def outputs(task, class_logit=-4.0):
 
 def test_image_without_boxes_has_a_finite_class_loss_alone():
     task = make_task()
-    loss = task.loss(outputs(task), labels_of([], []))
+    loss = loss_of(task, outputs(task), labels_of([], []))
     assert np.isfinite(float(loss["total"])) and float(loss["total"]) > 0
     assert float(loss["box"]) == 0.0
     assert float(task.objects(labels_of([], []))) == 0.0
@@ -71,9 +72,9 @@ def test_image_without_boxes_has_a_finite_class_loss_alone():
 def test_loss_is_normalised_by_one_plus_positives_over_replicas():
     task = make_task()
     labels = labels_of([[10, 10, 60, 60]], [2])
-    alone = task.loss(outputs(task), labels)["total"]
+    alone = loss_of(task, outputs(task), labels)["total"]
     positives = float(anchor_ops.assign(task.anchors, labels["boxes"], labels["classes"])[2][0])
-    shared = task.loss(outputs(task), labels, sum_over_replicas=lambda x: 2 * x)["total"]
+    shared = loss_of(task, outputs(task), labels, shared=lambda x: 2 * x)["total"]
     ratio = (1 + positives) / (1 + 2 * positives)
     assert float(shared) == pytest.approx(float(alone) * ratio, rel=1e-5)
 
@@ -96,7 +97,6 @@ class Oracle:
 
 def test_detections_come_back_in_fractions_of_the_original_image(tmp_path):
     """An image of 64 x 32 is doubled to 128 x 64 and padded; the box returns where it was."""
-    from helpers import png
 
     truth = np.array([0.25, 0.25, 0.75, 0.75], "float32")
     record = ImageRecord(
@@ -125,7 +125,6 @@ def test_background_is_never_detected():
 
 
 def test_pseudo_record_keeps_the_image_and_every_score():
-    from helpers import record
 
     found = Detections(np.array([[0, 0, 1, 1.0]]), np.array([0.06]), np.array([2]))
     pseudo = make_task().to_record(record(), found, "runs/teacher")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import load
-from helpers import mask_png, png, record
+from helpers import loss_of, mask_png, png, record
 from PIL import Image
 
 from official_selftrain.config import InputConfig, PseudoConfig, SegmentationConfig
@@ -62,7 +62,7 @@ def test_loss_equals_release(name, changes, golden):
         changes = {"class_weights": tuple(case["class_weights"].tolist())}
     task = make(num_classes=6, **changes)
     labels = {"mask": tf.constant(case["labels"][..., 0], tf.int32)}
-    loss = task.loss({"logits": tf.constant(case["logits"])}, labels)
+    loss = loss_of(task, {"logits": tf.constant(case["logits"])}, labels)
     np.testing.assert_allclose(loss["total"], case[f"loss_{name}"], rtol=1e-5)
 
 
@@ -70,14 +70,17 @@ def test_an_ignored_image_costs_nothing_and_replicas_share_the_pixels():
     task = make()
     logits = tf.random.stateless_normal([2, 32, 32, 3], [0, 1])
     ignored = {"mask": tf.fill([2, *SIZE], 255)}
-    assert float(task.loss({"logits": logits}, ignored)["total"]) == 0
+    assert float(loss_of(task, {"logits": logits}, ignored)["total"]) == 0
     mask = np.full((2, *SIZE), 255, "int32")
     mask[0, :64], mask[1, :4, :4] = 1, 2
-    whole = task.loss({"logits": logits}, {"mask": tf.constant(mask)})["total"]
+    whole = loss_of(task, {"logits": logits}, {"mask": tf.constant(mask)})["total"]
     count = 16 * 32 + 1  # every fourth pixel of each side
     shares = [
-        task.loss(
-            {"logits": logits[i : i + 1]}, {"mask": tf.constant(mask[i : i + 1])}, lambda _: count
+        loss_of(
+            task,
+            {"logits": logits[i : i + 1]},
+            {"mask": tf.constant(mask[i : i + 1])},
+            lambda _: count,
         )["total"]
         for i in range(2)
     ]
@@ -173,7 +176,7 @@ def write_images(tmp_path, *sizes):
 def predict(task, model, files, batch=2):
     from official_selftrain import teacher
 
-    return [prediction for _, prediction in teacher.predict(task, model, files, batch)]
+    return [prediction for _, prediction in teacher.Predictor(task, model, batch)(files)]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +271,8 @@ def test_records_of_the_teacher_hold_every_pixel_and_its_confidence(model, tmp_p
 
     files = write_images(tmp_path, (64, 96), (30, 90), (128, 128))
     task = make(labelling=True)
-    written = teacher.label(task, model, files, tmp_path, 2, "teacher")
+    written = teacher.outputs(files, tmp_path)
+    teacher.label(teacher.Predictor(task, model, 2), files, written, "teacher")
     labelled = list(records.read(written))
     for a, prediction in zip(labelled, predict(task, model, files), strict=True):
         assert a.origin == "pseudo" and not len(a.boxes)
@@ -316,14 +320,14 @@ def test_soft_labels_by_hand(soft_file):
     task = make(label_classes=2)
     weights = np.array([1.0, 2.0, 3.0])
     logits = np.broadcast_to(np.log(weights / 6), (2, 32, 32, 3)).astype("float32")
-    found = task.loss({"logits": tf.constant(logits)}, labels)["total"]
+    found = loss_of(task, {"logits": tf.constant(logits)}, labels)["total"]
     left = -(0.75 * np.log(1 / 6) + 0.25 * np.log(3 / 6))  # what was not stored is shared out
     right = -(0.8 * np.log(2 / 6) + 0.2 * np.log(1 / 6))
     np.testing.assert_allclose(found, (left + right) / 2, rtol=1e-5)
     assert float(task.objects(labels)) == pytest.approx(85 / 128)
     sure = PseudoConfig(soft=True, score_threshold=0.7, **STILL)
     labels = first_labels(soft_file, sure, label_classes=2)
-    found = task.loss({"logits": tf.constant(logits)}, labels)["total"]
+    found = loss_of(task, {"logits": tf.constant(logits)}, labels)["total"]
     np.testing.assert_allclose(found, right, rtol=1e-5)
 
 

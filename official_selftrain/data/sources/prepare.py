@@ -91,7 +91,7 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
     if beam_args is None:
         tallies = _in_threads(jobs, reader.images, workers or os.cpu_count(), name)
     else:
-        from official_selftrain.data.sources import beam
+        from official_selftrain.data import beam
 
         tallies = beam.run(jobs, beam_args)
     summary = _summary(tallies, reader.class_names, key)

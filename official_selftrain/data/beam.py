@@ -1,16 +1,19 @@
-"""Apache Beam as the engine that writes shards, beyond one machine; extra `[beam]`."""
+"""Apache Beam as the engine that writes shards, beyond one machine; extra `[beam]`.
 
-import json
+A job writes one shard. It has `file`, `finished()` (None if it is not), `run()`, and can be
+pickled. All workers must see the files under the same paths.
+"""
+
 import pathlib
 
 from official_selftrain.errors import UserError
 
 
 def run(jobs, arguments):
-    """Tallies of all jobs, those of finished shards without doing them again.
+    """Runs the jobs that are not finished; returns what `finished()` of each then says.
 
     Args:
-        jobs: of `prepare`.
+        jobs: see above.
         arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
 
     Raises:
@@ -22,32 +25,39 @@ def run(jobs, arguments):
     except ModuleNotFoundError:
         raise UserError("Beam needs the extra: pip install 'official_selftrain[beam]'") from None
     waiting = [job for job in jobs if job.finished() is None]
+    for job in waiting:
+        _fault_file(job).unlink(missing_ok=True)
     try:
         with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
             _ = pipeline | beam.Create(waiting, reshuffle=True) | beam.Map(_run)
     except Exception as error:
         raise UserError(f"Apache Beam stopped: {' '.join(str(error).split())[:500]}") from None
-    return [_tally(job) for job in jobs]
+    return [_finished(job) for job in jobs]
+
+
+def _fault_file(job):
+    return pathlib.Path(f"{job.file}.fault.tmp")
 
 
 def _run(job):
-    """A fault is written in place of the tally: an exception would be retried, and come back as a
-    stack trace of the engine."""
+    """A fault is written to a file: an exception would be retried, and come back as a stack trace
+    of the engine."""
     try:
         job.run()
     except UserError as error:
-        pathlib.Path(job.tally_file).write_text(json.dumps({"fault": str(error)}), encoding="utf-8")
+        _fault_file(job).write_text(str(error), encoding="utf-8")
 
 
-def _tally(job):
-    tally = job.finished()
-    if tally is not None:
-        return tally
+def _finished(job):
+    result = job.finished()
+    if result is not None:
+        return result
     try:
-        fault = json.loads(pathlib.Path(job.tally_file).read_text(encoding="utf-8"))["fault"]
-    except (OSError, ValueError, KeyError):
+        fault = _fault_file(job).read_text(encoding="utf-8")
+    except OSError:
         fault = (
             f"no worker has written {job.file}; do all workers see the output folder under this "
             "path?"
         )
+    _fault_file(job).unlink(missing_ok=True)
     raise UserError(fault)

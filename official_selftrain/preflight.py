@@ -1,0 +1,112 @@
+"""Before a long run: one batch through everything, and what the run will need."""
+
+import resource
+import shutil
+import time
+
+import numpy as np
+
+from official_selftrain import loop as loop_lib
+from official_selftrain import visualize
+from official_selftrain.data import records
+
+SHOWN = 4  # images in the picture
+
+
+def check(training, picture):
+    """Makes two steps, which nothing keeps, and looks at data, time, memory and disk.
+
+    Args:
+        training: a new `training.Training`.
+        picture: path of a PNG of labelled images under each policy, or None.
+
+    Returns:
+        `[(name, text)]` for people; texts that begin with "WARNING" call for a look.
+
+    Raises:
+        UserError: if the first batch already gives a loss that is not finite, or as in a run.
+    """
+    loop = training.loop(0)
+    batch = loop.batch()
+    seconds, scalars = [], {}
+    for step in (1, 2):  # the first compiles
+        began = time.perf_counter()
+        scalars = loop.step(batch)
+        seconds.append(time.perf_counter() - began)
+        loop_lib.check_finite(scalars, step)
+    if picture:
+        names, seed = training.data.class_names, training.config.trainer.seed
+        shown = records.read(training.data.files("human"))
+        visualize.augmentation_sheet(picture, shown, SHOWN, names, seed)
+    return [
+        *_classes(training.data),
+        *_labels(training, batch[0]),
+        *((name, f"{value:.4g}") for name, value in scalars.items()),
+        *_needs(training, seconds),
+    ]
+
+
+def _classes(data):
+    """The class map: how many images of each source hold each class."""
+    known = set(data.class_names)
+    held = {name: summary["images_per_class"] for name, summary in data.summaries.items()}
+    for counts in held.values():
+        known |= {int(c) for c in counts}
+    for label in sorted(known):
+        counts = ", ".join(
+            f"{count} in {name}"
+            for name, per_class in held.items()
+            if (count := per_class.get(label, per_class.get(str(label), 0)))
+        )
+        yield f"class {label} {data.class_names.get(label, '')}".strip(), counts or "WARNING: none"
+
+
+def _labels(training, micro_batch):
+    """Objects and pixel values of the first batch, as the network gets them."""
+    images, labels = micro_batch
+    strategy = training.distribution.strategy
+
+    def here(x):
+        parts = [x] if strategy is None else strategy.experimental_local_results(x)
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    for source, pixels in images.items():
+        pixels = here(pixels)
+        values = {name: here(x) for name, x in labels[source].items()}
+        objects = float(training.task.objects(values))
+        text = f"{len(pixels)} images {pixels.shape[1:]}, {objects:.3g} labelled objects (or share "
+        text += f"of pixels) each, pixels {pixels.mean():.2f} +- {pixels.std():.2f}"
+        yield f"first batch of {source}", ("WARNING: no label, " if not objects else "") + text
+
+
+def _needs(training, seconds):
+    """Time, memory and disk of the whole run."""
+    config, saved = training.config, training.saved
+    size = sum(int(np.prod(v.shape)) * 4 for v in saved.variables.values())
+    needed = size * (config.trainer.keep_checkpoints + 1)
+    folder = training.folder
+    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    yield "weights", f"{training.trainer.student.count_params():,}"
+    yield "first step", f"{seconds[0]:.1f} s, with compilation"
+    hours = seconds[1] * config.trainer.steps / 3600
+    yield "second step", f"{seconds[1]:.3g} s; {config.trainer.steps} steps take {hours:.1f} hours"
+    yield "memory of this process", f"{memory:.1f} GB at its peak{_gpu_memory()}"
+    short = "WARNING: too little disk, " if needed > free else ""
+    yield "checkpoints", f"{short}{needed / 1e9:.2f} GB in all, {free / 1e9:.1f} GB are free"
+
+
+def _gpu_memory():
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+    else:
+        import tensorflow as tf
+
+        names = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices("GPU")]
+        peaks = [tf.config.experimental.get_memory_info(name)["peak"] for name in names]
+    peaks = [peak for peak in peaks if peak]
+    return f", {max(peaks) / 2**30:.1f} GB on a device" if peaks else ""

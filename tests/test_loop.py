@@ -1,0 +1,281 @@
+"""The loop, and the released optimiser's three steps."""
+
+import json
+import time
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_self_training import Regression, batch, trainer
+
+from official_selftrain import checkpoints, loop
+from official_selftrain.distribution import Distribution
+from official_selftrain.errors import UserError
+from official_selftrain.self_training import SelfTrainer
+
+
+def dataset(start=0, scale=1.0):
+    """Endless batches that depend on their position alone."""
+    batches = [batch(8, seed, scale=scale) for seed in range(start, 40)]
+    return tf.data.Dataset.from_generator(
+        lambda: iter(batches),
+        output_signature=tf.nest.map_structure(tf.TensorSpec.from_tensor, batches[0]),
+    )
+
+
+ONE = Distribution(tf.distribute.get_strategy(), 1)
+
+
+def train(model, data, steps, start=0, distribution=ONE, **settings):
+    loop.train(loop.Loop(model, data, distribution), steps, start, **settings)
+
+
+def weights(model):
+    return [np.asarray(w) for w in model.student.weights + model.optimizer.variables]
+
+
+def test_loop_equals_single_steps_and_reports_means():
+    model, rows = trainer(), []
+    train(model, dataset(), 7, steps_per_loop=3, on_loop=lambda step, row: rows.append(row))
+    single = trainer()
+    step = tf.function(single.train_step)
+    for seed in range(7):
+        step(batch(8, seed))
+    for a, b in zip(weights(model), weights(single), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    assert [row["step"] for row in rows] == [3, 6, 7]
+    assert {"loss", "human_loss", "pseudo_loss", "ratio", "images_per_second"} <= set(rows[0])
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path):
+    whole = trainer(2.0)
+    train(whole, dataset(), 8, steps_per_loop=4)
+
+    first = trainer(2.0)
+    train(first, dataset(), 4, steps_per_loop=4)
+    checkpoints.Checkpoints(tmp_path, first).save(4)
+    second = trainer(2.0)
+    saved = checkpoints.Checkpoints(tmp_path, second)
+    start = saved.restore()
+    assert start == 4
+    train(second, dataset(start), 8, start, steps_per_loop=4)
+    for a, b in zip(weights(whole), weights(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for source, average in whole.normalizer.averages.items():
+        assert float(average) == float(second.normalizer.averages[source])
+
+
+def test_mirrored_loop_equals_one_device():
+    single = trainer()
+    train(single, dataset(), 6, steps_per_loop=3)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        both = trainer()
+    shared = strategy.experimental_distribute_dataset(dataset())
+    train(both, shared, 6, steps_per_loop=3, distribution=Distribution(strategy, 2))
+    for a, b in zip(single.student.weights, both.student.weights, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_loop():
+    with pytest.raises(loop.NonFinite, match="loss is not finite before step 2"):
+        train(trainer(), dataset(scale=np.nan), 4, steps_per_loop=2)
+
+
+def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    model = trainer()
+    saved = checkpoints.Checkpoints(tmp_path, model)
+    for step in (3, 5):
+        saved.save(step)
+    newest = saved.path(5)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert checkpoints.Checkpoints(tmp_path, trainer()).restore() == 3
+
+
+def test_checkpoint_of_another_network_and_a_broken_one_are_refused(tmp_path):
+    model = trainer()
+    checkpoints.Checkpoints(tmp_path, model).save(3)
+    x = keras.Input((3,))
+    other = SelfTrainer(keras.Model(x, {"y": keras.layers.Dense(1)(x)}), None)
+    other.compile(optimizer=keras.optimizers.SGD(0.1))
+    other.optimizer.build(other.student.trainable_variables)
+    with pytest.raises(UserError, match="fits the network of this experiment"):
+        checkpoints.Checkpoints(tmp_path, other).restore()
+    data = next(tmp_path.glob("*.npz"))
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.Checkpoints(tmp_path, trainer()).restore()
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    model = trainer().student
+    file = checkpoints.save_weights(model, tmp_path)
+    checkpoints.load_weights(model, tmp_path)
+    x = keras.Input((4,))
+    other = keras.Model(x, {"y": keras.layers.Dense(2)(x)})
+    with pytest.raises(UserError, match="do not fit this network"):
+        checkpoints.load_weights(other, file)
+    with pytest.raises(UserError, match="no weights at"):
+        checkpoints.load_weights(model, tmp_path / "nowhere")
+
+
+# --- Micro-batches, averages of weights, loss scale ------------------------------------------
+
+
+def split(one, parts):
+    """The micro-batches of a batch."""
+
+    def part(index):
+        size = 8 // parts
+        return tf.nest.map_structure(lambda x: x[index * size : (index + 1) * size], one)
+
+    return [part(index) for index in range(parts)]
+
+
+def micro_batches(parts, count=6):
+    stream = [part for seed in range(count) for part in split(batch(8, seed), parts)]
+    return tf.data.Dataset.from_generator(
+        lambda: iter(stream),
+        output_signature=tf.nest.map_structure(tf.TensorSpec.from_tensor, stream[0]),
+    )
+
+
+def without_batch_norm(**settings):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((3,))
+    h = keras.layers.Dense(8, activation="tanh")(x)
+    student = keras.Model(x, {"y": keras.layers.Dense(1)(h)})
+    model = SelfTrainer(student, Regression(), separate_batch_norm=True, **settings)
+    model.compile(optimizer=keras.optimizers.SGD(0.01, momentum=0.9))
+    model.optimizer.build(student.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"l2": 0.1, "clip_norm": 0.5, "alpha": 2.0}])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_micro_batches_make_the_update_of_the_whole_batch(settings, devices):
+    """Counts differ between micro-batches and sources, so that means of means would be seen."""
+    whole, rows = without_batch_norm(**settings), {}
+    train(whole, dataset(), 6, steps_per_loop=3, on_loop=lambda s, row: rows.update({s: row}))
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
+    with strategy.scope():
+        parted = without_batch_norm(accumulate=True, **settings)
+    one = loop.Loop(
+        parted,
+        strategy.experimental_distribute_dataset(micro_batches(4)),
+        Distribution(strategy, devices),
+        micro_batches=4,
+    )
+
+    def compare(step, row):
+        for name in ("loss", "human_loss", "pseudo_loss", "ratio", "gradient_norm"):
+            assert row[name] == pytest.approx(rows[step][name], rel=1e-4), name
+
+    loop.train(one, 6, steps_per_loop=3, on_loop=compare)
+    for a, b in zip(weights(whole), weights(parted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_average_of_weights_by_hand():
+    model = trainer(ema_decay=0.25)
+    numbers = [v for v in model.student.variables if v.dtype == "float32"]
+    expected, step = None, tf.function(model.train_step)
+    for t in range(1, 4):
+        step(batch(8, t))
+        now = [np.asarray(v) for v in numbers]
+        decay = min(0.25, (1 + t) / (10 + t))  # 3/12 and 4/13 > 0.25
+        pairs = zip(expected or now, now, strict=True)
+        expected = now if t == 1 else [decay * a + (1 - decay) * b for a, b in pairs]
+    assert len(model.average.averages) == len(expected) == 8  # batch statistics too
+    for average, value in zip(model.average.averages, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(average), value, rtol=1e-5, atol=1e-7)
+    model.average.swap(model.student)
+    np.testing.assert_allclose(np.asarray(numbers[0]), expected[0], rtol=1e-5)
+    model.average.swap(model.student)
+    np.testing.assert_array_equal(np.asarray(numbers[0]), now[0])
+
+
+def scaled(model, scale):
+    model.compile(keras.optimizers.LossScaleOptimizer(model.optimizer, initial_scale=scale))
+    model.optimizer.build(model.student.trainable_variables)
+    return model
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_loss_scale_changes_no_number_and_skips_what_overflows(devices, tmp_path):
+    plain = trainer(l2=0.1, clip_norm=0.5)
+    train(plain, dataset(), 4)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)])
+    with strategy.scope():
+        model = scaled(trainer(l2=0.1, clip_norm=0.5), 2.0**15)
+    data = strategy.experimental_distribute_dataset(dataset())
+    train(model, data, 4, distribution=Distribution(strategy, devices))
+    for a, b in zip(plain.student.weights, model.student.weights, strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6)
+    # The largest scale float32 holds: every gradient overflows, no weight moves, the scale halves.
+    before = [np.asarray(v) for v in model.student.trainable_variables]
+    model.optimizer.dynamic_scale.assign(3e38)
+    data = strategy.experimental_distribute_dataset(dataset(scale=1e3))
+    rows = []
+    train(model, data, 1, distribution=Distribution(strategy, devices),
+          on_loop=lambda step, row: rows.append(row))  # fmt: skip
+    assert np.isfinite(rows[0]["loss"]) and "gradient_norm" not in rows[0]
+    for a, b in zip(before, model.student.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, np.asarray(b))
+    assert float(model.optimizer.dynamic_scale) == pytest.approx(1.5e38)
+    checkpoints.Checkpoints(tmp_path, model).save(1)
+    model.optimizer.dynamic_scale.assign(1.0)
+    assert checkpoints.Checkpoints(tmp_path, model).restore() == 1
+    assert float(model.optimizer.dynamic_scale) == pytest.approx(1.5e38)
+
+
+# --- Guards ----------------------------------------------------------------------------------
+
+
+def test_a_dead_input_is_loud(caplog):
+    def slow():
+        for seed in range(4):
+            time.sleep(2.5 if seed == 2 else 0)
+            yield batch(8, seed)
+
+    signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, batch(8, 0))
+    stuck = tf.data.Dataset.from_generator(slow, output_signature=signature)
+    model = trainer()
+    train(model, dataset(), 1)
+    train(model, stuck, 4, steps_per_loop=1, stall_seconds=1)
+    warnings = [r.message for r in caplog.records if "no loop of steps has ended" in r.message]
+    assert warnings and "since step 2: the input is stuck" in warnings[-1]
+
+
+def test_skipped_steps_consume_their_batch():
+    model, single = trainer(), trainer()
+    train(model, dataset(), 5, steps_per_loop=3, skipped=[1, 3])
+    step = tf.function(single.train_step)
+    for seed in (0, 2, 4):
+        step(batch(8, seed))
+    for a, b in zip(weights(model), weights(single), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+# --- Checkpoints -----------------------------------------------------------------------------
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path, trainer(), keep=2)
+    for step in (0, 5, 10, 100000000):
+        saved.save(step)
+    assert saved.steps() == [10, 100000000]
+
+
+def test_the_best_evaluation_is_kept(tmp_path):
+    model = trainer().student
+    first = [np.asarray(w) for w in model.weights]
+    checkpoints.save_best(model, tmp_path, 1, "AP", 0.5)
+    model.set_weights([w + 1 for w in first])
+    checkpoints.save_best(model, tmp_path, 2, "AP", 0.4)
+    checkpoints.load_weights(model, tmp_path / "best.weights.h5")
+    np.testing.assert_array_equal(np.asarray(model.weights[0]), first[0])
+    assert json.loads((tmp_path / "best.json").read_text()) == {
+        "step": 1, "metric": "AP", "value": 0.5
+    }  # fmt: skip
