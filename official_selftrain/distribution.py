@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import pickle
 from typing import Any
@@ -74,14 +75,22 @@ class Distribution:
 
     def _gather(self, numbers):
         """int32 `[n]` of each replica, one after the other."""
+        result = self._gather_function(numbers)
+        return np.asarray(self.strategy.experimental_local_results(result)[0])
+
+    @functools.cached_property
+    def _gather_function(self):
         import tensorflow as tf
 
-        def replica():
-            context = tf.distribute.get_replica_context()
-            return context.all_gather(tf.constant(numbers), axis=0)
+        def replica(numbers):
+            numbers = tf.identity(numbers)  # on the device of the replica
+            return tf.distribute.get_replica_context().all_gather(numbers, axis=0)
 
-        result = self.strategy.run(replica)
-        return np.asarray(self.strategy.experimental_local_results(result)[0])
+        return tf.function(
+            lambda numbers: self.strategy.run(replica, (numbers,)),
+            input_signature=[tf.TensorSpec([None], tf.int32)],
+            autograph=False,
+        )
 
     def wait(self):
         """Returns when every worker has called it."""
@@ -113,7 +122,7 @@ class Distribution:
         except tf.errors.InvalidArgumentError:
             raise
         except (tf.errors.OpError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:150]
+            reason = " ".join(str(error).split("is aborted by:")[-1].split())[:150]
             raise UserError(
                 "another worker of this job is gone, or does not answer. Start the same command on "
                 f"all workers again: it goes on from the last checkpoint. ({reason})"
@@ -181,6 +190,7 @@ def _make(strategy, tpu, devices, jit_compile):
     if not tf.config.list_physical_devices("GPU"):
         # On the CPU the graph optimiser costs seconds at the start and saves none in a step.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    tf.get_logger().setLevel(logging.ERROR)  # else a line for each collective operation
     if strategy == "multi_worker_mirrored":
         return _multi_worker(tf)
     if strategy == "tpu":

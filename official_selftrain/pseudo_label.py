@@ -19,7 +19,11 @@ def main():
     from official_selftrain.tasks import make_task
 
     files, report = runner.pseudo_label(
-        config, cli.FLAGS.model_dir, cli.FLAGS.weights, threshold=cli.FLAGS.score_threshold
+        config,
+        cli.FLAGS.model_dir,
+        cli.FLAGS.weights,
+        threshold=cli.FLAGS.score_threshold,
+        beam_args=cli.FLAGS.beam or None,
     )
     rows = make_task(config.task).label_rows(report)
     print("\n".join(f"{name}: {text}" for name, text in rows))
@@ -31,5 +35,8 @@ if __name__ == "__main__":
     flags.DEFINE_string("weights", None, "the teacher: a run folder or a .weights.h5 file")
     flags.DEFINE_float(
         "score_threshold", None, "for the report; the student's by default", 0.0, 1.0
+    )
+    flags.DEFINE_multi_string(
+        "beam", [], "label with Apache Beam; an argument of its pipeline, repeatable"
     )
     cli.main(main)

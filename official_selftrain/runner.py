@@ -194,6 +194,22 @@ def train(config, folder, data=None, evaluate_after=True):
     Raises:
         UserError: for bad data or options, or a diverged training.
     """
+    _check_startable(config)
+    folder = pathlib.Path(folder)
+    distribution = distribution_lib.make(config.runtime)
+    distribution.chief_first(lambda: claim_folder(config, folder))
+    data = data or prepare(config, folder / "data", distribution)
+    config = data.complete(config)
+    if not (folder / checkpoints.WEIGHTS).exists():
+        with distribution.one_job():
+            training.Training(config, folder, data, distribution).run()
+    if not evaluate_after or config.evaluation is None:
+        return {}
+    return evaluate(config, folder, data)
+
+
+def _check_startable(config):
+    """Raises a `UserError` if a training lacks what it starts from."""
     if not config.human.given:
         raise UserError("no labelled images: set human.records, or human.images and annotations")
     if config.pseudo is not None and not config.pseudo.given:
@@ -211,17 +227,23 @@ def train(config, folder, data=None, evaluate_after=True):
         init = pathlib.Path(config.trainer.init)
         if not (init.exists() or released.is_checkpoint(init)):
             raise UserError(f"trainer.init: {init} does not exist")
+
+
+def check(config, folder):
+    """What a training would meet and need, without training; see `preflight.check`.
+
+    Prepares the data in `folder/data`, and draws `folder/check.png`.
+    """
+    from official_selftrain import preflight
+
+    _check_startable(config)
     folder = pathlib.Path(folder)
     distribution = distribution_lib.make(config.runtime)
-    distribution.chief_first(lambda: claim_folder(config, folder))
-    data = data or prepare(config, folder / "data", distribution)
+    data = prepare(config, folder / "data", distribution)
     config = data.complete(config)
-    if not (folder / checkpoints.WEIGHTS).exists():
-        with distribution.one_job():
-            training.Training(config, folder, data, distribution).run()
-    if not evaluate_after or config.evaluation is None:
-        return {}
-    return evaluate(config, folder, data)
+    picture = folder / "check.png" if distribution.chief else None
+    with distribution.one_job():
+        return preflight.check(training.Training(config, folder, data, distribution), picture)
 
 
 def prepare(config, folder, distribution):

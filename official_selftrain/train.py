@@ -1,13 +1,15 @@
 """Trains one model, teacher or student.
 
 python -m official_selftrain.train --experiment=NAME --model_dir=DIR [--mode=train_and_eval]
+
+`--mode=check` trains nothing: it looks at data, time, memory and disk before a long run.
 """
 
 from absl import flags
 
 from official_selftrain import cli
 
-MODES = ("train", "eval", "train_and_eval")
+MODES = ("train", "eval", "train_and_eval", "check")
 
 
 def main():
@@ -15,6 +17,10 @@ def main():
 
     from official_selftrain import runner
 
+    if cli.FLAGS.mode == "check":
+        rows = runner.check(config, cli.FLAGS.model_dir)
+        print("\n".join(f"{name}: {text}" for name, text in rows))
+        return
     if cli.FLAGS.mode == "eval":
         metrics = runner.evaluate(config, cli.FLAGS.model_dir)
     else:

@@ -91,3 +91,8 @@ def resolve(data, *overrides):
 
 def resolve_masks(data, *overrides):
     return config_lib.resolve(f"{data}/masks.py:masks", None, overrides, str(data))
+
+
+def history(folder):
+    """The rows that a training in `folder` has written."""
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]

@@ -3,26 +3,29 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
-from mini import resolve, resolve_masks
+from mini import history, resolve, resolve_masks
 
 from official_selftrain import config as config_lib
-from official_selftrain import runner, teacher
+from official_selftrain import distribution, runner, teacher
+from official_selftrain.config import RuntimeConfig
 from official_selftrain.data import records
+from official_selftrain.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Batches that four devices share; statistics over all of them.
-SHARED = "human.batch_size=4,pseudo.batch_size=4,task.bn_synchronized=true,task.num_classes=2"
+# A network of few layers, batches that four devices share, statistics over all of them.
+SHARED = (
+    "task={backbone: resnet10, backbone_sizes: null, neck: fpn, neck_filters: 8, num_classes: 2},"
+    "human.batch_size=4,pseudo.batch_size=4,task.bn_synchronized=true"
+)
 COMPARED = ("loss", "human_loss", "pseudo_loss", "ratio", "gradient_norm")
-
-
-def history(folder):
-    return [json.loads(line) for line in open(folder / "history.jsonl", encoding="utf-8")]
 
 
 def assert_same_losses(folder, expected, names=COMPARED, rtol=2e-4):
@@ -33,12 +36,17 @@ def assert_same_losses(folder, expected, names=COMPARED, rtol=2e-4):
         np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
 
 
-def assert_same_weights(folder, expected, rtol=1e-3, atol=2e-4):
-    """Weights, statistics, optimizer and moving averages of the last checkpoints."""
+def assert_same_weights(folder, expected):
+    """Weights, statistics, optimizer and moving averages of the last checkpoints.
+
+    Arrays as a whole: where an activation is next to 0, rounding decides about single gradients.
+    """
     found, wanted = (np.load(f / "checkpoints/ckpt-00000004.npz") for f in (folder, expected))
     assert set(found) == set(wanted)
     for key in wanted:
-        np.testing.assert_allclose(found[key], wanted[key], rtol=rtol, atol=atol, err_msg=key)
+        limit = 1e-2 if key.startswith("optimizer") else 1e-3
+        difference = np.linalg.norm(found[key] - wanted[key])
+        assert difference <= limit * np.linalg.norm(wanted[key]) + 1e-6, key
 
 
 @pytest.fixture(scope="module", params=["detection", "segmentation"])
@@ -126,3 +134,59 @@ def finish(processes, seconds=240):
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.mark.slow
+def test_two_workers_survive_the_kill_of_either(data, tmp_path):
+    """A worker is killed, later the chief; both are started again; the losses are those of one
+    process that nothing disturbed, and so are weights and metrics."""
+    longer = f"{SHARED},trainer.steps=6,human.batch_size=2,pseudo=null"
+    config = resolve(data, longer)
+    metrics = runner.train(config, tmp_path / "one")
+    folder = tmp_path / "two"
+    for victim, step in ((1, 2), (0, 4)):
+        processes = start_workers(data, folder, longer)
+        mark = folder / f"checkpoints/ckpt-{step:08d}.npz"
+        while not mark.exists() and processes[0].poll() is None:
+            time.sleep(0.02)
+        processes[victim].send_signal(signal.SIGKILL)
+        statuses = finish(processes)
+        assert mark.exists() and statuses[victim] == -signal.SIGKILL
+        log = (tmp_path / f"worker{1 - victim}.log").read_text()
+        assert statuses[1 - victim] not in (0, -signal.SIGKILL), log[-2000:]
+        assert not (folder / "model.weights.h5").exists()
+    assert finish(start_workers(data, folder, longer)) == [0, 0]
+    assert_same_losses(folder, tmp_path / "one", ("loss", "human_loss", "gradient_norm"))
+    assert json.loads((folder / "metrics.json").read_text()) == pytest.approx(metrics, abs=1e-3)
+    assert "goes on from the last checkpoint" in (tmp_path / "worker0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "reads the environment variable TF_CONFIG.*given None"),
+        ('{"task": {"type": "worker", "index": 3}, "cluster": {"worker": ["a:1"]}}', "TF_CONFIG"),
+        ("{", "TF_CONFIG"),
+    ],
+)
+def test_a_wrong_cluster_is_told(monkeypatch, text, message):
+    if text is None:
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+    else:
+        monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(UserError, match=message):
+        distribution.make(RuntimeConfig(strategy="multi_worker_mirrored"))
+
+
+def test_what_this_machine_cannot_do_is_told():
+    with pytest.raises(UserError, match="devices=9, but this process has 4"):
+        distribution.make(RuntimeConfig(strategy="mirrored", devices=9))
+    with pytest.raises(UserError, match="`jax` needs KERAS_BACKEND=jax"):
+        distribution.make(RuntimeConfig(strategy="jax"))
+    for wrong, message in (
+        ({"jit_compile": True, "strategy": "mirrored"}, "cannot compile a step over several"),
+        ({"tpu": "local"}, "tpu names the TPU of strategy=tpu"),
+        ({"devices": 2}, "devices is of strategy=mirrored"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config_lib.make_group(RuntimeConfig, wrong)
