@@ -163,10 +163,10 @@ def _predictions(config, folder, stages, images):
     """`{stage: records}`: the images with the labels that each trained network gives them."""
     import tempfile
 
-    from official_selftrain import checkpoints, teacher
+    from official_selftrain import checkpoints, distribution, teacher
     from official_selftrain.tasks import make_task
 
-    task = make_task(config.task)
+    task, devices = make_task(config.task), distribution.make(config.runtime)
     model = task.build_model()
     labelled = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -174,7 +174,7 @@ def _predictions(config, folder, stages, images):
         records.write(file, images)
         for stage in stages:
             checkpoints.load_weights(model, folder / stage)
-            found = teacher.Predictor(task, model, len(images))([file])
+            found = teacher.Predictor(task, model, len(images), devices)([file])
             labelled[stage] = [task.to_record(record, p, stage) for record, p in found]
     return labelled
 

@@ -40,12 +40,8 @@ class Training:
         keras.utils.set_random_seed(settings.seed)
         check_batches(config, distribution.replicas)
         _warn_of_precision(config)
-        # One replica has no one to share statistics with; saying so is faster. JAX always does.
-        synchronized = (
-            config.task.bn_synchronized
-            and distribution.strategy is not None
-            and distribution.replicas > 1
-        )
+        # One replica has no one to share statistics with; saying so is faster.
+        synchronized = config.task.bn_synchronized and distribution.replicas > 1
         self.task = make_task(config.task.model_copy(update={"bn_synchronized": synchronized}))
         with distribution.scope():
             self.trainer = make_trainer(config, self.task)

@@ -5,7 +5,14 @@ import io
 import numpy as np
 from PIL import Image
 
+from official_selftrain import distribution
+from official_selftrain.config import RuntimeConfig
 from official_selftrain.data import records
+
+
+def two_replicas():
+    """The one mirrored strategy of the process: two would mix up their collective operations."""
+    return distribution.make(RuntimeConfig(strategy="mirrored", devices=2))
 
 
 def loss_of(task, outputs, labels, shared=lambda count: count):

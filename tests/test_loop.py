@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import two_replicas
 from test_self_training import Regression, batch, trainer
 
 from official_selftrain import checkpoints, loop
@@ -25,7 +26,6 @@ def dataset(start=0, scale=1.0):
 
 
 ONE = Distribution(tf.distribute.get_strategy(), 1)
-TWO = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 def train(model, data, steps, start=0, distribution=ONE, **settings):
@@ -70,7 +70,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path):
 def test_mirrored_loop_equals_one_device():
     single = trainer()
     train(single, dataset(), 6, steps_per_loop=3)
-    strategy = TWO
+    strategy = two_replicas().strategy
     with strategy.scope():
         both = trainer()
     shared = strategy.experimental_distribute_dataset(dataset())
@@ -159,7 +159,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(settings, devices):
     """Counts differ between micro-batches and sources, so that means of means would be seen."""
     whole, rows = without_batch_norm(**settings), {}
     train(whole, dataset(), 6, steps_per_loop=3, on_loop=lambda s, row: rows.update({s: row}))
-    strategy = TWO if devices == 2 else ONE.strategy
+    strategy = two_replicas().strategy if devices == 2 else ONE.strategy
     with strategy.scope():
         parted = without_batch_norm(accumulate=True, **settings)
     one = loop.Loop(
@@ -207,7 +207,7 @@ def scaled(model, scale):
 def test_loss_scale_changes_no_number_and_skips_what_overflows(devices, tmp_path):
     plain = trainer(l2=0.1, clip_norm=0.5)
     train(plain, dataset(), 4)
-    strategy = TWO if devices == 2 else ONE.strategy
+    strategy = two_replicas().strategy if devices == 2 else ONE.strategy
     with strategy.scope():
         model = scaled(trainer(l2=0.1, clip_norm=0.5), 2.0**15)
     data = strategy.experimental_distribute_dataset(dataset())

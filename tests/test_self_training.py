@@ -1,5 +1,6 @@
 """The method: formula, moving averages, and the errors that would stay silent."""
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from official_selftrain.self_training import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def two_replicas():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    return helpers.two_replicas().strategy
 
 
 class Regression:

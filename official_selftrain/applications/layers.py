@@ -114,7 +114,12 @@ class BatchNorm(keras.layers.BatchNormalization):
     """Keras' batch normalisation with a gradient in closed form, for unsynchronised training.
 
     The same numbers in fewer passes over the activations, which bound narrow networks on the CPU.
+    On JAX statistics are those of all devices, `synchronized` or not.
     """
+
+    def __init__(self, *arguments, synchronized=False, **named):
+        synchronized = synchronized and keras.backend.backend() == "tensorflow"
+        super().__init__(*arguments, synchronized=synchronized, **named)
 
     def call(self, x, training=None, mask=None):
         if not training or not self.trainable or self.synchronized or mask is not None:
