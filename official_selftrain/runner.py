@@ -345,7 +345,10 @@ def _report_labels(config, folder, files, written, pseudo, data):
 
 
 def _claim_labels(folder, weights, data):
-    """Keeps the labels of two teachers, or of two sets of images, out of one folder."""
+    """Keeps the labels of two teachers, or of two sets of images, out of one folder, and removes
+    what a kill has left half written."""
+    for file in folder.glob("*.tmp"):
+        file.unlink()
     modified = checkpoints.weights_file(weights).stat().st_mtime_ns
     made_by = {"weights_modified": modified, "images": data.summaries["unlabeled"]["source"]}
     record = folder / "made_by.json"

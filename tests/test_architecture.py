@@ -32,7 +32,7 @@ ALLOWED = {
     "applications": {"applications", "replicas"},
     "models": {"applications", "models"},
     "files": {"errors"},
-    "data": {"data", "config", "errors", "files"},
+    "data": {"data", "config", "errors", "files", "metrics"},
     "tasks": {
         "losses", "metrics", "applications", "models", "ops", "config", "data", "tasks", "errors",
     },

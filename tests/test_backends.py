@@ -8,6 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import mask_png, png, record
+
+from official_selftrain.data import augment, numpy_feed
 
 HERE = pathlib.Path(__file__).parent
 KINDS = ["detection", "segmentation"]
@@ -53,3 +56,48 @@ def test_two_devices_of_jax_equal_one(kind, on_jax):
     found = losses("jax", kind, 3, devices=2)
     for name, values in found.items():
         np.testing.assert_allclose(values, on_jax[name][:3], rtol=1e-4, err_msg=name)
+
+
+def test_teacher_and_student_train_without_tensorflow(data):
+    done = subprocess.run(
+        [sys.executable, "without_tensorflow.py", str(data)],
+        cwd=HERE, env=os.environ | {"PYTHONPATH": str(HERE.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["boxes"] == 25  # five of each image, whatever the score
+    for name in ("teacher", "student"):
+        first, last = (row["human_loss"] for row in result[name])
+        assert last < first
+    assert result["student"][-1]["pseudo_objects"] > 0 and result["student"][-1]["ratio"] > 0
+
+
+def test_numpy_feed_fits_images_as_the_other_one_does():
+    """Boxes, masks and info to the bit; pixels where nothing is smoothed."""
+    one = record(encoded=png(40, 60), mask=mask_png(40, 60), height=40, width=60)
+    info = augment.plan_resize([40, 60], (128, 128), 1.5, (0.25, 0.75))
+    scene = {"image": np.full((40, 60, 3), 7, "uint8"), "boxes": one.boxes}
+    scene["mask"] = np.full((40, 60), 3, "uint8")
+    expected = augment.fit(scene, info)
+    found = numpy_feed.fit(one, (128, 128), 1.5, (0.25, 0.75))
+    assert found.keys() == expected.keys()
+    for key in expected:
+        np.testing.assert_allclose(found[key], expected[key], atol=1e-4, err_msg=key)
+
+
+def test_numpy_feed_mirrors_drops_and_ignores():
+    boxes = [[0.0, 0.0, 0.5, 0.25], [0.5, 0.5, 1.0, 1.0]]
+    values = {"boxes": boxes, "classes": [1, 2], "scores": np.array([0.9, 0.2], "float32")}
+    pseudo = record(
+        encoded=png(64, 64), height=64, width=64, mask=mask_png(64, 64),
+        confidence=mask_png(64, 64, 100), origin="pseudo", is_crowd=None, **values
+    )  # fmt: skip
+    mirrored = numpy_feed.fit(pseudo, (128, 128), mirrored=True, threshold=0.5)
+    np.testing.assert_allclose(mirrored["boxes"][0], [0, 96, 64, 127])
+    assert (mirrored["mask"] == 255).all()
+    stream = numpy_feed.training_batches(
+        {"human": ([pseudo], 2)}, (128, 128), room=3, threshold=0.5
+    )
+    images, labels = next(stream)
+    assert images["human"].shape == (2, 128, 128, 3)
+    assert labels["human"]["classes"].tolist() == [[1, -1, -1]] * 2

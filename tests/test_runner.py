@@ -16,6 +16,7 @@ from mini import history, resolve, resolve_masks
 
 from official_selftrain import checkpoints, cli, loop, runner, training
 from official_selftrain import config as config_lib
+from official_selftrain.data import records
 from official_selftrain.errors import Stopped, UserError
 from official_selftrain.tasks import make_task
 
@@ -273,6 +274,65 @@ def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_pat
         weights(config, whole / "teacher"), weights(config, tmp_path / "a"), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- Labelling at scale ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shards(data):
+    """The unlabelled images and 25 more names of them, as six TFRecord files of five."""
+    images = sorted((data / "unlabeled").glob("*.png"))
+    for shard in range(6):
+        stream = (
+            records.ImageRecord(10 * shard + i, path.read_bytes(), 100, 128, f"{shard}-{i}")
+            for i, path in enumerate(images)
+        )
+        records.write(str(data / f"u-{shard}.tfrecord"), stream)
+    return f"unlabeled={{images: null, records: {data}/u-*.tfrecord}}"
+
+
+@pytest.mark.slow
+def test_labelling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tmp_path):
+    """Every image is labelled once, as in one go, and what was finished is left alone."""
+    _, whole, _ = finished
+    config = resolve(data, shards)
+    expected, report = runner.pseudo_label(config, tmp_path / "whole", whole / "teacher")
+    folder = tmp_path / "parts"
+    command = [
+        *(sys.executable, "-m", "official_selftrain.pseudo_label", f"--params_override={shards}"),
+        *(f"--experiment={data}/recipe.py:mini", f"--data_dir={data}", f"--model_dir={folder}"),
+        f"--weights={whole / 'teacher'}",
+    ]
+    for mark in (0, 2):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        while not (folder / f"pseudo-{mark:05d}.tfrecord").exists() and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    done = {file: file.stat().st_mtime_ns for file in folder.glob("*.tfrecord")}
+    assert 3 <= len(done) < 6
+    last = subprocess.run(
+        [*command, "--beam=--runner=DirectRunner"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert last.returncode == 0, last.stderr[-2000:]
+    assert all(file.stat().st_mtime_ns == stamp for file, stamp in done.items())
+    found = [str(file) for file in sorted(folder.glob("*.tfrecord"))]
+    ids = [record.image_id for record in records.read(found)]
+    assert ids == [10 * shard + i for shard in range(6) for i in range(5)]
+    assert not list(folder.glob("*.tmp"))
+    for a, b in zip(records.read(found), records.read(expected), strict=True):
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-5)
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
+    assert json.loads((folder / "report.json").read_text())["images"] == report["images"] == 30
+
+
+def test_a_beam_pipeline_that_cannot_label_is_one_line(data, finished, shards, tmp_path):
+    _, whole, _ = finished
+    with pytest.raises(UserError, match="Apache Beam stopped: Unexpected pipeline runner: Nope"):
+        runner.pseudo_label(
+            resolve(data, shards), tmp_path, whole / "teacher", beam_args=["--runner=Nope"]
+        )
 
 
 # --- Averages, parts of batches, precision, and what goes wrong ---------------------------------

@@ -9,10 +9,23 @@ import io
 import numpy as np
 from PIL import Image
 
+from official_selftrain.data.sources.prepare import Problems
+from official_selftrain.data.sources.readers import open_reader
 from official_selftrain.metrics import IGNORE_LABEL
 
 MEAN = np.array((0.485, 0.456, 0.406), "float32")
 STDDEV = np.array((0.229, 0.224, 0.225), "float32")
+
+
+def read_records(source):
+    """All `ImageRecord`s of a `config.SourceConfig` with `images`: a folder, glob or tars.
+
+    Raises:
+        UserError: for anything wrong with the source.
+    """
+    reader = open_reader(source, str)
+    problems = Problems(source.on_bad_record == "skip")
+    return [record for unit in reader.units for record in reader.read(unit, problems)]
 
 
 def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, threshold=0.0):

@@ -1,0 +1,150 @@
+"""What a TPU needs, proven on the CPU: whole steps compile with XLA, with static shapes, without
+calls to the host, and give the same numbers."""
+
+import functools
+import re
+
+import backend_steps
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import set_hashed_weights
+
+from official_selftrain import loop, teacher
+from official_selftrain.config import OptimizerConfig
+from official_selftrain.distribution import Distribution
+from official_selftrain.ops import anchors as anchor_ops
+from official_selftrain.ops import nms
+from official_selftrain.optimization import make_optimizer
+from official_selftrain.self_training import SelfTrainer
+from official_selftrain.tasks import make_task
+
+# HLO instructions that talk to the host, or wait for another program.
+HOST = {"infeed", "outfeed", "send", "recv", "send-done", "recv-done"}
+ONE, COMPILED = (Distribution(tf.distribute.get_strategy(), 1, compile=c) for c in (False, True))
+
+
+def assert_fit_for_a_tpu(function, *arguments):
+    """Static shapes and no instruction on the host, in all computations of the program."""
+    text = function.experimental_get_compiler_ir(*arguments)(stage="hlo")
+    instructions = re.findall(r"^\s+(?:ROOT )?\S+ = (.+?) ([a-z-]+)\(", text, re.MULTILINE)
+    assert len(instructions) > 100
+    for shape, name in instructions:
+        assert "<=" not in shape and "?" not in shape, (shape, name)
+        assert name not in HOST, name
+    for target in re.findall(r'custom_call_target="([^"]+)"', text):
+        assert "callback" not in target.lower() and "host" not in target.lower(), target
+    return {name for _, name in instructions}
+
+
+def trainer(kind, precision="float32"):
+    task = make_task(backend_steps.TASKS[kind].model_copy(update={"precision": precision}))
+    network = task.build_model()
+    set_hashed_weights(network, 1.0)
+    model = SelfTrainer(network, task, alpha=0.5, l2=1e-4, clip_norm=5.0, ema_decay=0.9)
+    settings = OptimizerConfig(learning_rate=0.01, warmup_steps=5)
+    model.compile(make_optimizer(settings, 100, precision))
+    model.optimizer.build(network.trainable_variables)
+    return model
+
+
+def batches(kind):
+    rng = np.random.default_rng(0)
+    while True:
+        shape = (backend_steps.HALF, backend_steps.SIDE, backend_steps.SIDE, 3)
+        images = {s: rng.standard_normal(shape).astype("float32") for s in ("human", "pseudo")}
+        yield images, {source: backend_steps.labels(kind, rng) for source in images}
+
+
+def dataset(kind):
+    first = tf.nest.map_structure(tf.constant, next(batches(kind)))
+    signature = tf.nest.map_structure(tf.TensorSpec.from_tensor, first)
+    return tf.data.Dataset.from_generator(lambda: batches(kind), output_signature=signature)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [
+        ("detection", "float32"),
+        ("detection", "mixed_bfloat16"),
+        ("detection", "mixed_float16"),
+        ("segmentation", "float32"),
+        ("segmentation", "mixed_bfloat16"),
+    ],
+)
+def test_the_whole_train_step_compiles(kind, precision):
+    """Forward, matching, losses, averages, gradients, clipping, loss scale, update, EMA."""
+    rows = {}
+    for distribution in (COMPILED, ONE)[: 2 if precision == "float32" else 1]:
+        model = trainer(kind, precision)
+        steps = loop.Loop(model, dataset(kind), distribution)
+        rows[distribution] = [steps.run(2), steps.run(2)]  # several steps in one call
+        assert all(np.isfinite(row["loss"]) for row in rows[distribution])
+    for compiled, plain in zip(*rows.values(), strict=False) if len(rows) == 2 else ():
+        assert compiled == pytest.approx(plain, rel=1e-3)
+    if precision != "mixed_float16":  # whose loss scale is a branch: the other two show the rest
+        model = trainer(kind, precision)
+        step = tf.function(model.train_step, jit_compile=True, autograph=False)
+        data = tf.nest.map_structure(tf.constant, next(batches(kind)))
+        names = assert_fit_for_a_tpu(step, data)
+        assert {"convolution", "rsqrt"} <= names
+
+
+@pytest.mark.parametrize("soft_sigma", [0.0, 0.3])
+def test_the_labelling_step_of_a_detector_compiles(soft_sigma):
+    config = backend_steps.TASKS["detection"]
+    settings = {"max_detections": 10, "score_threshold": 0.1, "soft_sigma": soft_sigma}
+    config = config.model_copy(update={"nms": config.nms.model_copy(update=settings)})
+    task = make_task(config, labelling=True)
+    model = task.build_model()
+    set_hashed_weights(model, 1.0)
+    images, _ = next(batches("detection"))
+    info = np.tile(np.array([[128, 128], [128, 128], [1, 1], [0, 0]], "float32"), (2, 1, 1))
+    arguments = tf.constant(images["human"]), {"image_info": tf.constant(info)}
+    found, expected = (
+        teacher.Predictor(task, model, 2, distribution)._step(*arguments)
+        for distribution in (COMPILED, ONE)
+    )
+    assert (expected["scores"].numpy() > 0).sum() > 5
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
+    step = tf.function(functools.partial(task.predict, model), jit_compile=True, autograph=False)
+    assert_fit_for_a_tpu(step, *arguments)
+
+
+def test_the_labelling_step_of_a_segmenter_compiles():
+    config = backend_steps.TASKS["segmentation"].model_copy(update={"label_flip": True})
+    task = make_task(config.model_copy(update={"label_scales": (1.0,)}), labelling=True)
+    model = task.build_model()
+    images, _ = next(batches("segmentation"))
+    arguments = (tf.constant(images["human"]),), {"image_info": tf.zeros([2, 1, 4, 2])}
+    found, expected = (
+        teacher.Predictor(task, model, 2, distribution)._step(*arguments)["logits"]
+        for distribution in (COMPILED, ONE)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    step = tf.function(functools.partial(task.predict, model), jit_compile=True, autograph=False)
+    assert_fit_for_a_tpu(step, *arguments)
+
+
+def test_matching_and_suppression_are_the_same_compiled():
+    rng = np.random.default_rng(1)
+    anchors = anchor_ops.anchor_boxes((128, 128))
+    corners = rng.uniform(0, 90, (3, 6, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(5, 60, (3, 6, 2))], -1).astype("float32")
+    classes = rng.integers(-1, 5, (3, 6)).astype("int32")
+    assign = functools.partial(anchor_ops.assign, anchors)
+    plain = assign(tf.constant(boxes), tf.constant(classes))
+    compiled = tf.function(assign, jit_compile=True)(tf.constant(boxes), tf.constant(classes))
+    assert int(tf.reduce_sum(plain[2])) > 10
+    np.testing.assert_array_equal(plain[0], compiled[0])
+    np.testing.assert_allclose(plain[1], compiled[1], rtol=1e-5, atol=1e-6)
+    scores = rng.uniform(0, 1, (3, len(anchors), 4)).astype("float32") ** 8
+    for sigma in (0.0, 0.3):
+        suppress = functools.partial(nms.class_wise_nms, soft_sigma=sigma, max_detections=50)
+        tensors = tf.constant(np.tile(anchors, (3, 1, 1))), tf.constant(scores)
+        plain, compiled = suppress(*tensors), tf.function(suppress, jit_compile=True)(*tensors)
+        np.testing.assert_array_equal(plain[2], compiled[2])
+        for a, b in zip(plain[:2], compiled[:2], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
