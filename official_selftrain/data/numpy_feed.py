@@ -85,7 +85,7 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
     pixels = boxes * np.tile(scaled, 2) - np.tile(offset, 2)
     scene = {
         "image": np.nan_to_num((image / 255 - MEAN) / STDDEV),
-        "boxes": np.clip(pixels, 0, np.tile(size, 2)).astype("float32"),
+        "boxes": np.clip(pixels, 0, np.tile(size - 1, 2)).astype("float32"),
         "image_info": np.stack([whole, size, scaled / whole, offset]).astype("float32"),
     }
     if record.mask:
