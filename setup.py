@@ -11,6 +11,7 @@ EXTRAS = {
     "tf": ["tensorflow>=2.20"],
     "tf-cpu": ["tensorflow-cpu>=2.20"],
     "jax": ["jax>=0.5"],
+    "tpu": ["tensorflow-tpu>=2.20"],
     "demo": ["scikit-learn>=1.4", "scikit-image>=0.22"],
     "eval": ["faster-coco-eval>=1.6"],
     "report": ["matplotlib>=3.8"],

@@ -143,7 +143,7 @@ class Distribution:
         import tensorflow as tf
 
         compiled = tf.function(function, autograph=False, jit_compile=self.compile)
-        if self.local_replicas == 1:
+        if self.local_replicas == 1 and not isinstance(self.strategy, tf.distribute.TPUStrategy):
             return compiled
         step = tf.function(lambda *share: self.strategy.run(function, share), autograph=False)
 

@@ -25,7 +25,11 @@ def main():
         raise UserError("give --weights or --model_dir, a finished training")
     size = cli.image_size(FLAGS.image_size) or config.task.image_size
     task = config.task.model_copy(
-        update={"image_size": size, "num_classes": num_classes(config, weights)}
+        update={
+            "image_size": size,
+            "num_classes": num_classes(config, weights),
+            "precision": "float32",  # as the weights are; other formats know no other
+        }
     )
 
     from official_selftrain import serving

@@ -99,8 +99,8 @@ class NonFinite(Exception):
         self.name, self.step = name, step
 
 
-class Loop:
-    """Steps of a trainer on its input.
+def make_loop(trainer, dataset, distribution, micro_batches=1):
+    """Steps of a trainer on its input, on the backend at hand.
 
     Args:
         trainer: a compiled `SelfTrainer`, made in the scope of `distribution`.
@@ -108,27 +108,29 @@ class Loop:
             already; on JAX also any iterable of such NumPy arrays.
         distribution: `distribution.Distribution`.
         micro_batches: elements of `dataset` whose gradients make one update (TensorFlow).
+
+    Returns:
+        an object with `run(count)`, which makes updates and returns the means of their scalars;
+        `batch()`, the input of the next update, a list of micro-batches; and `step(batch)`, which
+        makes an update from it and returns its scalars.
+
+    Raises:
+        UserError: for micro-batches on JAX.
     """
-
-    def __new__(cls, *arguments, **named):
-        own = TensorFlowLoop if keras.backend.backend() == "tensorflow" else JaxLoop
-        return super().__new__(own)
-
-    def run(self, count):
-        """Makes `count` updates; returns the means of their scalars."""
-        raise NotImplementedError
-
-    def batch(self):
-        """The input of the next update, a list of micro-batches, as `step` takes it."""
-        return [next(self.iterator) for _ in range(self.micro_batches)]
-
-    def step(self, batch):
-        """Makes one update; returns its scalars."""
-        raise NotImplementedError
+    if keras.backend.backend() == "tensorflow":
+        return TensorFlowLoop(trainer, dataset, distribution, micro_batches)
+    if micro_batches > 1:
+        raise UserError(
+            f"trainer.micro_batches={micro_batches} needs the TensorFlow backend; on JAX take a "
+            "smaller batch, or more devices"
+        )
+    return JaxLoop(trainer, dataset)
 
 
-class TensorFlowLoop(Loop):
-    def __init__(self, trainer, dataset, distribution, micro_batches=1):
+class TensorFlowLoop:
+    """Several steps in one `tf.function`; see `make_loop`."""
+
+    def __init__(self, trainer, dataset, distribution, micro_batches):
         import tensorflow as tf
 
         self.trainer = trainer
@@ -180,6 +182,9 @@ class TensorFlowLoop(Loop):
         self._run(self.iterator, tf.constant(count))
         return self._scalars()
 
+    def batch(self):
+        return [next(self.iterator) for _ in range(self.micro_batches)]
+
     def step(self, batch):
         self._step(batch)
         return self._scalars()
@@ -193,18 +198,20 @@ class TensorFlowLoop(Loop):
         return scalars
 
 
-class JaxLoop(Loop):
-    def __init__(self, trainer, dataset, distribution, micro_batches=1):
-        if micro_batches > 1:
-            raise UserError("trainer.micro_batches is of the TensorFlow backend only")
+class JaxLoop:
+    """A call for each step; see `make_loop`."""
+
+    def __init__(self, trainer, dataset):
         self.trainer = trainer
-        self.micro_batches = 1
         numpy = getattr(dataset, "as_numpy_iterator", None)
         self.iterator = numpy() if numpy else iter(dataset)
 
     def run(self, count):
         rows = [self.step(self.batch()) for _ in range(count)]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+    def batch(self):
+        return [next(self.iterator)]
 
     def step(self, batch):
         images, labels = batch[0]
@@ -228,7 +235,7 @@ def train(
     """Trains until `steps` updates have been made.
 
     Args:
-        loop: `Loop`.
+        loop: of `make_loop`.
         steps: updates in all, counted from 0.
         start_step: updates made already.
         steps_per_loop: updates in one call to the device.
@@ -295,7 +302,7 @@ def _summaries(folder):
 
 
 def save_batch(path, batch, strategy):
-    """Writes a batch of `Loop.batch`, as far as this worker has it, to a NumPy archive.
+    """Writes what `batch()` of a loop returned, as far as this worker has it, to a NumPy archive.
 
     Arrays are called `MICRO_BATCH/images/SOURCE` and `MICRO_BATCH/labels/SOURCE/NAME`.
     """

@@ -74,9 +74,10 @@ def _labels(training, micro_batch):
         pixels = here(pixels)
         values = {name: here(x) for name, x in labels[source].items()}
         objects = float(training.task.objects(values))
-        text = f"{len(pixels)} images {pixels.shape[1:]}, {objects:.3g} labelled objects (or share "
-        text += f"of pixels) each, pixels {pixels.mean():.2f} +- {pixels.std():.2f}"
-        yield f"first batch of {source}", ("WARNING: no label, " if not objects else "") + text
+        unit = "boxes an image" if training.config.task.kind == "detection" else "of pixels"
+        text = f"{len(pixels)} images {pixels.shape[1:]}, labels: {objects:.3g} {unit}, "
+        text += f"pixels {pixels.mean():.2f} +- {pixels.std():.2f}"
+        yield f"first batch of {source}", text if objects else f"WARNING: no label, {text}"
 
 
 def _needs(training, seconds):

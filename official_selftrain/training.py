@@ -3,7 +3,6 @@
 Resumes by itself, evaluates on the way, and looks for the batch behind a loss that is not finite.
 """
 
-import importlib.util
 import json
 import logging
 import math
@@ -94,12 +93,12 @@ class Training:
         return start
 
     def loop(self, start):
-        """The `loop.Loop` from step `start` on."""
+        """The steps from `start` on; see `loop.make_loop`."""
         dataset = self.distribution.dataset(
             lambda context: training_data(self.config, self.task, self.data, start, context)
         )
         micro_batches = self.config.trainer.micro_batches
-        return loop_lib.Loop(self.trainer, dataset, self.distribution, micro_batches)
+        return loop_lib.make_loop(self.trainer, dataset, self.distribution, micro_batches)
 
     def _skipped(self):
         return read_json(self.skipped_file) if self.skipped_file.exists() else []
@@ -111,7 +110,7 @@ class Training:
             settings.steps,
             start,
             _steps_per_loop(settings),
-            str(self.folder / "tensorboard") if chief and _has_tensorflow() else None,
+            str(self.folder / "tensorboard") if chief else None,
             self._on_loop,
             self.folder.name,
             _images_per_step(self.config),
@@ -195,10 +194,6 @@ class Training:
         checkpoints.save_weights(student, self.folder)
 
 
-def _has_tensorflow():
-    return importlib.util.find_spec("tensorflow") is not None
-
-
 def _warn_of_precision(config):
     import tensorflow as tf
 
@@ -208,8 +203,8 @@ def _warn_of_precision(config):
         tf.config.list_physical_devices("GPU")
     ):
         logging.warning(
-            "task.precision=%s on a CPU is slower than float32, up to ten times without "
-            "runtime.jit_compile=true", config.task.precision,
+            "task.precision=%s on a CPU without 16-bit instructions is up to ten times slower than "
+            "float32; runtime.jit_compile=true helps", config.task.precision,
         )  # fmt: skip
 
 

@@ -1,11 +1,9 @@
 """One training on one, two and four devices, on two workers, and on JAX: the same numbers."""
 
 import json
-import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from mini import history, resolve, resolve_masks
+from workers import finish, start_workers
 
 from official_selftrain import config as config_lib
 from official_selftrain import distribution, runner, teacher
@@ -104,51 +103,6 @@ def test_labels_of_several_devices_equal_those_of_one(student):
 
 
 # --- Two processes ---------------------------------------------------------------------------
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def start_workers(data, folder, *overrides, command="train"):
-    """Two processes of one training or run, on the loopback address."""
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    processes = []
-    for index in range(2):
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        with open(folder.parent / f"worker{index}.log", "a", encoding="utf-8") as log:
-            processes.append(
-                subprocess.Popen(
-                    [
-                        *(sys.executable, "-m", f"official_selftrain.{command}"),
-                        f"--experiment={data}/recipe.py:mini",
-                        f"--data_dir={data}",
-                        f"--model_dir={folder}",
-                        "--strategy=multi_worker_mirrored",
-                        *(f"--params_override={text}" for text in overrides),
-                    ],
-                    cwd=ROOT,
-                    env=os.environ | {"TF_CONFIG": json.dumps(task)},
-                    stdout=log,
-                    stderr=log,
-                )
-            )
-    return processes
-
-
-def finish(processes, seconds=240):
-    """Exit statuses; none is left behind."""
-    try:
-        return [process.wait(seconds) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
 
 
 @pytest.mark.slow

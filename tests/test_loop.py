@@ -1,5 +1,6 @@
 """The loop, and the released optimiser's three steps."""
 
+import errno
 import json
 import time
 
@@ -29,7 +30,7 @@ ONE = Distribution(tf.distribute.get_strategy(), 1)
 
 
 def train(model, data, steps, start=0, distribution=ONE, **settings):
-    loop.train(loop.Loop(model, data, distribution), steps, start, **settings)
+    loop.train(loop.make_loop(model, data, distribution), steps, start, **settings)
 
 
 def weights(model):
@@ -162,7 +163,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(settings, devices):
     strategy = two_replicas().strategy if devices == 2 else ONE.strategy
     with strategy.scope():
         parted = without_batch_norm(accumulate=True, **settings)
-    one = loop.Loop(
+    one = loop.make_loop(
         parted,
         strategy.experimental_distribute_dataset(micro_batches(4)),
         Distribution(strategy, devices),
@@ -280,3 +281,19 @@ def test_the_best_evaluation_is_kept(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text()) == {
         "step": 1, "metric": "AP", "value": 0.5
     }  # fmt: skip
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch):
+    saved = checkpoints.Checkpoints(tmp_path, trainer(), keep=1)
+    saved.save(1)
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match="No space left on device; those before are untouched"):
+        saved.save(2)
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["ckpt-00000001.npz"]
+    assert saved.restore() == 1

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from mini import history, resolve, resolve_masks
+from workers import finish, start_workers
 
 from official_selftrain import checkpoints, cli, loop, runner, training
 from official_selftrain import config as config_lib
@@ -325,6 +326,23 @@ def test_labelling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tm
         np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-5)
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
     assert json.loads((folder / "report.json").read_text())["images"] == report["images"] == 30
+
+
+@pytest.mark.slow
+def test_two_workers_label_a_share_of_the_shards_each(data, finished, shards, tmp_path):
+    _, whole, _ = finished
+    expected, _ = runner.pseudo_label(resolve(data, shards), tmp_path / "one", whole / "teacher")
+    weights_flag = [f"--weights={whole / 'teacher'}"]
+    folder = tmp_path / "two"
+    both = start_workers(data, folder, shards, command="pseudo_label", flags=weights_flag)
+    assert finish(both) == [0, 0]
+    for index in range(2):
+        log = (tmp_path / f"worker{index}.log").read_text()
+        assert "shard 3 of 3" in log and "shard 4" not in log
+    found = records.read(sorted(str(file) for file in folder.glob("*.tfrecord")))
+    for a, b in zip(found, records.read(expected), strict=True):
+        assert a.image_id == b.image_id
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-5)
 
 
 def test_a_beam_pipeline_that_cannot_label_is_one_line(data, finished, shards, tmp_path):

@@ -13,7 +13,7 @@ import numpy as np
 from official_selftrain.config import DetectionConfig, InputConfig
 from official_selftrain.data import numpy_feed
 from official_selftrain.distribution import Distribution
-from official_selftrain.loop import Loop
+from official_selftrain.loop import make_loop
 from official_selftrain.loop import train as train_loop
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
@@ -29,7 +29,9 @@ def train(task, **sources):
     trainer.optimizer.build(trainer.student.trainable_variables)
     batches = numpy_feed.training_batches(sources, SIZE, room=4, threshold=0.001)
     rows = []
-    train_loop(Loop(trainer, batches, ONE), 8, 0, 4, on_loop=lambda step, row: rows.append(row))
+    train_loop(
+        make_loop(trainer, batches, ONE), 8, 0, 4, on_loop=lambda step, row: rows.append(row)
+    )
     return trainer.student, rows
 
 
