@@ -256,6 +256,7 @@ def _jax(count):
     import jax
     import keras
 
+    logging.getLogger("jax").setLevel(logging.WARNING)  # else it tells which backends are absent
     with contextlib.suppress(ModuleNotFoundError, RuntimeError):
         import tensorflow as tf
 

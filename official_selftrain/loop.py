@@ -16,8 +16,6 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from official_selftrain.errors import UserError
-
 
 class Sigterm:
     """Notes SIGTERM, which schedulers send before they take a machine away, instead of dying.
@@ -113,17 +111,9 @@ def make_loop(trainer, dataset, distribution, micro_batches=1):
         an object with `run(count)`, which makes updates and returns the means of their scalars;
         `batch()`, the input of the next update, a list of micro-batches; and `step(batch)`, which
         makes an update from it and returns its scalars.
-
-    Raises:
-        UserError: for micro-batches on JAX.
     """
     if keras.backend.backend() == "tensorflow":
         return TensorFlowLoop(trainer, dataset, distribution, micro_batches)
-    if micro_batches > 1:
-        raise UserError(
-            f"trainer.micro_batches={micro_batches} needs the TensorFlow backend; on JAX take a "
-            "smaller batch, or more devices"
-        )
     return JaxLoop(trainer, dataset)
 
 

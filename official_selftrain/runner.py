@@ -197,6 +197,7 @@ def train(config, folder, data=None, evaluate_after=True):
     _check_startable(config)
     folder = pathlib.Path(folder)
     distribution = distribution_lib.make(config.runtime)
+    training.check_batches(config, distribution)
     distribution.chief_first(lambda: claim_folder(config, folder))
     data = data or prepare(config, folder / "data", distribution)
     config = data.complete(config)
@@ -239,6 +240,7 @@ def check(config, folder):
     _check_startable(config)
     folder = pathlib.Path(folder)
     distribution = distribution_lib.make(config.runtime)
+    training.check_batches(config, distribution)
     data = prepare(config, folder / "data", distribution)
     config = data.complete(config)
     picture = folder / "check.png" if distribution.chief else None

@@ -37,7 +37,6 @@ class Training:
         self.distribution = distribution
         settings = config.trainer
         keras.utils.set_random_seed(settings.seed)
-        check_batches(config, distribution.replicas)
         _warn_of_precision(config)
         # One replica has no one to share statistics with; saying so is faster.
         synchronized = config.task.bn_synchronized and distribution.replicas > 1
@@ -245,16 +244,22 @@ def _forget_after(history_file, step):
         history_file.write_text("".join(line + "\n" for line in kept))
 
 
-def check_batches(config, replicas):
+def check_batches(config, distribution):
     """A replica without images would write NaN into the weights.
 
     Raises:
-        UserError: if a batch cannot be shared out evenly.
+        UserError: if a batch cannot be shared out evenly, or the backend knows no micro-batches.
     """
-    count = replicas * config.trainer.micro_batches
-    among = f"{replicas} replicas"
-    if config.trainer.micro_batches > 1:
-        among += f" with {config.trainer.micro_batches} micro-batches each"
+    micro_batches = config.trainer.micro_batches
+    count = distribution.replicas * micro_batches
+    among = f"{distribution.replicas} replicas"
+    if micro_batches > 1:
+        among += f" with {micro_batches} micro-batches each"
+    if micro_batches > 1 and distribution.strategy is None:
+        raise UserError(
+            f"trainer.micro_batches={micro_batches} needs the TensorFlow backend; on JAX take a "
+            "smaller batch, or more devices"
+        )
     for name in ("human", "pseudo"):
         source = getattr(config, name)
         if source is not None and source.batch_size % count:

@@ -18,6 +18,7 @@ from workers import finish, start_workers
 from official_selftrain import checkpoints, cli, loop, runner, training
 from official_selftrain import config as config_lib
 from official_selftrain.data import records
+from official_selftrain.distribution import Distribution
 from official_selftrain.errors import Stopped, UserError
 from official_selftrain.tasks import make_task
 
@@ -151,9 +152,15 @@ def test_training_starts_from_imagenet_when_told_so():
 
 def test_batches_are_shared_out_evenly(data):
     """Silent error 3: a replica that gets no image turns all weights to NaN."""
-    training.check_batches(resolve(data), 2)
+    two = Distribution("any", 2)
+    training.check_batches(resolve(data), two)
     with pytest.raises(UserError, match=r"pseudo.batch_size=3 .* 2 replicas; take 4"):
-        training.check_batches(resolve(data, "pseudo.batch_size=3"), 2)
+        training.check_batches(resolve(data, "pseudo.batch_size=3"), two)
+    parts = resolve(data, "trainer.micro_batches=2,self_training.separate_batch_norm=true")
+    with pytest.raises(UserError, match="2 replicas with 2 micro-batches each; take 4"):
+        training.check_batches(parts, two)
+    with pytest.raises(UserError, match="micro_batches=2 needs the TensorFlow backend"):
+        training.check_batches(parts, Distribution(None, 1))
 
 
 def test_measured_images_are_not_to_be_labelled(data, tmp_path, caplog):

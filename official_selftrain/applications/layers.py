@@ -118,7 +118,7 @@ class BatchNorm(keras.layers.BatchNormalization):
     """
 
     def __init__(self, *arguments, synchronized=False, **named):
-        synchronized = synchronized and keras.backend.backend() == "tensorflow"
+        synchronized = synchronized and keras.backend.backend() != "jax"
         super().__init__(*arguments, synchronized=synchronized, **named)
 
     def call(self, x, training=None, mask=None):
