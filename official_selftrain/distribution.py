@@ -58,13 +58,16 @@ class Distribution:
         """A picklable value of each worker, as a list, the same on all of them.
 
         Every worker must call it, as often as the others; each waits for the last.
+
+        Raises:
+            UserError: if another worker is gone.
         """
         if self.workers == 1:
             return [value]
         data = pickle.dumps(value)
-        sizes = self._gather(np.array([len(data)], "int32"))
-        words = np.frombuffer(data + bytes(-len(data) % 4), "int32")
-        everything = self._gather(words)
+        with self.one_job():
+            sizes = self._gather(np.array([len(data)], "int32"))
+            everything = self._gather(np.frombuffer(data + bytes(-len(data) % 4), "int32"))
         ends = np.cumsum(-(-sizes // 4))
         starts = ends - -(-sizes // 4)
         parts = [
@@ -115,13 +118,16 @@ class Distribution:
         if self.workers == 1:
             yield
             return
-        import tensorflow as tf
+        from tensorflow import errors
 
+        gone = (
+            errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError,
+            errors.FailedPreconditionError, errors.InternalError, errors.UnavailableError,
+            errors.UnknownError,
+        )  # fmt: skip
         try:
             yield
-        except tf.errors.InvalidArgumentError:
-            raise
-        except (tf.errors.OpError, RuntimeError) as error:
+        except gone as error:
             reason = " ".join(str(error).split("is aborted by:")[-1].split())[:150]
             raise UserError(
                 "another worker of this job is gone, or does not answer. Start the same command on "

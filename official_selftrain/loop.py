@@ -198,7 +198,8 @@ class JaxLoop:
 
     def run(self, count):
         rows = [self.step(self.batch()) for _ in range(count)]
-        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}
 
     def batch(self):
         return [next(self.iterator)]
