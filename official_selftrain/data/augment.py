@@ -8,12 +8,9 @@ colour.
 import numpy as np
 import tensorflow as tf
 
-from official_selftrain.data import policies
+from official_selftrain.data import MEAN, STDDEV, policies
 from official_selftrain.data.image_ops import IGNORE_LABEL
 from official_selftrain.errors import UserError
-
-MEAN = (0.485, 0.456, 0.406)
-STDDEV = (0.229, 0.224, 0.225)
 
 
 class Augmentation:

@@ -9,12 +9,10 @@ import io
 import numpy as np
 from PIL import Image
 
+from official_selftrain.data import MEAN, STDDEV
 from official_selftrain.data.sources.prepare import Problems
 from official_selftrain.data.sources.readers import open_reader
 from official_selftrain.metrics import IGNORE_LABEL
-
-MEAN = np.array((0.485, 0.456, 0.406), "float32")
-STDDEV = np.array((0.229, 0.224, 0.225), "float32")
 
 
 def read_records(source):
@@ -84,7 +82,7 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
     )
     pixels = boxes * np.tile(scaled, 2) - np.tile(offset, 2)
     scene = {
-        "image": np.nan_to_num((image / 255 - MEAN) / STDDEV),
+        "image": np.nan_to_num((image / 255 - np.float32(MEAN)) / np.float32(STDDEV)),
         "boxes": np.clip(pixels, 0, np.tile(size - 1, 2)).astype("float32"),
         "image_info": np.stack([whole, size, scaled / whole, offset]).astype("float32"),
     }
