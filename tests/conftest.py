@@ -1,5 +1,8 @@
 """Shared fixtures: golden numbers of the released implementation, and TF1-named weights."""
 
+import contextlib
+import ctypes
+import gc
 import os
 import pathlib
 import zlib
@@ -24,6 +27,30 @@ except ModuleNotFoundError:
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+
+
+GROWTH = 2**30  # bytes by which a process may grow before it looks for garbage
+resident_before = 0
+
+
+@pytest.fixture(autouse=True)
+def memory():
+    """Frees models and compiled functions of earlier tests, which hold themselves in cycles."""
+    global resident_before
+    yield
+    if _resident() > resident_before + GROWTH:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        resident_before = _resident()
+
+
+def _resident():
+    """Bytes of this process in memory, 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0
 
 
 @pytest.fixture(scope="session")
