@@ -11,6 +11,8 @@ DEMO_segmentation := demo_segmentation
 DEMO := $(or $(DEMO_$(TASK)),$(error TASK=$(TASK) is neither detection nor segmentation))
 RUN ?= runs/$(DEMO)
 VENV := .venv/bin
+# TensorFlow keeps memory of every training in a process: those of tests/runs get processes of their own.
+PYTEST := $(VENV)/python -m pytest -q --numprocesses=auto --dist=loadfile
 
 .PHONY: demo test lint
 
@@ -19,7 +21,8 @@ demo: .venv/ready
 		--params_override=trainer.seed=$(SEED)
 
 test: lint
-	$(VENV)/python -m pytest -q --numprocesses=auto --dist=loadfile
+	$(PYTEST) --ignore=tests/runs
+	$(PYTEST) tests/runs
 
 lint: .venv/ready
 	$(VENV)/ruff check .

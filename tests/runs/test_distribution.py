@@ -19,7 +19,7 @@ from official_selftrain.config import RuntimeConfig
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A network of few layers, batches that four devices share, statistics over all of them.
 SHARED = (
     "task={backbone: resnet10, backbone_sizes: null, neck: fpn, neck_filters: 8, num_classes: 2},"

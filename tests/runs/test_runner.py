@@ -22,7 +22,7 @@ from official_selftrain.distribution import Distribution
 from official_selftrain.errors import Stopped, UserError
 from official_selftrain.tasks import make_task
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -358,114 +358,6 @@ def test_a_beam_pipeline_that_cannot_label_is_one_line(data, finished, shards, t
         runner.pseudo_label(
             resolve(data, shards), tmp_path, whole / "teacher", beam_args=["--runner=Nope"]
         )
-
-
-# --- Averages, parts of batches, precision, and what goes wrong ---------------------------------
-
-
-def teacher_of(data, *overrides):
-    """A network of few layers, for speed."""
-    small = "task={backbone: resnet10, backbone_sizes: null, neck: fpn, neck_filters: 8}"
-    return config_lib.teacher_config(resolve(data, small, "human.cache=false", *overrides))
-
-
-def test_averaged_weights_are_evaluated_beside_the_raw_ones_and_the_best_are_kept(data, tmp_path):
-    config = teacher_of(data, "trainer={ema_decay: 0.5, evaluation_interval: 2}")
-    metrics = runner.train(config, tmp_path)
-    raw = {name for name in metrics if not name.startswith("ema/")}
-    assert {f"ema/{name}" for name in raw} == set(metrics) - raw and raw
-    alone = runner.evaluate(config, tmp_path / "again", weights=tmp_path / "ema.weights.h5")
-    assert alone == pytest.approx({name: metrics[f"ema/{name}"] for name in raw})
-    averaged, last = (
-        np.load(tmp_path / "checkpoints/ckpt-00000004.npz")[key] for key in ("ema/0", "student/0")
-    )
-    assert np.abs(averaged - last).max() > 0
-    best = json.loads((tmp_path / "best.json").read_text())
-    assert best["step"] == 2 and best["metric"] == "AP"
-    assert (tmp_path / "best.weights.h5").exists()
-
-
-def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(data, tmp_path):
-    """With frozen statistics nothing differs."""
-    settings = "task.bn_frozen=true", "self_training.separate_batch_norm=true"
-    losses = []
-    for parts in (1, 2):
-        config = teacher_of(data, f"trainer.micro_batches={parts}", *settings)
-        runner.train(config, tmp_path / f"{parts}", evaluate_after=False)
-        rows = history(tmp_path / f"{parts}")
-        losses.append([[row["loss"], row["gradient_norm"]] for row in rows])
-    np.testing.assert_allclose(*losses, rtol=1e-4)
-    with pytest.raises(UserError, match="batch_size=2 is not divisible by trainer.micro_batches=3"):
-        teacher_of(data, "trainer.micro_batches=3", *settings)
-    with pytest.raises(UserError, match="needs self_training.separate_batch_norm=true"):
-        resolve(data, "trainer.micro_batches=2")
-
-
-def poison(monkeypatch, steps):
-    """Batches of these steps hold NaN."""
-    original = training.training_data
-
-    def poisoned(config, task, data, start, context=None):
-        dataset = original(config, task, data, start, context)
-
-        def spoil(index, batch):
-            images, labels = batch
-            bad = tf.reduce_any(tf.equal(index + start, tf.constant(steps, tf.int64)))
-            human = tf.where(bad, tf.fill(tf.shape(images["human"]), np.nan), images["human"])
-            return images | {"human": human}, labels
-
-        return dataset.enumerate().map(spoil)
-
-    monkeypatch.setattr(training, "training_data", poisoned)
-
-
-def test_a_loss_that_is_not_finite_stops_with_checkpoint_and_batch(data, tmp_path, monkeypatch):
-    poison(monkeypatch, [3])
-    with pytest.raises(UserError, match="not finite before step 4: the training diverged") as told:
-        runner.train(teacher_of(data), tmp_path)
-    assert "ckpt-00000002.npz" in str(told.value) and "nonfinite-00000003-0.npz" in str(told.value)
-    with np.load(tmp_path / "nonfinite-00000003-0.npz") as batch:
-        assert np.isnan(batch["0/images/human"]).all()
-        assert batch["0/labels/human/boxes"].shape == (4, 3, 4)
-    assert not (tmp_path / "model.weights.h5").exists()
-    # Weights of the good checkpoint are what a training that ends there has.
-    with np.load(tmp_path / "checkpoints/ckpt-00000002.npz") as good:
-        assert all(np.isfinite(good[key]).all() for key in good)
-
-
-def test_bad_batches_are_left_out_as_often_as_allowed(data, tmp_path, monkeypatch):
-    poison(monkeypatch, [0, 2])
-    runner.train(teacher_of(data, "trainer.skip_nonfinite=2"), tmp_path / "a")
-    assert json.loads((tmp_path / "a/skipped.json").read_text()) == [0, 2]
-    rows = history(tmp_path / "a")
-    assert all(np.isfinite(row["loss"]) for row in rows) and rows[-1]["step"] == 4
-    with pytest.raises(UserError, match="the training diverged"):
-        runner.train(teacher_of(data, "trainer.skip_nonfinite=1"), tmp_path / "b")
-
-
-def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path):
-    rows = dict(runner.check(teacher_of(data), tmp_path))
-    assert rows["class 1 square"] == "5 in human, 5 in evaluation"
-    assert "4 images (128, 128, 3)" in rows["first batch of human"]
-    assert "4 steps take" in rows["second step"] and "GB are free" in rows["checkpoints"]
-    assert float(rows["loss"]) > 0 and (tmp_path / "check.png").stat().st_size > 1000
-    assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "config.yaml").exists()
-
-
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_trains_with_float32_losses_and_weights(data, tmp_path, precision):
-    whole, half = (tmp_path / name for name in ("whole", "half"))
-    runner.train(teacher_of(data), whole, evaluate_after=False)
-    metrics = runner.train(teacher_of(data, f"task.precision={precision}"), half)
-    assert "AP" in metrics
-    losses = [[row["loss"] for row in history(folder)] for folder in (whole, half)]
-    assert losses[0] != losses[1]
-    np.testing.assert_allclose(*losses, rtol=0.02)
-    with np.load(half / "checkpoints/ckpt-00000004.npz") as saved:
-        arrays = {key: saved[key] for key in saved}
-    assert {a.dtype.name for a in arrays.values()} <= {"float32", "int32", "int64"}
-    scales = [a for a in arrays.values() if a.shape == () and a == 2.0**15]
-    assert bool(scales) == (precision == "mixed_float16")
 
 
 def test_a_command_that_is_asked_to_end_says_where_to_go_on(monkeypatch, capsys):
