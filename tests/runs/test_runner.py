@@ -11,8 +11,7 @@ import time
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from mini import history, resolve, resolve_masks
+from mini import resolve, resolve_masks
 from workers import finish, start_workers
 
 from official_selftrain import checkpoints, cli, loop, runner, training
