@@ -200,7 +200,8 @@ def _make(strategy, tpu, devices, jit_compile):
     if strategy == "multi_worker_mirrored":
         return _multi_worker(tf)
     if strategy == "tpu":
-        return Distribution(strategy := _tpu(tf, tpu), strategy.num_replicas_in_sync)
+        on_tpu = _tpu(tf, tpu)
+        return Distribution(on_tpu, on_tpu.num_replicas_in_sync)
     if strategy == "mirrored":
         names = _devices(tf, devices)
         return Distribution(tf.distribute.MirroredStrategy(names), len(names))

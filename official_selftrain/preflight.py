@@ -9,6 +9,7 @@ import numpy as np
 from official_selftrain import loop as loop_lib
 from official_selftrain import visualize
 from official_selftrain.data import records
+from official_selftrain.errors import UserError
 
 SHOWN = 4  # images in the picture
 
@@ -33,7 +34,13 @@ def check(training, picture):
         began = time.perf_counter()
         scalars = loop.step(batch)
         seconds.append(time.perf_counter() - began)
-        loop_lib.check_finite(scalars, step)
+        try:
+            loop_lib.check_finite(scalars, step)
+        except loop_lib.NonFinite as problem:
+            raise UserError(
+                f"{problem} of the check: the labels, trainer.init or the first learning rate "
+                "(optimizer.warmup_learning_rate) cannot be right"
+            ) from None
     if picture:
         names, seed = training.data.class_names, training.config.trainer.seed
         shown = records.read(training.data.files("human"))

@@ -41,7 +41,7 @@ ALLOWED = {
     "released": {"applications", "models", "config", "errors"},
     "serving": {"tasks", "data", "ops", "errors"},
     "cli": {"config", "errors"},
-    "preflight": {"data", "loop", "visualize"},
+    "preflight": {"data", "errors", "loop", "visualize"},
     "runner": {"*"},
 }  # fmt: skip
 

@@ -36,12 +36,12 @@ def assert_same_losses(folder, expected, rtol=2e-4):
         np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
 
 
-def assert_same_weights(folder, expected):
+def assert_same_weights(folder, expected, step=4):
     """Weights, statistics, optimizer and moving averages of the last checkpoints.
 
     Arrays as a whole: where an activation is next to 0, rounding decides about single gradients.
     """
-    found, wanted = (np.load(f / "checkpoints/ckpt-00000004.npz") for f in (folder, expected))
+    found, wanted = (np.load(f / f"checkpoints/ckpt-{step:08d}.npz") for f in (folder, expected))
     assert set(found) == set(wanted)
     for key in wanted:
         limit = 5e-2 if key.startswith("optimizer") else 1e-3
@@ -126,6 +126,7 @@ def test_two_workers_survive_the_kill_of_either(data, tmp_path):
         assert not (folder / "model.weights.h5").exists()
     assert finish(start_workers(data, folder, longer)) == [0, 0]
     assert_same_losses(folder, tmp_path / "one")
+    assert_same_weights(folder, tmp_path / "one", step=6)
     assert json.loads((folder / "metrics.json").read_text()) == pytest.approx(metrics, abs=1e-3)
     assert "goes on from the last checkpoint" in (tmp_path / "worker0.log").read_text()
 

@@ -92,13 +92,16 @@ def test_bad_batches_are_left_out_as_often_as_allowed(data, tmp_path, monkeypatc
         runner.train(teacher_of(data, "trainer.skip_nonfinite=1"), tmp_path / "b")
 
 
-def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path):
+def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkeypatch):
     rows = dict(runner.check(teacher_of(data), tmp_path))
     assert rows["class 1 square"] == "5 in human, 5 in evaluation"
     assert "4 images (128, 128, 3)" in rows["first batch of human"]
     assert "4 steps take" in rows["second step"] and "GB are free" in rows["checkpoints"]
     assert float(rows["loss"]) > 0 and (tmp_path / "check.png").stat().st_size > 1000
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "config.yaml").exists()
+    poison(monkeypatch, [0])
+    with pytest.raises(UserError, match="not finite before step 1 of the check"):
+        runner.check(teacher_of(data), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
