@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 
 from official_selftrain.errors import UserError
-from official_selftrain.files import write_text
+from official_selftrain.files import replace, write_text
 
 WEIGHTS = "model.weights.h5"
 AVERAGE = "ema.weights.h5"  # the moving average of the weights, where `trainer.ema_decay` is set
@@ -124,7 +124,7 @@ def save_weights(model, folder, name=WEIGHTS):
     partial = path.with_name(f"partial.{name}")
     try:
         model.save_weights(partial)
-        partial.replace(path)
+        replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from None
     return str(path)

@@ -1,17 +1,39 @@
-"""Files that appear only when complete, and their checksums."""
+"""Files that appear only when complete, their checksums, and locks on folders."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
+import shlex
+import socket
+import stat
+import sys
 import uuid
 
 from official_selftrain.errors import UserError
+
+LARGEST_TEXT = 4 * 2**30  # bytes of a text file; COCO's largest has 0.7e9
 
 
 def temporary_name(path):
     """A name beside `path` that no other process, here or on another machine, takes."""
     return f"{path}.{uuid.uuid4().hex[:12]}.tmp"
+
+
+def replace(temporary, path):
+    """Renames a finished file to `path`, on the disk before the name is: a power cut leaves the
+    old file or the new one, never an empty one."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path, text):
@@ -23,31 +45,89 @@ def write_text(path, text):
     temporary = pathlib.Path(temporary_name(path))
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
+def read_bytes(path, what="file", limit=LARGEST_TEXT):
+    """The bytes of a regular file.
+
+    A device or a pipe, which might never end, and a file of more than `limit` bytes are refused
+    before they are read.
+
+    Raises:
+        UserError: if it is missing, not readable, not a regular file or too large; `what` says what
+            it should have been.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"the {what} {path} is not a regular file (a device or a pipe?)")
+            if status.st_size > limit:
+                raise UserError(
+                    f"the {what} {path} has {status.st_size:,} bytes; at most {limit:,} are read"
+                )
+            return file.read()
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the {what} {path!r} is not a possible file name: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from None
+
+
+def _open_without_waiting(path, flags):
+    """Opens a pipe at once, too, where nobody writes into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_text(path, what="file"):
-    """The text of a file.
+    """The text of a UTF-8 file, with or without a byte order mark; UTF-16 needs one.
 
     Raises:
         UserError: if it is missing, not readable or not text; `what` says what it should have been.
     """
+    data = read_bytes(path, what)
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return pathlib.Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"the {what} {path} is not UTF-8 text") from None
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"the {what} {path} is not UTF-8 text (byte {error.start} is "
+            f"{data[error.start]:#04x}); save it as UTF-8"
+        ) from None
 
 
-def read_json(path):
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+def read_json(path, what="file"):
+    """The content of a JSON file.
+
+    Raises:
+        UserError: if it is missing, not readable or not valid JSON.
+    """
+    try:
+        return json.loads(read_text(path, what))
+    except json.JSONDecodeError as error:
+        raise UserError(f"the {what} {path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"the {what} {path} is nested too deeply to be read") from None
+
+
+def read_json_or_none(path):
+    """The content of a JSON file that can be made again; None if it is missing or damaged."""
+    if not os.path.exists(path):
+        return None
+    try:
+        return read_json(path)
+    except UserError as error:
+        logging.warning("%s; it is made again", error)
+        return None
 
 
 def write_json(path, values):
+    """Writes a JSON file that appears only when complete."""
     write_text(path, json.dumps(values, indent=1))
 
 
@@ -55,3 +135,39 @@ def sha256(path):
     """Hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keeps other processes out of a folder, which is made if missing.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        UserError: if another process holds it, naming the process.
+    """
+    import fcntl
+
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "unknown"
+            raise UserError(
+                f"another process works in {folder}: {other}; wait until it ends, stop it, or "
+                "choose another folder"
+            ) from None
+        except OSError as error:  # some network file systems know no locks
+            logging.warning("%s cannot be locked: %s", folder, error.strerror)
+        file.truncate(0)
+        command = shlex.join(sys.argv)[:300]
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, {command}\n")
+        file.flush()
+        yield

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.data import MEAN, STDDEV
-from official_selftrain.data.sources.prepare import Problems
+from official_selftrain.data.sources.problems import Problems
 from official_selftrain.data.sources.readers import open_reader
 from official_selftrain.metrics import IGNORE_LABEL
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.errors import UserError
-from official_selftrain.files import temporary_name
+from official_selftrain.files import replace, temporary_name
 
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
@@ -340,7 +340,7 @@ def write(path, records):
             for record in records:
                 writer.write(to_example(record))
                 count += 1
-        os.replace(temporary, path)
+        replace(temporary, path)
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"cannot write {path}: {error}") from None
     finally:

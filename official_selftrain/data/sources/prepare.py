@@ -26,6 +26,7 @@ from tqdm import tqdm
 from official_selftrain import files
 from official_selftrain.data import records
 from official_selftrain.data.sources import readers, stores
+from official_selftrain.data.sources.problems import Problems
 from official_selftrain.errors import UserError
 
 # What of a source changes the records made of it.
@@ -33,20 +34,6 @@ SOURCE_FIELDS = {
     "records", "images", "annotations", "masks", "image_list", "exclude_lists", "class_list",
     "label_by_folder", "tfds", "split", "embedded", "on_bad_record",
 }  # fmt: skip
-
-
-class Problems:
-    """Faults of single records: raised, or counted and named where the user allows skipping."""
-
-    def __init__(self, skip):
-        self.skip = skip
-        self.messages = []
-
-    def add(self, error):
-        if not self.skip:
-            raise UserError(f"{error} (on_bad_record=skip goes on without it)") from None
-        logging.warning("skipped: %s", error)
-        self.messages.append(str(error))
 
 
 def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
