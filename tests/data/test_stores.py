@@ -103,7 +103,8 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_of_every_kind_reach_the_network(kind):
-    encoded, height, width = stores.check_image(KINDS[kind], kind, upright=True)
+    encoded, height, width, turned = stores.check_image(KINDS[kind], kind)
+    assert turned is (True if kind == "turned" else None)
     record = records.ImageRecord(image_id=1, encoded=encoded, height=height, width=width)
     example = records.decode(records.to_example(record))
     assert example["image"].shape == (height, width, 3) and example["image"].dtype == tf.uint8

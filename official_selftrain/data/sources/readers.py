@@ -76,7 +76,8 @@ def _read_file(file, problems):
     """Records of a TFRecord file whose images can be decoded."""
     for record in records.read([file]):
         try:
-            stores.check_image(record.encoded, f"{record.name or record.image_id} of {file}")
+            where = f"{record.name or record.image_id} of {file}"
+            stores.check_image(record.encoded, where, shown=lambda stored, turned: False)
         except UserError as error:
             problems.add(error)
         else:
@@ -215,10 +216,10 @@ class _ImageReader:
 
     def _record(self, name, raw, mask_name):
         labelled = self.labels is not None
-        encoded, height, width = stores.check_image(
+        encoded, height, width, _ = stores.check_image(
             self.store.read(name),
             f"{self.store}/{name}",
-            upright=not labelled and mask_name is None,
+            lambda stored, turned: not labelled and mask_name is None,
         )
         fields = {
             "image_id": records.hashed_id(name),

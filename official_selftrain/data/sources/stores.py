@@ -1,8 +1,10 @@
 """Named image files: a folder searched through, a glob, or the members of tar shards."""
 
+import contextlib
 import io
 import os
 import pathlib
+import stat
 import tarfile
 
 import numpy as np
@@ -12,8 +14,25 @@ from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+with contextlib.suppress(Exception):  # the extra [heif]
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+# What turns images of a suffix that not every installation reads into readable ones.
+OPTIONAL = {
+    ".avif": "pip install 'pillow>=11.3' reads them",
+    ".heic": "pip install 'official_selftrain[heif]' reads them",
+    ".heif": "pip install 'official_selftrain[heif]' reads them",
+}
+READABLE = Image.registered_extensions()
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    *(suffix for suffix in OPTIONAL if suffix in READABLE),
+)  # fmt: skip
+REMEDIES = {suffix: remedy for suffix, remedy in OPTIONAL.items() if suffix not in READABLE}
 WILDCARDS = set("*?[")
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 def open_store(place):
@@ -34,7 +53,83 @@ def open_store(place):
             raise UserError(f"{place!r} matches tar files and others; name one kind")
         return Tars(tars)
     folder = existing_folder(place)
-    return Folder(folder, [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES])
+    return Folder(folder, *walk(folder, SUFFIXES))
+
+
+def walk(folder, suffixes):
+    """Finds the files below a folder, and below the folders that are linked from there.
+
+    Every folder is entered once, by its own name before that of a link to it.
+
+    Args:
+        folder: path of a folder that exists.
+        suffixes: in lower case, with the dot; names may have them in upper case.
+
+    Returns:
+        Sorted list of `pathlib.Path`, and `{kind: [count, first]}` of what else lies there: hidden
+        files and folders, other suffixes, links that lead nowhere, pipes and devices.
+
+    Raises:
+        UserError: if the folder cannot be read.
+    """
+    found, left_out, entered = [], {}, set()
+    linked = [pathlib.Path(folder)]
+    while linked:
+        inside = [linked.pop(0)]
+        while inside:
+            here = inside.pop()
+            real = os.path.realpath(here)
+            if real in entered:
+                _count(left_out, "links to folders that are read already", here)
+                continue
+            entered.add(real)
+            try:
+                entries = sorted(os.scandir(here), key=lambda entry: entry.name)
+            except OSError as error:
+                if len(entered) == 1:
+                    raise UserError(f"cannot read the folder {here}: {error.strerror}") from None
+                _count(left_out, "folders that cannot be read", here)
+                continue
+            for entry in entries:
+                path = pathlib.Path(entry.path)
+                kind = _why_left_out(entry, suffixes)
+                if kind:
+                    _count(left_out, kind, path)
+                elif not entry.is_dir():
+                    found.append(path)
+                else:
+                    (linked if entry.is_symlink() else inside).append(path)
+    return sorted(found), left_out
+
+
+def _why_left_out(entry, suffixes):
+    """The kind, in the plural, of an entry of a folder that is not taken, else None."""
+    if entry.name.startswith("."):
+        return "hidden files and folders"
+    try:
+        mode = os.stat(entry.path).st_mode
+    except OSError:
+        return "links that lead nowhere"
+    if stat.S_ISDIR(mode):
+        return None
+    if not stat.S_ISREG(mode):
+        return "pipes, sockets and devices"
+    return other_suffix(entry.name, suffixes)
+
+
+def other_suffix(name, suffixes):
+    """The kind of a file whose suffix is not one of `suffixes`, else None."""
+    suffix = pathlib.PurePath(name).suffix.lower()
+    if suffix in suffixes:
+        return None
+    if not suffix[1:].isalnum() or not suffix.isascii() or len(suffix) > 8:
+        return "files of other kinds"
+    remedy = f" ({REMEDIES[suffix]})" if suffix in REMEDIES else ""
+    return f"{suffix} files{remedy}"
+
+
+def _count(left_out, kind, example):
+    left_out.setdefault(kind, [0, str(example)])[0] += 1
 
 
 def existing_folder(folder):
@@ -72,8 +167,8 @@ def _glob(place):
 class Folder:
     """Files below a folder, named by their path from it."""
 
-    def __init__(self, folder, files):
-        self.folder = folder
+    def __init__(self, folder, files, left_out=None):
+        self.folder, self.left_out = folder, left_out or {}
         self.names = [str(path.relative_to(folder)) for path in files]
 
     @property
@@ -109,7 +204,7 @@ class Tars:
     """
 
     def __init__(self, files):
-        self.files = files
+        self.files, self.left_out = files, {}
         self._places = {}
         for file in files:
             try:
@@ -173,17 +268,22 @@ def stamp(file):
 # --- Decoding --------------------------------------------------------------------------------
 
 
-def check_image(encoded, where, upright=False):
-    """Bytes that every decoder reads, height and width; decodes once to find corrupt files.
+def check_image(encoded, where, shown=None):
+    """An image as every decoder reads it, after it was decoded once to find corrupt files.
 
     JPEG and PNG of 8 bits in gray or RGB are kept byte for byte; everything else (CMYK, palettes,
-    transparency, 16 bits, other formats) becomes an RGB PNG.
+    transparency, 16 bits, other formats), and what is turned, becomes an RGB PNG.
 
     Args:
         encoded: bytes of an image file.
         where: its name in errors.
-        upright: turn the image as its EXIF orientation says. Annotated images stay as stored,
-            since their boxes refer to the stored pixels.
+        shown: whether an image with an EXIF orientation is taken as it is shown, that is turned:
+            function (stored (height, width), turned (height, width)) -> bool. None always turns.
+            It is not called for images without an orientation.
+
+    Returns:
+        (bytes, height, width, turned): `turned` tells whether an orientation was applied, and is
+        None without one.
 
     Raises:
         UserError: if it cannot be decoded.
@@ -191,15 +291,31 @@ def check_image(encoded, where, upright=False):
     try:
         image = Image.open(io.BytesIO(encoded))
         kind = image.format
-        turned = upright and image.getexif().get(0x0112, 1) != 1
+        turned = _orientation(image)
+        if turned is not None and shown is not None:
+            turned = bool(shown(image.size[::-1], _turned_size(image)))
         image.load()
         if kind in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turned:
-            return encoded, image.height, image.width
+            return encoded, image.height, image.width, turned
         image = _eight_bits(ImageOps.exif_transpose(image) if turned else image)
+    except UserError:
+        raise
     except Exception as error:
         reason = "it is empty" if not encoded else error
         raise UserError(f"the image file {where} cannot be decoded: {reason}") from None
-    return records.encode_png(np.asarray(image.convert("RGB"))), image.height, image.width
+    encoded = records.encode_png(np.asarray(image.convert("RGB")))
+    return encoded, image.height, image.width, turned
+
+
+def _orientation(image):
+    """True for an image with an EXIF orientation other than upright, else None."""
+    return True if image.getexif().get(ORIENTATION, 1) in range(2, 9) else None
+
+
+def _turned_size(image):
+    """(height, width) of an image with an orientation as it is shown."""
+    sideways = image.getexif()[ORIENTATION] >= 5
+    return image.size if sideways else image.size[::-1]
 
 
 def _eight_bits(image):

@@ -10,6 +10,7 @@ from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
 from official_selftrain.data.sources import stores
 from official_selftrain.errors import UserError
+from official_selftrain.extras import import_extra
 
 # COCO's category ids have gaps, which tensorflow-datasets closes; these are the original ones.
 COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -30,10 +31,7 @@ def open_tfds(source, wanted, images_per_shard):
     Raises:
         UserError: without the extra, or if the data set is not known or cannot be had.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ModuleNotFoundError:
-        raise UserError("tfds needs the extra: pip install 'official_selftrain[tfds]'") from None
+    tfds = import_extra("tensorflow_datasets", "tfds", "tfds")
     try:
         builder = tfds.builder(source.tfds)
         if not builder.info.splits:
@@ -84,7 +82,9 @@ def _name(example):
 
 
 def _record(example, name, objects, is_coco, dataset):
-    encoded, height, width = stores.check_image(bytes(example["image"]), f"{name} of {dataset}")
+    encoded, height, width, _ = stores.check_image(
+        bytes(example["image"]), f"{name} of {dataset}", shown=lambda stored, turned: False
+    )
     fields = {"image_id": _image_id(example, name or encoded)}
     if objects is None:
         fields["label"] = int(example.get("label", -1))

@@ -1,0 +1,36 @@
+"""Extras that are absent or broken are told in one line with the command that mends them."""
+
+import json
+
+import pytest
+
+from official_selftrain.errors import UserError
+from official_selftrain.extras import import_extra
+
+COMMAND = r"pip install 'official_selftrain\[report\]'"
+
+
+def test_an_installed_extra_is_imported():
+    assert import_extra("json", "report", "drawing") is json
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (None, "$"),
+        ("import gone_with_the_wind", r" \(broken cannot be imported: No module named 'gone_"),
+        ("raise ImportError('libcuda.so: no\\nfile')", r" \(broken .*: libcuda.so: no file\)$"),
+        ("1 / 0", r" \(broken cannot be imported: division by zero\)$"),
+        ("raise OSError", r" \(broken cannot be imported: \)$"),
+        ("def", r" \(broken cannot be imported: invalid syntax"),
+    ],
+)
+def test_an_absent_or_broken_extra_is_one_line_with_the_command(
+    tmp_path, monkeypatch, module, reason
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "broken", raising=False)
+    if module:
+        (tmp_path / "broken.py").write_text(module)
+    with pytest.raises(UserError, match=f"^drawing needs the extra: {COMMAND}{reason}"):
+        import_extra("broken", "report", "drawing")
