@@ -1,6 +1,7 @@
 """Files that appear only when complete, their checksums, and locks on folders."""
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import logging
@@ -124,6 +125,58 @@ def read_json_or_none(path):
     except UserError as error:
         logging.warning("%s; it is made again", error)
         return None
+
+
+def matching(pattern):
+    """The paths that a path or a glob means.
+
+    A path that exists is that path, whatever brackets or stars are in it. Otherwise its first
+    folders that exist are taken as they are, and the rest is a pattern, in which `**` is any number
+    of folders, linked ones too.
+
+    Returns:
+        Folder from which the pattern counts, and a sorted list of paths below it, which may be
+        hidden.
+
+    Raises:
+        UserError: if a folder cannot be read.
+    """
+    path = pathlib.Path(pattern)
+    if path.exists():
+        return path.parent, [path]
+    base = next(folder for folder in path.parents if folder.exists() or folder == folder.parent)
+    return base, sorted(set(_expand(base, path.relative_to(base).parts)))
+
+
+def _expand(folder, parts):
+    if not parts:
+        return [folder]
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        return [path for below in _folders(folder) for path in _expand(below, rest or ("*",))]
+    near = [path for path in _listed(folder) if fnmatch.fnmatchcase(path.name, part)]
+    return [path for inside in near for path in _expand(inside, rest)]
+
+
+def _folders(folder):
+    """A folder and those below it, each once."""
+    waiting, entered = [folder], set()
+    while waiting:
+        here = waiting.pop(0)
+        real = os.path.realpath(here)
+        if real not in entered:
+            entered.add(real)
+            yield here
+            waiting += sorted(path for path in _listed(here) if path.is_dir())
+
+
+def _listed(folder):
+    if not folder.is_dir():
+        return []
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
 
 
 def write_json(path, values):

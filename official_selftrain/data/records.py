@@ -16,6 +16,8 @@ from PIL import Image
 from official_selftrain.errors import UserError
 from official_selftrain.files import replace, temporary_name
 
+LARGEST_IMAGE = 2**29 - 1  # pixels; TensorFlow decodes no more
+Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a third, less than a large panorama
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
 # What a record knows of its image, whoever labels it.

@@ -4,15 +4,19 @@ import contextlib
 import io
 import os
 import pathlib
+import posixpath
+import shlex
 import stat
 import tarfile
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
+from official_selftrain.data.records import LARGEST_IMAGE
 from official_selftrain.errors import UserError
+from official_selftrain.files import matching, read_bytes
 
 with contextlib.suppress(Exception):  # the extra [heif]
     import pillow_heif
@@ -31,7 +35,11 @@ SUFFIXES = (
     *(suffix for suffix in OPTIONAL if suffix in READABLE),
 )  # fmt: skip
 REMEDIES = {suffix: remedy for suffix, remedy in OPTIONAL.items() if suffix not in READABLE}
+# What Pillow decodes by itself: others, such as EPS, would start programs.
+LOSSLESS = ("PNG", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA")
+FORMATS = tuple(Image.OPEN.keys() & {*LOSSLESS, "JPEG", "WEBP", "JPEG2000", "AVIF", "HEIF"})
 WILDCARDS = set("*?[")
+LARGEST_FILE = 2**29  # bytes of an image file
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -39,21 +47,45 @@ def open_store(place):
     """The store that a path means.
 
     Args:
-        place: a folder; a glob of image files; or a `.tar` file, or a glob of them.
+        place: a folder; an image file, or a glob of them; or a `.tar` file, or a glob of them. What
+            exists under this very name is taken before it is read as a glob.
 
     Raises:
         UserError: if there is no such folder or file, naming the nearest.
     """
-    if WILDCARDS & set(place) or place.endswith(".tar"):
-        files = _glob(place)
-        tars = [file for file in files if file.suffix == ".tar"]
-        if not tars:
-            return Folder(_fixed_part(place), [f for f in files if f.suffix.lower() in SUFFIXES])
-        if len(tars) < len(files):
-            raise UserError(f"{place!r} matches tar files and others; name one kind")
-        return Tars(tars)
-    folder = existing_folder(place)
-    return Folder(folder, *walk(folder, SUFFIXES))
+    if os.path.isdir(place):
+        return Folder(place, *walk(place, SUFFIXES))
+    base, paths = matching(place)
+    found, left_out = _sorted_out(base, paths)
+    if not paths:
+        raise UserError(f"no file matches {place!r}{_near(pathlib.Path(place))}")
+    tars = [path for path in found if path.suffix.lower() == ".tar"]
+    if not tars:
+        return Folder(base, found, left_out)
+    if len(tars) < len(found):
+        raise UserError(f"{place!r} matches tar files and images; name one kind")
+    return Tars(tars, left_out)
+
+
+def _sorted_out(base, paths):
+    """Images and tars among the paths that match a glob, and what the others are."""
+    found, left_out = [], {}
+    for path in paths:
+        hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
+        kind = "hidden files and folders" if hidden else _why_left_out(path, (*SUFFIXES, ".tar"))
+        if kind or path.is_dir():
+            _count(left_out, kind or "folders that match but are not entered", path)
+        else:
+            found.append(path)
+    return found, left_out
+
+
+def _near(path):
+    """Names the nearest folder or file beside one that does not exist."""
+    if WILDCARDS & set(path.name) or not path.parent.is_dir():
+        return ""
+    hint = did_you_mean(path.name, sorted(near.name for near in path.parent.iterdir()))
+    return f": it does not exist{hint if len(hint) < 300 else ''}"
 
 
 def walk(folder, suffixes):
@@ -107,7 +139,7 @@ def _why_left_out(entry, suffixes):
     if entry.name.startswith("."):
         return "hidden files and folders"
     try:
-        mode = os.stat(entry.path).st_mode
+        mode = os.stat(entry).st_mode
     except OSError:
         return "links that lead nowhere"
     if stat.S_ISDIR(mode):
@@ -132,44 +164,13 @@ def _count(left_out, kind, example):
     left_out.setdefault(kind, [0, str(example)])[0] += 1
 
 
-def existing_folder(folder):
-    """`folder` as a path.
-
-    Raises:
-        UserError: if it does not exist, naming the nearest.
-    """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        parent = folder.parent
-        near = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-        raise UserError(
-            f"the image folder {folder} does not exist{did_you_mean(folder.name, near)}"
-        )
-    return folder
-
-
-def _fixed_part(place):
-    """The folder above the first wildcard of a glob."""
-    parts = pathlib.Path(place).parts
-    fixed = next((i for i, part in enumerate(parts) if WILDCARDS & set(part)), len(parts) - 1)
-    return pathlib.Path(*parts[:fixed]) if fixed else pathlib.Path()
-
-
-def _glob(place):
-    folder = _fixed_part(place)
-    pattern = str(pathlib.Path(place).relative_to(folder)) if str(folder) != "." else place
-    files = sorted(path for path in folder.glob(pattern) if path.is_file())
-    if not files:
-        raise UserError(f"no file matches {place!r}")
-    return files
-
-
 class Folder:
     """Files below a folder, named by their path from it."""
 
-    def __init__(self, folder, files, left_out=None):
-        self.folder, self.left_out = folder, left_out or {}
+    def __init__(self, folder, files, left_out):
+        self.folder, self.left_out = pathlib.Path(folder), left_out
         self.names = [str(path.relative_to(folder)) for path in files]
+        self._found = set(self.names)
 
     @property
     def title(self):
@@ -181,49 +182,79 @@ class Folder:
     def read(self, name):
         """Bytes of a file.
 
+        A file that was found in the folder may be a link to elsewhere; a name of a label file may
+        not lead out of the folder.
+
         Raises:
-            UserError: if it does not exist or cannot be read.
+            UserError: if it does not exist, cannot be read or lies outside.
         """
-        try:
-            return (self.folder / name).read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"the image file {self.folder / name} does not exist") from None
-        except OSError as error:
-            raise UserError(f"cannot read {self.folder / name}: {error.strerror}") from None
+        path = self.folder / _text(name)
+        if name not in self._found and not self._holds(path):
+            raise UserError(
+                f"the image file {name!r} lies outside the folder {self}; images are read from "
+                "this folder alone"
+            )
+        if "\0" not in name and not os.path.exists(path):
+            raise UserError(f"the image file {path} does not exist")
+        return read_bytes(path, "image file", LARGEST_FILE)
+
+    def _holds(self, path):
+        inside = os.path.join(os.path.realpath(self.folder), "")
+        return "\0" in str(path) or os.path.realpath(path).startswith(inside)
 
     def stamps(self):
         """A line for each file that changes when the file does."""
-        return [stamp(self.folder / name) for name in self.names]
+        return [stamp(self.folder / name, name) for name in self.names]
+
+
+def _text(name):
+    """A name as it is.
+
+    Raises:
+        UserError: if it is not UTF-8, and could not be written as text.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the file name {name!r} is not UTF-8 text; rename the file") from None
+    return name
 
 
 class Tars:
     """Image members of uncompressed tar files, found once and then read at their offsets.
 
+    Members that are links are read through their target in the same file.
+
     Raises:
-        UserError: if a file is no tar, is cut off, or if two members have one name.
+        UserError: if a file is no tar, is cut off or damaged, or if two members have one name.
     """
 
-    def __init__(self, files):
-        self.files, self.left_out = files, {}
+    def __init__(self, files, left_out):
+        self.files, self.left_out = files, left_out
         self._places = {}
         for file in files:
-            try:
-                with tarfile.open(file, "r:") as archive:
-                    members = [m for m in archive if m.isfile()]
-            except (tarfile.TarError, OSError) as error:
-                raise UserError(f"{file} is not a complete, uncompressed tar: {error}") from None
-            size = file.stat().st_size
-            for member in members:
-                if pathlib.Path(member.name).suffix.lower() not in SUFFIXES:
-                    continue
-                if member.offset_data + member.size > size:
-                    raise UserError(f"{file} breaks off in {member.name!r}; copy it again")
-                name = member.name.removeprefix("./")
+            for name, place in self._images(file, _members(file)):
                 if name in self._places:
                     other = self._places[name][0]
-                    raise UserError(f"{name!r} is in {other} and in {file}; names must differ")
-                self._places[name] = (str(file), member.offset_data, member.size)
+                    where = f"twice in {file}" if other == file else f"in {other} and in {file}"
+                    raise UserError(f"{name!r} is {where}; names must differ")
+                self._places[name] = (file, *place)
         self.names = sorted(self._places)
+
+    def _images(self, file, members):
+        """(name, (offset, size)) of the members that are images."""
+        regular = {name: member for name, member in members if member.isreg()}
+        for name, member in members:
+            if member.isdir():
+                continue
+            kind = _why_member_is_left_out(name, member)
+            target = _target(name, member, dict(members)) if not kind else name
+            if not kind and target not in regular:
+                kind = "links to files outside their tar"
+            if kind:
+                _count(self.left_out, kind, f"{name} of {file}")
+            else:
+                yield name, _place(regular[target])
 
     @property
     def title(self):
@@ -237,42 +268,137 @@ class Tars:
         )
 
     def read(self, name):
-        """Bytes of a member."""
+        """Bytes of a member.
+
+        Raises:
+            UserError: if there is none of this name, or it cannot be read.
+        """
         if name not in self._places:
             raise UserError(f"no member of {self} is called {name!r}")
-        file, offset, size = self._places[name]
+        file, offset, size = self._places[_text(name)]
+        if offset is None:
+            raise UserError(f"{name!r} of {file} is a sparse member; pack it without --sparse")
+        if size > LARGEST_FILE:
+            raise UserError(f"{name!r} of {file} has {size:,} bytes; at most {LARGEST_FILE:,}")
         try:
             with open(file, "rb") as stream:
                 stream.seek(offset)
-                return stream.read(size)
+                encoded = stream.read(size)
         except OSError as error:
             raise UserError(f"cannot read {name!r} of {file}: {error.strerror}") from None
+        if len(encoded) < size:
+            raise UserError(f"{file} breaks off in {name!r}; it was cut since it was opened")
+        return encoded
 
     def stamps(self):
-        return [stamp(file) for file in self.files]
+        return [stamp(file, file.name) for file in self.files]
 
 
-def stamp(file):
-    """Path, size and time of a file.
+def _members(file):
+    """(name, `tarfile.TarInfo`) of all members of a tar.
+
+    tarfile takes a cut at the border of a member, a damaged header and a second tar behind the
+    first for the end of the archive; here they are refused.
+    """
+    _refuse_compression(file)
+    members, end = [], 0
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                if archive.offset <= end:  # a header whose size is negative
+                    raise tarfile.ReadError("the size of a member is damaged")
+                end = archive.offset
+                members.append((posixpath.normpath(member.name), member))
+    except Exception as error:  # tarfile lets many kinds through
+        raise UserError(f"{file} is not a complete, uncompressed tar: {error}") from None
+    last = f"after {members[-1][0]!r}, its member number {len(members)}" if members else ""
+    with open(file, "rb") as stream:
+        stream.seek(end)
+        block = stream.read(tarfile.BLOCKSIZE)
+        if not block:
+            raise UserError(
+                f"{file} has no end mark: it was cut off {last}. Copy it again; if nothing is "
+                f"missing, add the mark with: head -c 1024 /dev/zero >> {shlex.quote(str(file))}"
+            )
+        while block:
+            if block.strip(b"\0"):
+                raise UserError(
+                    f"{file} goes on {last} with what is no member: it is damaged there, or "
+                    "several tars were joined"
+                )
+            block = stream.read(2**20)
+    return members
+
+
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z",
+}  # fmt: skip
+
+
+def _refuse_compression(file):
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(8)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    for magic, name in COMPRESSIONS.items():
+        if start.startswith(magic):
+            raise UserError(
+                f"{file} is not a complete, uncompressed tar but compressed ({name}), so that its "
+                "members cannot be read one by one; unpack it first"
+            )
+
+
+def _why_member_is_left_out(name, member):
+    if any(part.startswith(".") for part in name.split("/")):
+        return "hidden files and folders"
+    if not (member.isreg() or member.islnk() or member.issym()):
+        return "pipes, sockets and devices"
+    return other_suffix(name, SUFFIXES)
+
+
+def _target(name, member, members):
+    """The name of the member that a link leads to; None if it leads out or round in a circle."""
+    for _ in range(20):
+        if member is None or not (member.islnk() or member.issym()):
+            return name if member is not None else None
+        folder = posixpath.dirname(name) if member.issym() else ""
+        name = posixpath.normpath(posixpath.join(folder, member.linkname))
+        member = members.get(name)
+    return None
+
+
+def _place(member):
+    return (None if member.issparse() else member.offset_data), member.size
+
+
+def stamp(file, name=None):
+    """Name, size and time of a file; the name, not its place, so that folders can be moved.
+
+    Args:
+        file: path.
+        name: from the folder of the source; None takes the last part.
 
     Raises:
         UserError: if it cannot be read.
     """
     try:
-        stat = os.stat(file)
+        status = os.stat(file)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-    return f"{file} {stat.st_size} {stat.st_mtime_ns}"
+    return f"{name or os.path.basename(file)} {status.st_size} {status.st_mtime_ns}"
 
 
 # --- Decoding --------------------------------------------------------------------------------
 
 
-def check_image(encoded, where, shown=None):
+def check_image(encoded, where, shown=None, problems=None):
     """An image as every decoder reads it, after it was decoded once to find corrupt files.
 
     JPEG and PNG of 8 bits in gray or RGB are kept byte for byte; everything else (CMYK, palettes,
-    transparency, 16 bits, other formats), and what is turned, becomes an RGB PNG.
+    transparency, 16 bits, other formats), and what is turned, becomes an RGB PNG. Of an animated
+    image and of several pages the first is taken.
 
     Args:
         encoded: bytes of an image file.
@@ -280,80 +406,146 @@ def check_image(encoded, where, shown=None):
         shown: whether an image with an EXIF orientation is taken as it is shown, that is turned:
             function (stored (height, width), turned (height, width)) -> bool. None always turns.
             It is not called for images without an orientation.
+        problems: `Problems` that counts images of several frames, or None.
 
     Returns:
         (bytes, height, width, turned): `turned` tells whether an orientation was applied, and is
         None without one.
 
     Raises:
-        UserError: if it cannot be decoded.
+        UserError: if it cannot be decoded, or is too large.
     """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        kind = image.format
-        turned = _orientation(image)
-        if turned is not None and shown is not None:
-            turned = bool(shown(image.size[::-1], _turned_size(image)))
+    with _decoding("image file", encoded, where):
+        image = _opened(encoded)
+        turned = True if _orientation(image) else None
+        if turned and shown is not None:
+            turned = bool(shown(image.size[::-1], _shown_size(image)))
+        if problems is not None and _frames(image) > 1:
+            problems.leave_out("further frames or pages of images", where)
         image.load()
-        if kind in ("JPEG", "PNG") and image.mode in ("RGB", "L") and not turned:
+        if image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and not turned:
             return encoded, image.height, image.width, turned
-        image = _eight_bits(ImageOps.exif_transpose(image) if turned else image)
-    except UserError:
-        raise
-    except Exception as error:
-        reason = "it is empty" if not encoded else error
-        raise UserError(f"the image file {where} cannot be decoded: {reason}") from None
-    encoded = records.encode_png(np.asarray(image.convert("RGB")))
-    return encoded, image.height, image.width, turned
+        image = _rgb(ImageOps.exif_transpose(image) if turned else image)
+        return records.encode_png(np.asarray(image)), image.height, image.width, turned
+
+
+@contextlib.contextmanager
+def _decoding(what, encoded, where):
+    """Turns whatever a decoder raises into an error that names the file."""
+    try:
+        yield
+    except Exception as error:  # decoders raise nearly every kind
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "it is no image of a known format"
+        if isinstance(error, Image.DecompressionBombError):
+            reason = (
+                f"it has more than {LARGEST_IMAGE:,} pixels, the most that TensorFlow reads; scale "
+                "it, or cut it into tiles"
+            )
+        if isinstance(error, MemoryError):
+            reason = "there is not enough memory for it"
+        reason = "it is empty" if not encoded else reason
+        raise UserError(f"the {what} {where} cannot be decoded: {reason}") from None
+
+
+def _opened(encoded):
+    """An image of which only the header has been read."""
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    if image.width * image.height > LARGEST_IMAGE:
+        raise Image.DecompressionBombError
+    return image
 
 
 def _orientation(image):
-    """True for an image with an EXIF orientation other than upright, else None."""
-    return True if image.getexif().get(ORIENTATION, 1) in range(2, 9) else None
+    """The EXIF orientation, 2 to 8, of an image that is not stored upright; else None."""
+    try:
+        found = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged metadata says nothing
+        return None
+    return found if found in range(2, 9) else None
 
 
-def _turned_size(image):
-    """(height, width) of an image with an orientation as it is shown."""
-    sideways = image.getexif()[ORIENTATION] >= 5
-    return image.size if sideways else image.size[::-1]
+def _shown_size(image):
+    """(height, width) of an image turned as its orientation says."""
+    return image.size if (_orientation(image) or 1) >= 5 else image.size[::-1]
 
 
-def _eight_bits(image):
-    """Gray images of 16 bits are scaled; PIL's own conversion would clip them to white."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image, "int64").clip(0, 65535) // 257).astype("uint8"))
-    return image
+def _frames(image):
+    """Number of frames or pages; the further pictures of an MPO belong to the first."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def _rgb(image):
+    """Eight bits in RGB, from every mode; PIL's own conversion would clip more bits to white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+    if image.mode == "LAB":
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.applyTransform(
+            image, ImageCms.buildTransform(*profiles, inMode="LAB", outMode="RGB")
+        )
+    return image.convert("RGB")
+
+
+def _eight_bits(values, mode):
+    """Gray values of more bits or of floats, scaled where their range leaves no doubt.
+
+    Raises:
+        UserError: if the picture would be lost, because the range is none of 0 to 1 (floats), 0 to
+            255 (floats and 32 bits) and 0 to 65535.
+    """
+    low, high = values.min(), values.max()
+    if mode == "F" and low >= 0 and high <= 1:
+        return np.rint(values * 255).astype("uint8")
+    if mode in ("F", "I") and low >= 0 and 16 <= high <= 255:
+        return np.rint(values).astype("uint8")
+    if low >= 0 and (4096 <= high <= 65535 or high == 0):
+        return (values // 257).astype("uint8")
+    raise UserError(
+        f"its gray values go from {low:g} to {high:g}, and how these become 8 bits is not clear; "
+        "scale them to 0 to 65535, or to 8 bits"
+    )
+
+
+def mask_size(encoded, where):
+    """(height, width) of a mask as it is shown, from its header.
+
+    Raises:
+        UserError: if it cannot be decoded.
+    """
+    with _decoding("mask", encoded, where):
+        return _shown_size(_opened(encoded))
 
 
 def check_mask(encoded, where, height, width, names):
     """A mask as gray PNG bytes, after a check.
 
     Args:
-        encoded: bytes of a PNG, gray or with a palette, whose values are class ids.
+        encoded: bytes of an image file without loss, gray or with a palette, whose values are class
+            ids. Colours are taken where all three are equal, more bits where the values are whole
+            numbers up to 255. It is turned as its EXIF orientation says.
         where: its name in errors.
         height, width: of its image.
         names: `{class id: name}`; empty where the classes are not known.
 
     Raises:
-        UserError: if it cannot be decoded, has colours in place of class ids, another size than the
-            image, or an unknown class id.
+        UserError: if it cannot be decoded, is compressed with loss, has colours in place of class
+            ids, another size than the image, or an unknown class id.
     """
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        image.load()
-    except Exception as error:
-        raise UserError(f"the mask {where} cannot be decoded: {error}") from None
-    if image.mode not in ("L", "P", "1"):
+    with _decoding("mask", encoded, where):
+        image = _opened(encoded)
+        size = _shown_size(image)
+        if size == (height, width):  # nothing else is worth decoding
+            image.load()
+    if size != (height, width):
+        hint = "; was one of them turned (EXIF)?" if size == (width, height) else ""
         raise UserError(
-            f"the mask {where} holds colours (mode {image.mode}); a mask is a PNG, gray or with a "
-            "palette, whose values are class ids and 255 for ignored pixels"
+            f"the mask {where} is {size[1]} x {size[0]} pixels, its image is {width} x "
+            f"{height}{hint}"
         )
-    if (image.height, image.width) != (height, width):
-        raise UserError(
-            f"the mask {where} is {image.width} x {image.height} pixels, its image is {width} x "
-            f"{height}"
-        )
-    pixels = np.asarray(image).astype("uint8")
+    _refuse_loss(image, encoded, where)
+    pixels = _class_ids(image, where)
     present = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)[:255])
     unknown = [int(value) for value in present if names and int(value) not in names]
     if unknown:
@@ -362,3 +554,44 @@ def check_mask(encoded, where, height, width, names):
             "for ignored pixels"
         )
     return records.encode_png(pixels)
+
+
+def _refuse_loss(image, encoded, where):
+    lossy = (
+        image.format not in (*LOSSLESS, "WEBP")
+        or (image.format == "WEBP" and b"VP8L" not in encoded[:4096])
+        or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    )
+    if lossy:
+        raise UserError(
+            f"the mask {where} is compressed with loss ({image.format}), which changes class ids; "
+            "save masks as PNG where they are made (a copy of this file keeps the loss)"
+        )
+    if _frames(image) > 1:
+        raise UserError(f"the mask {where} has {_frames(image)} frames or pages; a mask has one")
+
+
+def _class_ids(image, where):
+    """`[H, W]` uint8 of the values of a mask."""
+    if _orientation(image):
+        image = ImageOps.exif_transpose(image)
+    values = np.asarray(image)
+    if values.ndim == 3:
+        opaque = image.mode in ("RGB", "LA", "RGBA") and (
+            image.mode == "RGB" or (values[..., -1] == 255).all()
+        )
+        colors = values[..., :-1] if image.mode in ("LA", "RGBA") else values
+        if not opaque or (colors != colors[..., :1]).any():
+            raise UserError(
+                f"the mask {where} holds colours (mode {image.mode}); a mask is a PNG, gray or "
+                "with a palette, whose values are class ids and 255 for ignored pixels"
+            )
+        values = colors[..., 0]
+    if values.dtype != "uint8":
+        wrong = values[~((values >= 0) & (values <= 255) & (values == np.rint(values)))]
+        if wrong.size:
+            raise UserError(
+                f"the mask {where} has the value {wrong[0]:g}; values are class ids, whole numbers "
+                "from 0 to 254, and 255 for ignored pixels"
+            )
+    return np.ascontiguousarray(values).astype("uint8")
