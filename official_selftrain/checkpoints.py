@@ -40,6 +40,8 @@ class Checkpoints:
             "averages": trainer.normalizer.variables,
             "optimizer": trainer.optimizer.variables,
             "ema": trainer.average.variables if trainer.average is not None else [],
+            # Not 0 only where a training was left in the middle of a loop of steps.
+            "trackers": [v for tracker in trainer.metrics for v in tracker.variables],
         }
         self.variables = {f"{g}/{i}": v for g, group in groups.items() for i, v in enumerate(group)}
 
@@ -77,6 +79,8 @@ class Checkpoints:
     def _load(self, path):
         with np.load(path) as archive:
             values = {key: archive[key] for key in archive}
+        # Checkpoints of version 0.1 have no trackers.
+        values = {k: np.zeros(()) for k in self.variables if k.startswith("trackers/")} | values
         if values.keys() != self.variables.keys():
             raise UserError(f"{len(values)} arrays, where {len(self.variables)} are expected")
         for key, variable in self.variables.items():

@@ -92,7 +92,7 @@ def main(command):
             sys.exit(2)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
-            sys.exit(128 + signal.SIGTERM)
+            sys.exit(128 + stopped.signal)
         except KeyboardInterrupt:
             print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
             sys.exit(130)

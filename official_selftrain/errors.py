@@ -10,7 +10,15 @@ class UserError(ValueError):
 
 
 class Stopped(Exception):
-    """The process was asked to end (SIGTERM), and what it had done is saved.
+    """The process was asked to end, and what it had done is saved.
 
-    Commands print the message and leave with exit status 143, as the signal itself would.
+    Commands print the message and leave with exit status 128 + `signal`, as the signal itself would
+    have it: 130 for Ctrl-C, 143 for SIGTERM.
+
+    Attributes:
+        signal: number of the signal.
     """
+
+    def __init__(self, message, signal=15):
+        super().__init__(message)
+        self.signal = signal

@@ -6,6 +6,7 @@ step is a call, which JAX compiles.
 """
 
 import contextlib
+import functools
 import logging
 import math
 import signal
@@ -17,34 +18,46 @@ import numpy as np
 from tqdm import tqdm
 
 
-class Sigterm:
-    """Notes SIGTERM, which schedulers send before they take a machine away, instead of dying.
+CALL_SECONDS = 5.0  # about the longest call to the device, so that bar and signals are not stuck
 
-    Works as a context manager, in the main thread only; elsewhere it notes nothing.
+
+class GracefulShutdown:
+    """Records Ctrl-C and SIGTERM instead of letting them end the process.
+
+    Schedulers send SIGTERM before they preempt a machine. A Ctrl-C after either ends the process at
+    once. Context manager. Does nothing outside the main thread, where Python cannot install signal
+    handlers.
 
     Attributes:
-        received: whether the signal came.
+        received: number of the last signal, 0 before.
     """
 
-    received = False
+    received = 0
 
     def __enter__(self):
-        self.handled = threading.current_thread() is threading.main_thread()
-        if self.handled:
-            self.before = signal.signal(signal.SIGTERM, self._note)
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_):
-        if self.handled:
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-    def _note(self, *_):
-        self.received = True
-        logging.warning("SIGTERM: saving at the end of this loop of steps")
+    def _note(self, number, _):
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        logging.warning(
+            "%s: saving as soon as possible, at the latest when this loop of steps ends; Ctrl-C "
+            "ends the process at once, without saving",
+            "Ctrl-C" if number == signal.SIGINT else "SIGTERM",
+        )
 
 
 class Watchdog:
-    """Warns, again and again, while nothing happens: a dead input would else stall in silence.
+    """Warns repeatedly while no step finishes; a stuck input would otherwise hang silently.
 
     Args:
         seconds: between two signs of life, or two warnings; 0 never warns.
@@ -85,11 +98,11 @@ class Watchdog:
 
 
 class NonFinite(Exception):
-    """A loss, or the gradient, is no longer a finite number.
+    """A loss or the gradient norm is NaN or infinite.
 
     Attributes:
         name: of the scalar.
-        step: updates at the end of the loop in which it was seen.
+        step: number of updates made when it was detected.
     """
 
     def __init__(self, name, step):
@@ -108,9 +121,11 @@ def make_loop(trainer, dataset, distribution, micro_batches=1):
         micro_batches: elements of `dataset` whose gradients make one update (TensorFlow).
 
     Returns:
-        an object with `run(count)`, which makes updates and returns the means of their scalars;
-        `batch()`, the input of the next update, a list of micro-batches; and `step(batch)`, which
-        makes an update from it and returns its scalars.
+        an object with `run(count, report=True)`, which makes updates and, unless told otherwise,
+        returns the means of all scalars since the last report; `batch()`, the input of the next
+        update, a list of micro-batches; `step(batch)`, which makes an update from it and returns
+        its scalars; and `divisible`, whether the updates between two reports may be spread over
+        any number of calls, and a checkpoint be saved in between.
     """
     if keras.backend.backend() == "tensorflow":
         return TensorFlowLoop(trainer, dataset, distribution, micro_batches)
@@ -125,6 +140,8 @@ class TensorFlowLoop:
 
         self.trainer = trainer
         self.strategy = distribution.strategy
+        # The collective operations of several workers need the same calls on all of them.
+        self.divisible = distribution.workers == 1
         self.micro_batches = micro_batches
         self.iterator = iter(dataset)
         compiled = {"autograph": False, "jit_compile": True}
@@ -166,11 +183,11 @@ class TensorFlowLoop:
 
         tf.while_loop(lambda done: done < count, body, (0,), parallel_iterations=1)
 
-    def run(self, count):
+    def run(self, count, report=True):
         import tensorflow as tf
 
         self._run(self.iterator, tf.constant(count))
-        return self._scalars()
+        return self._scalars() if report else {}
 
     def batch(self):
         return [next(self.iterator) for _ in range(self.micro_batches)]
@@ -191,13 +208,19 @@ class TensorFlowLoop:
 class JaxLoop:
     """A call for each step; see `make_loop`."""
 
+    divisible = False  # what was added up since the last report is in no checkpoint
+
     def __init__(self, trainer, dataset):
         self.trainer = trainer
+        self._rows = []
         numpy = getattr(dataset, "as_numpy_iterator", None)
         self.iterator = numpy() if numpy else iter(dataset)
 
-    def run(self, count):
-        rows = [self.step(self.batch()) for _ in range(count)]
+    def run(self, count, report=True):
+        self._rows += [self.step(self.batch()) for _ in range(count)]
+        if not report:
+            return {}
+        rows, self._rows = self._rows, []
         names = dict.fromkeys(name for row in rows for name in row)
         return {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}
 
@@ -207,7 +230,35 @@ class JaxLoop:
     def step(self, batch):
         images, labels = batch[0]
         scalars = self.trainer.train_on_batch(images, labels, return_dict=True)
-        return {n: float(scalars[n]) for n, t in self.trainer.trackers.items() if float(t.count)}
+        trackers = self.trainer.trackers
+        scalars = {n: float(scalars[n]) for n, t in trackers.items() if float(t.count)}
+        for tracker in trackers.values():
+            tracker.reset_state()
+        return scalars
+
+
+class _Pace:
+    """How many updates the next call to the device makes.
+
+    The first two calls make one update each: the first compiles, the second shows how long an
+    update takes. Later calls take a few seconds. No number depends on how updates are divided.
+
+    Attributes:
+        seconds: an update, 0.0 while that is unknown.
+    """
+
+    def __init__(self):
+        self.seconds, self.calls = 0.0, 0
+
+    def count(self, left, divisible):
+        if self.calls < 2:
+            return 1
+        return min(left, max(int(CALL_SECONDS / self.seconds), 1)) if divisible else left
+
+    def note(self, count, seconds):
+        self.calls += 1
+        if self.calls > 1:
+            self.seconds = max(seconds / count, 1e-9)
 
 
 def train(
@@ -222,6 +273,7 @@ def train(
     skipped=(),
     stall_seconds=0,
     quiet=False,
+    on_pause=None,
 ):
     """Trains until `steps` updates have been made.
 
@@ -229,7 +281,7 @@ def train(
         loop: of `make_loop`.
         steps: updates in all, counted from 0.
         start_step: updates made already.
-        steps_per_loop: updates in one call to the device.
+        steps_per_loop: updates between two reports.
         summary_folder: for TensorBoard scalars, or None.
         on_loop: function (step, scalars) called after each loop; scalars are means over its steps.
         title: of the progress bar.
@@ -237,50 +289,96 @@ def train(
         skipped: steps whose batch is left out.
         stall_seconds: between warnings while no loop ends; 0 for none.
         quiet: no progress bar.
+        on_pause: function (step) called wherever the training may be saved and left: after each
+            loop, and inside of a loop whose end is far.
 
     Raises:
         NonFinite: if a loss or the gradient is no longer finite.
     """
-    step = start_step
+    step, pace = start_step, _Pace()
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=quiet) as progress,
         Watchdog(stall_seconds) as watchdog,
-        _summaries(summary_folder) as write,
+        summaries(summary_folder) as write,
     ):
         while step < steps:
-            watchdog.alive(step)
             if step in skipped:
                 loop.batch()
                 step += 1
                 progress.update(1)
                 continue
             ends = [s for s in skipped if s > step]
-            count = min(steps_per_loop - step % steps_per_loop, min([steps, *ends]) - step)
-            began = time.perf_counter()
-            scalars = loop.run(count)
-            step += count
+            first, began = step, time.perf_counter()
+            end = min([step + steps_per_loop - step % steps_per_loop, steps, *ends])
+            while step < end:
+                watchdog.alive(step)
+                count, called = pace.count(end - step, loop.divisible), time.perf_counter()
+                scalars = loop.run(count, step + count == end)
+                number(loop.trainer.optimizer.iterations)  # waits for the device
+                pace.note(count, time.perf_counter() - called)
+                step += count
+                if pace.calls == 2 and not quiet:
+                    logging.info(
+                        "%s: %d of %d steps to go, about %s",
+                        title, steps - step, steps, duration(pace.seconds * (steps - step)),
+                    )  # fmt: skip
+                if step < end:
+                    progress.update(count)
+                    if on_pause and loop.divisible and pace.seconds * (end - step) > CALL_SECONDS:
+                        on_pause(step)
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             seconds = time.perf_counter() - began
-            scalars["images_per_second"] = count * images_per_step / seconds
+            scalars["images_per_second"] = (end - first) * images_per_step / seconds
             check_finite(scalars, step)
             write(step, scalars)
-            progress.set_postfix_str(
-                f"loss {scalars['loss']:.3f}, {scalars['images_per_second']:.0f} images/s"
-            )
+            progress.set_postfix_str(_postfix(scalars), refresh=False)
             progress.update(count)
             if on_loop:
                 on_loop(step, {"step": step, **scalars})
+            if on_pause:
+                on_pause(step)
+
+
+def _postfix(scalars):
+    """The losses on labels for the progress bar; `loss` also holds the weight decay."""
+    names = {"human_loss": "human", "pseudo_loss": "pseudo"}
+    losses = [f"{text} {scalars[name]:.3f}" for name, text in names.items() if name in scalars]
+    return f"loss {', '.join(losses)}, {scalars['images_per_second']:.0f} images/s"
+
+
+def duration(seconds):
+    """Seconds for people: "40 s", "12 min" or "1.6 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+@functools.cache  # told once
+def _has_tensorboard():
+    try:
+        import tensorboard.summary.v2  # noqa: F401
+    except Exception as error:  # a broken installation may raise anything
+        logging.info(
+            "no curves for TensorBoard (%s: %s); the scalars are in history.jsonl. To have both: "
+            "pip install 'official_selftrain[tensorboard]'", type(error).__name__, error,
+        )  # fmt: skip
+        return False
+    return True
 
 
 @contextlib.contextmanager
-def _summaries(folder):
-    """A function (step, scalars) that writes for TensorBoard."""
-    if folder is None:
+def summaries(folder):
+    """A function (step, scalars) that writes for TensorBoard, if that is installed.
+
+    Args:
+        folder: for the event files, or None for none.
+    """
+    if folder is None or not _has_tensorboard():
         yield lambda step, scalars: None
         return
     import tensorflow as tf
 
-    writer = tf.summary.create_file_writer(folder)
+    writer = tf.summary.create_file_writer(str(folder))
 
     def write(step, scalars):
         with writer.as_default(step):
@@ -288,8 +386,10 @@ def _summaries(folder):
                 tf.summary.scalar(name, value)
         writer.flush()
 
-    yield write
-    writer.close()
+    try:
+        yield write
+    finally:
+        writer.close()
 
 
 def save_batch(path, batch, strategy):

@@ -3,9 +3,13 @@
 Resumes by itself, evaluates on the way, and looks for the batch behind a loss that is not finite.
 """
 
+import contextlib
+import functools
 import json
 import logging
 import math
+import pathlib
+import re
 
 from tqdm import tqdm
 
@@ -13,7 +17,7 @@ from official_selftrain import checkpoints, released, teacher
 from official_selftrain import loop as loop_lib
 from official_selftrain.data import inputs, records
 from official_selftrain.errors import Stopped, UserError
-from official_selftrain.files import read_json, write_json
+from official_selftrain.files import read_json_or_none, write_json, write_text
 
 CLASSES = "classes.json"  # beside the weights: how many classes, and their names
 
@@ -49,25 +53,17 @@ class Training:
         self.history_file = folder / "history.jsonl"
         self.skipped_file = folder / "skipped.json"
         self.replays = 0
+        self.shutdown = loop_lib.GracefulShutdown()
 
     def run(self):
         """Trains to the end, and writes weights and classes."""
-        import tensorflow as tf
-
-        self.sigterm = loop_lib.Sigterm()
-        try:
-            with self.sigterm:
-                while True:
-                    try:
-                        self._train_from(self.restore())
-                        break
-                    except loop_lib.NonFinite as problem:
-                        self._find_batch(problem)
-        except tf.errors.InvalidArgumentError as error:
-            for name in ("human", "pseudo"):
-                if name in self.data.summaries:
-                    inputs.find_bad_record(self.data.files(name))
-            raise UserError(f"the input failed: {error.message[:200]}") from None
+        with self.shutdown, readable_errors(self.data, ("human", "pseudo")):
+            while True:
+                try:
+                    self._train_from(self.restore())
+                    break
+                except loop_lib.NonFinite as problem:
+                    self._find_batch(problem)
         if self.distribution.chief:
             self._finish()
         self.distribution.wait()
@@ -76,8 +72,7 @@ class Training:
         """Puts the newest checkpoint in place, or the start; returns its step."""
         start = self.saved.restore()
         if start is None:
-            if self.config.trainer.init:
-                _initialize(self.trainer.student, self.config)
+            self.initialize()
             start = 0
             if self.distribution.chief:
                 self.saved.save(0)
@@ -91,6 +86,11 @@ class Training:
             _forget_after(self.history_file, start)
         return start
 
+    def initialize(self):
+        """Puts the weights of `trainer.init` in place, where it is given."""
+        if self.config.trainer.init:
+            _initialize(self.trainer.student, self.config)
+
     def loop(self, start):
         """The steps from `start` on; see `loop.make_loop`."""
         dataset = self.distribution.dataset(
@@ -100,7 +100,8 @@ class Training:
         return loop_lib.make_loop(self.trainer, dataset, self.distribution, micro_batches)
 
     def _skipped(self):
-        return read_json(self.skipped_file) if self.skipped_file.exists() else []
+        """Steps whose batch is left out; a damaged file is made again, as its batches are found."""
+        return read_json_or_none(self.skipped_file) or []
 
     def _train_from(self, start):
         settings, chief = self.config.trainer, self.distribution.chief
@@ -116,30 +117,51 @@ class Training:
             self._skipped(),
             self.config.runtime.stall_seconds,
             quiet=not chief,
+            on_pause=self._on_pause,
         )
 
     def _on_loop(self, step, scalars):
         settings, chief = self.config.trainer, self.distribution.chief
         due = settings.evaluation_interval and step % settings.evaluation_interval == 0
         if due and step < settings.steps and self.config.evaluation is not None:
-            student, batch_size = self.trainer.student, self.config.evaluation.batch_size
-            predictor = teacher.Predictor(self.task, student, batch_size, self.distribution)
-            metrics = measure(predictor, self.data, self.distribution)
-            name = next(iter(metrics))  # AP or mIoU
-            scalars = scalars | {name: metrics[name]}
-            if chief:
-                log_metrics(self.folder, step, metrics)
-                checkpoints.save_best(student, self.folder, step, name, metrics[name])
+            scalars = scalars | self._evaluate(step)
         if chief:
             with open(self.history_file, "a", encoding="utf-8") as file:
                 file.write(json.dumps(scalars) + "\n")
-        stop = any(self.distribution.gather(self.sigterm.received))
-        if stop or step % settings.checkpoint_interval == 0:
+        if step % settings.checkpoint_interval == 0:
             if chief:
                 self.saved.save(step)
             self.distribution.wait()
-        if stop:
-            raise Stopped(f"stopped at step {step}, which is saved; the same command goes on there")
+
+    def _evaluate(self, step):
+        """Measures the present weights, and keeps them if they are the best."""
+        self._predictor.refresh()
+        metrics = measure(self._predictor, self.data, self.distribution)
+        if self.distribution.chief:
+            log_metrics(self.folder, step, metrics)
+            name = self.task.headline
+            checkpoints.save_best(self.trainer.student, self.folder, step, name, metrics[name])
+        return {self.task.headline: metrics[self.task.headline]}
+
+    @functools.cached_property
+    def _predictor(self):
+        """One for the whole training: each would trace the network again."""
+        student, batch_size = self.trainer.student, self.config.evaluation.batch_size
+        return teacher.Predictor(self.task, student, batch_size, self.distribution)
+
+    def _on_pause(self, step):
+        """Saves and leaves if a worker was asked to."""
+        number = max(self.distribution.gather(self.shutdown.received))
+        if not number:
+            return
+        if self.distribution.chief and step not in self.saved.steps()[-1:]:
+            self.saved.save(step)
+        self.distribution.wait()
+        raise Stopped(
+            f"{self.folder.name}: stopped at step {step} of {self.config.trainer.steps}, which is "
+            "saved; the same command goes on there",
+            number,
+        )
 
     def _find_batch(self, problem):
         """Repeats the steps since the last checkpoint one by one, up to the one that goes wrong.
@@ -194,17 +216,35 @@ class Training:
 
 
 def _warn_of_precision(config):
+    """Warns of a precision for which this machine's CPU has no instructions."""
     import tensorflow as tf
 
-    if config.task.precision == "float32" or config.runtime.jit_compile:
+    precision = config.task.precision
+    if precision == "float32" or config.runtime.jit_compile:
         return
-    if config.runtime.strategy in ("default", "mirrored") and not (
-        tf.config.list_physical_devices("GPU")
-    ):
+    on_cpu = config.runtime.strategy in ("default", "mirrored")
+    if on_cpu and not tf.config.list_physical_devices("GPU") and _cpu_lacks(precision):
         logging.warning(
-            "task.precision=%s on a CPU without 16-bit instructions is up to ten times slower than "
-            "float32; runtime.jit_compile=true helps", config.task.precision,
+            "task.precision=%s on this CPU, which has no instructions for it, is up to ten times "
+            "slower than float32; runtime.jit_compile=true helps", precision,
         )  # fmt: skip
+
+
+# As /proc/cpuinfo calls the instructions of x86 and ARM that compute in 16 bits.
+INSTRUCTIONS = {
+    "mixed_bfloat16": {"avx512_bf16", "avx_ne_convert", "amx_bf16", "bf16"},
+    "mixed_float16": {"avx512_fp16", "amx_fp16", "asimdhp"},
+}
+
+
+def _cpu_lacks(precision, cpuinfo="/proc/cpuinfo"):
+    """Whether the CPU is known to have no instructions for a precision."""
+    try:
+        text = pathlib.Path(cpuinfo).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = re.findall(r"^(?:flags|Features)\s*:(.*)", text, re.MULTILINE)
+    return bool(flags) and not INSTRUCTIONS[precision] & set(flags[0].split())
 
 
 def _initialize(model, config):
@@ -237,11 +277,57 @@ def _images_per_step(config):
 
 
 def _forget_after(history_file, step):
-    """Drops lines of steps that a kill undid."""
-    if history_file.exists():
-        lines = history_file.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        history_file.write_text("".join(line + "\n" for line in kept))
+    """Removes history rows of steps after the restored checkpoint, and damaged ones."""
+    if not history_file.exists():
+        return
+    kept, damaged = [], 0
+    # A kill, or a full disk, leaves the last row half written.
+    for line in history_file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            if row["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError):
+            damaged += 1
+    if damaged:
+        logging.warning("%s: %d damaged rows are left out", history_file, damaged)
+    write_text(history_file, "".join(line + "\n" for line in kept))
+
+
+@contextlib.contextmanager
+def readable_errors(data, sources):
+    """Turns what TensorFlow raises for a damaged shard into one line that names file and record.
+
+    Args:
+        data: prepared `Data`.
+        sources: names of the sources that are read inside.
+
+    Raises:
+        UserError: in place of an error of TensorFlow that data can cause, or of lacking memory.
+    """
+    from tensorflow import errors
+
+    of_input = (
+        errors.DataLossError, errors.FailedPreconditionError, errors.InvalidArgumentError,
+        errors.NotFoundError, errors.OutOfRangeError, errors.PermissionDeniedError,
+        errors.UnknownError,
+    )  # fmt: skip
+    try:
+        yield
+    except errors.ResourceExhaustedError as error:
+        raise UserError(
+            f"out of memory ({_first_line(error)}): take smaller batches (human.batch_size, "
+            "pseudo.batch_size), trainer.micro_batches=N, or a smaller task.image_size"
+        ) from None
+    except of_input as error:
+        for name in sources:
+            if name in data.summaries:
+                inputs.find_bad_record(data.files(name))
+        raise UserError(f"the input failed: {_first_line(error)}") from None
+
+
+def _first_line(error):
+    return error.message.strip().split("\n")[0][:200]
 
 
 def check_batches(config, distribution):
@@ -297,13 +383,17 @@ def measure(predictor, data, distribution):
     """The metrics of a `teacher.Predictor` on the evaluation source.
 
     Every worker sees a share of the images, and returns the metrics of all.
+
+    Raises:
+        UserError: if a shard is damaged.
     """
     metric = predictor.task.metric(data.class_names)
     summary, workers = data.summaries["evaluation"], distribution.workers
     stream = predictor(summary["files"], distribution.worker, workers)
     total = -(-summary["images"] // workers)
-    for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
-        metric.update(record, prediction)
+    with readable_errors(data, ["evaluation"]):
+        for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
+            metric.update(record, prediction)
     first, *others = distribution.gather(metric)
     for other in others:
         first.merge(other)
@@ -311,13 +401,9 @@ def measure(predictor, data, distribution):
 
 
 def log_metrics(folder, step, metrics):
-    import tensorflow as tf
-
-    writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    with writer.as_default(step):
-        for name, value in metrics.items():
-            tf.summary.scalar(f"evaluation/{name}", value)
-    writer.close()
+    """Writes metrics for TensorBoard."""
+    with loop_lib.summaries(folder / "tensorboard") as write:
+        write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
 
 
 def training_data(config, task, data, start_step, input_context=None):

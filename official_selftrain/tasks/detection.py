@@ -40,6 +40,8 @@ class DetectionTask:
         config: `DetectionConfig` with `num_classes` set.
     """
 
+    headline = "AP"  # the metric that tells which weights are best
+
     def __init__(self, config=None, **changes):
         self.config = (config or DetectionConfig()).model_copy(update=changes)
         self.anchors = anchor_ops.anchor_boxes(

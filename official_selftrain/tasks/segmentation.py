@@ -50,6 +50,8 @@ class SegmentationTask:
         labelling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
     """
 
+    headline = "mIoU"  # the metric that tells which weights are best
+
     def __init__(self, config=None, labelling=False, **changes):
         self.config = (config or SegmentationConfig()).model_copy(update=changes)
         config = self.config
