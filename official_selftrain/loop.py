@@ -17,6 +17,9 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from official_selftrain import extras
+from official_selftrain.errors import UserError
+
 
 CALL_SECONDS = 5.0  # about the longest call to the device, so that bar and signals are not stuck
 
@@ -356,12 +359,9 @@ def duration(seconds):
 @functools.cache  # told once
 def _has_tensorboard():
     try:
-        import tensorboard.summary.v2  # noqa: F401
-    except Exception as error:  # a broken installation may raise anything
-        logging.info(
-            "no curves for TensorBoard (%s: %s); the scalars are in history.jsonl. To have both: "
-            "pip install 'official_selftrain[tensorboard]'", type(error).__name__, error,
-        )  # fmt: skip
+        extras.import_extra("tensorboard.summary.v2", "tensorboard", "a log for TensorBoard")
+    except UserError as error:
+        logging.info("%s. Without it the scalars are in history.jsonl only", error)
         return False
     return True
 

@@ -21,7 +21,9 @@ def given_back():
         yield
     finally:
         registry = _registry()
-        for name in [n for n in list(registry) if n not in before and n.startswith("CustomGradient-")]:
+        for name in [
+            n for n in list(registry) if n not in before and n.startswith("CustomGradient-")
+        ]:
             registry.pop(name, None)
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # glibc has it

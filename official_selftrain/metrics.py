@@ -4,11 +4,15 @@ faster-coco-eval is used where it is installed: the same digits as pycocotools, 
 """
 
 import contextlib
+import functools
 import io
 import logging
+import math
 
 import numpy as np
 from PIL import Image
+
+from official_selftrain.errors import UserError
 
 NAMES = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
@@ -73,23 +77,23 @@ class DetectionMetric:
         self._found += [moved(row) for row in other._found]
 
     def result(self):
-        """`{metric: value}` with AP of each class under `AP/NAME`; -1 where there is no truth."""
-        labels = {row["category_id"] for row in self._truth + self._found}
-        labels = sorted(labels | set(self.class_names))
-        if not self._found or not self._truth:
-            empty = 0.0 if self._truth else -1.0
-            return dict.fromkeys(NAMES, empty)
-        evaluation = self._evaluate(labels)
-        values = {name: float(value) for name, value in zip(NAMES, evaluation.stats, strict=False)}
-        precision = evaluation.eval["precision"]  # [IoU, recall, class, area, detections]
-        for index, label in enumerate(evaluation.params.catIds):
-            of_class = precision[:, :, index, 0, -1]
-            of_class = of_class[of_class > -1]
-            name = self.class_names.get(int(label), str(label))
-            values[f"AP/{name}"] = float(of_class.mean()) if of_class.size else -1.0
-        return values
+        """`{metric: value}` with the AP of each class under `AP/NAME`; -1 where there is no truth.
+
+        Values are finite, in [0, 1] or -1.
+        """
+        held = {row["category_id"] for row in self._truth}
+        labels = sorted(held | {row["category_id"] for row in self._found} | set(self.class_names))
+        if self._found and self._truth:
+            stats, classes = self._evaluate(labels)
+        else:  # the evaluators fail without detections
+            stats = [0.0 if self._truth else -1.0] * len(NAMES)
+            classes = {label: 0.0 if label in held else -1.0 for label in labels}
+        values = dict(zip(NAMES, map(_finite, stats), strict=False))
+        names = _names(labels, self.class_names)
+        return values | {f"AP/{names[c]}": _finite(value) for c, value in classes.items()}
 
     def _evaluate(self, labels):
+        """The 12 metrics in order, and `{class id: AP}`."""
         COCO, COCOeval = _evaluator()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a progress report
             truth = COCO()
@@ -104,7 +108,13 @@ class DetectionMetric:
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        return evaluation
+        precision = evaluation.eval["precision"]  # [IoU, recall, class, area, detections]
+        classes = {}
+        for index, label in enumerate(evaluation.params.catIds):
+            of_class = precision[:, :, index, 0, -1]
+            of_class = of_class[of_class > -1]
+            classes[int(label)] = of_class.mean() if of_class.size else -1.0
+        return evaluation.stats[: len(NAMES)], classes
 
 
 IGNORE_LABEL = 255  # pixels of a mask that do not count
@@ -162,10 +172,22 @@ class SegmentationMetric:
             "mIoU": float(iou[union > 0].mean()) if union.any() else -1.0,
             "pixel_accuracy": float(hits.sum() / truth.sum()) if truth.any() else -1.0,
         }
+        names = _names(range(len(iou)), self.class_names)
         for label, value in enumerate(iou):
-            name = self.class_names.get(label, str(label))
-            values[f"IoU/{name}"] = float(value) if truth[label] else -1.0
+            values[f"IoU/{names[label]}"] = float(value) if truth[label] else -1.0
         return values
+
+
+def _names(labels, class_names):
+    """`{class id: name}`, a name with its id where classes share it."""
+    names = {label: class_names.get(label, str(label)) for label in labels}
+    every = list(names.values())
+    return {c: name if every.count(name) == 1 else f"{name} ({c})" for c, name in names.items()}
+
+
+def _finite(value):
+    """A float, -1 for what is not defined."""
+    return float(value) if math.isfinite(value) else -1.0
 
 
 def _nearest(mask, shape):
@@ -179,15 +201,27 @@ def _nearest(mask, shape):
     return mask[index[0][:, None], index[1]]
 
 
+@functools.cache  # told once
 def _evaluator():
+    """The classes COCO and COCOeval of faster-coco-eval, or of pycocotools where it is absent or
+    broken."""
     try:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
 
         logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
+        return COCO, COCOeval
     except ModuleNotFoundError:
+        pass
+    except Exception as error:  # a broken package raises anything
+        logging.warning("faster_coco_eval is broken, pycocotools takes its place: %s", error)
+    try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
+    except Exception as error:
+        raise UserError(
+            f"pycocotools cannot be imported ({error}): pip install --force-reinstall pycocotools"
+        ) from None
     return COCO, COCOeval
 
 

@@ -11,6 +11,7 @@ nor masks: a task supplies one loss per source.
 import keras
 from keras import ops
 
+from official_selftrain.errors import UserError
 from official_selftrain.replicas import replicas, sum_over_replicas
 
 HUMAN, PSEUDO = "human", "pseudo"
@@ -76,11 +77,13 @@ class LossNormalizer(keras.layers.Layer):
 class WeightAverage(keras.layers.Layer):
     """Moving average of all numbers of a model: weights and batch statistics.
 
-    decay_t = min(decay, (1 + t) / (10 + t)) after t updates, as TF1 has it, so that a short run
-    forgets its start. Kernels and statistics are averaged alike: those of other weights do not fit.
+    decay_t = min(decay, (1 + t) / (10 + t)) after t updates, as in TF1, so that the average of a
+    short run does not stay close to the initial weights. Batch statistics are averaged too, because
+    statistics of other weights would not match.
 
     Args:
-        model: the network; given to the methods again, lest its variables be owned twice.
+        model: the network to average. It is not stored, because Keras would then track its
+            variables twice; pass it to each method.
         decay: share of the old average kept in one step.
     """
 
@@ -88,7 +91,7 @@ class WeightAverage(keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
         self.decay = decay
         self.averages = [
-            # All replicas hold the same numbers: no need to compare them.
+            # Replicas hold identical values, so reading the first is enough.
             self.add_weight(
                 v.shape,
                 initializer="zeros",
@@ -193,6 +196,17 @@ class SelfTrainer(keras.Model):
         return result
 
     def _sources(self, images):
+        """The sources to learn from.
+
+        Raises:
+            UserError: if there are others than human and pseudo labels, or no human ones.
+        """
+        unknown = set(images) - {HUMAN, PSEUDO}
+        if unknown or HUMAN not in images:
+            raise UserError(
+                f"a batch has the sources {', '.join(sorted(images))}; it must have {HUMAN!r} and "
+                f"may have {PSEUDO!r}. Joint training on further sources does not exist yet"
+            )
         return [source for source in images if source == HUMAN or self.alpha > 0]
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -236,6 +250,7 @@ class SelfTrainer(keras.Model):
             import tensorflow as tf
 
             images, labels = data[:2]
+            self._sources(images)  # Keras would wrap its error into many lines
             with tf.GradientTape() as tape:
                 loss = self.compute_loss(images, labels, self(images, training=True))
                 scaled = loss * _loss_scale(self.optimizer)
@@ -309,6 +324,7 @@ class SelfTrainer(keras.Model):
 
             trainable, others, optimizer, metrics = state
             images, labels = data[:2]
+            self._sources(images)
             differentiate = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
             (_, (_, _, others, metrics)), gradients = differentiate(
                 trainable, others, metrics, images, labels, None, True, optimizer
@@ -371,7 +387,7 @@ class _Sums:
             collected.assign_add(new)
 
     def take(self):
-        """(gradients, value, count), which start at 0 again."""
+        """Returns (gradients, value, count) and resets them to zero."""
         import tensorflow as tf
 
         values = [tf.identity(collected) for collected in self.collected]

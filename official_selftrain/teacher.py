@@ -37,14 +37,14 @@ class Predictor:
         distribution = distribution or distribution_lib.make(config_lib.RuntimeConfig())
         replicas = distribution.local_replicas
         self.batch_size = -(-batch_size // replicas) * replicas
-        self._model, self._network = model, task.predictor(model)
+        self.model, self._network = model, task.predictor(model)
         step = functools.partial(task.predict, self._network)
         self._step = distribution.predictor(step, self._network)
 
     def refresh(self):
         """Predicts with the present weights of the model, which has been trained meanwhile."""
-        if self._network is not self._model:
-            self._network.set_weights(self._model.get_weights())
+        if self._network is not self.model:
+            self._network.set_weights(self.model.get_weights())
 
     def __call__(self, files, index=0, count=1):
         """Yields (record, prediction) of the images index, index + count, ... of TFRecord files."""

@@ -113,7 +113,7 @@ class Training:
             str(self.folder / "tensorboard") if chief else None,
             self._on_loop,
             self.folder.name,
-            _images_per_step(self.config),
+            images_per_step(self.config),
             self._skipped(),
             self.config.runtime.stall_seconds,
             quiet=not chief,
@@ -137,11 +137,11 @@ class Training:
         """Measures the present weights, and keeps them if they are the best."""
         self._predictor.refresh()
         metrics = measure(self._predictor, self.data, self.distribution)
+        name = self.task.headline
         if self.distribution.chief:
             log_metrics(self.folder, step, metrics)
-            name = self.task.headline
             checkpoints.save_best(self.trainer.student, self.folder, step, name, metrics[name])
-        return {self.task.headline: metrics[self.task.headline]}
+        return {name: metrics[name]}
 
     @functools.cached_property
     def _predictor(self):
@@ -271,7 +271,8 @@ def _steps_per_loop(settings):
     )
 
 
-def _images_per_step(config):
+def images_per_step(config):
+    """Human and pseudo-labelled images of one update."""
     pseudo = config.pseudo.batch_size if config.pseudo is not None else 0
     return config.human.batch_size + pseudo
 

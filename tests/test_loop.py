@@ -2,6 +2,7 @@
 
 import errno
 import json
+import signal
 import time
 
 import keras
@@ -13,7 +14,7 @@ from test_self_training import Regression, batch, trainer
 
 from official_selftrain import checkpoints, loop
 from official_selftrain.distribution import Distribution
-from official_selftrain.errors import UserError
+from official_selftrain.errors import Stopped, UserError
 from official_selftrain.self_training import SelfTrainer
 
 
@@ -66,6 +67,96 @@ def test_resumed_equals_uninterrupted_to_the_bit(tmp_path):
         np.testing.assert_array_equal(a, b)
     for source, average in whole.normalizer.averages.items():
         assert float(average) == float(second.normalizer.averages[source])
+
+
+def test_left_inside_of_a_loop_and_resumed_equals_uninterrupted_to_the_bit(tmp_path, monkeypatch):
+    """Means over the loop too, which the checkpoint holds half."""
+    rows = {}
+
+    def keep(name):
+        return lambda step, row: rows.setdefault(name, []).append(
+            {key: value for key, value in row.items() if key != "images_per_second"}
+        )
+
+    whole = trainer(2.0)
+    train(whole, dataset(), 8, steps_per_loop=4, on_loop=keep("whole"))
+    monkeypatch.setattr(loop, "CALL_SECONDS", 0.0)  # the end of every loop is far
+    first = trainer(2.0)
+
+    def leave(step):
+        if step == 6:
+            checkpoints.Checkpoints(tmp_path, first).save(step)
+            raise Stopped("enough", 2)
+
+    with pytest.raises(Stopped):
+        train(first, dataset(), 8, steps_per_loop=4, on_loop=keep("parts"), on_pause=leave)
+    second = trainer(2.0)
+    assert checkpoints.Checkpoints(tmp_path, second).restore() == 6
+    train(second, dataset(6), 8, 6, steps_per_loop=4, on_loop=keep("parts"))
+    assert [row["step"] for row in rows["parts"]] == [4, 8] and rows["parts"] == rows["whole"]
+    for a, b in zip(weights(whole), weights(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_checkpoint_without_trackers_is_restored(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path, trainer())
+    saved.save(3)
+    with np.load(saved.path(3)) as archive:
+        arrays = {key: archive[key] for key in archive if not key.startswith("trackers")}
+    np.savez(saved.path(3), **arrays)
+    assert saved.restore() == 3
+
+
+def test_the_time_left_is_told_after_two_steps(caplog):
+    caplog.set_level("INFO")
+    train(trainer(), dataset(), 9, steps_per_loop=9, title="teacher")
+    told = [r.getMessage() for r in caplog.records if "steps to go" in r.getMessage()]
+    assert len(told) == 1 and told[0].startswith("teacher: 7 of 9 steps to go, about 0 s")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40.2, "40 s"), (720, "12 min"), (5760, "96 min"), (9360, "2.6 h")]
+)
+def test_durations_read_well(seconds, text):
+    assert loop.duration(seconds) == text
+
+
+def test_the_bar_shows_the_losses_on_labels():
+    scalars = {"loss": 1.14, "human_loss": 0.18, "pseudo_loss": 0.25, "images_per_second": 3.0}
+    assert loop._postfix(scalars) == "loss human 0.180, pseudo 0.250, 3 images/s"
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("no tensorboard"), AttributeError("NumPy 2")]
+)
+def test_without_tensorboard_one_line_says_so_and_training_goes_on(
+    error, tmp_path, monkeypatch, caplog
+):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(loop.extras.importlib, "import_module", fail)
+    caplog.set_level("INFO")
+    loop._has_tensorboard.cache_clear()
+    for _ in range(2):
+        train(trainer(), dataset(), 1, summary_folder=tmp_path)
+    loop._has_tensorboard.cache_clear()
+    told = [r.getMessage() for r in caplog.records if "TensorBoard" in r.getMessage()]
+    assert len(told) == 1 and "official_selftrain[tensorboard]" in told[0]
+    assert "history.jsonl" in told[0] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_and_a_ctrl_c_after_it_ends_at_once(first, caplog):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with loop.GracefulShutdown() as shutdown:
+        assert not shutdown.received
+        signal.raise_signal(first)
+        assert shutdown.received == first and "without saving" in caplog.text
+        signal.raise_signal(signal.SIGTERM)  # schedulers repeat it
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 def test_mirrored_loop_equals_one_device():

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 from conftest import load
@@ -62,3 +64,48 @@ def test_nothing_found_is_zero_and_no_truth_is_minus_one():
     assert metric.result()["AP"] == -1.0
     metric.update(labelled, nothing)
     assert metric.result()["AP"] == 0.0
+
+
+def test_classes_have_a_value_with_and_without_detections():
+    """-1 without truth; classes that share a name are told apart by their ids."""
+    labelled = ImageRecord(
+        image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1]
+    )
+    metric = metrics.DetectionMetric({1: "cat", 2: "dog", 3: "dog"})
+    metric.update(labelled, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)))
+    classes = {"AP/cat": 0.0, "AP/dog (2)": -1.0, "AP/dog (3)": -1.0}
+    result = metric.result()
+    assert {name: result[name] for name in classes} == classes and len(result) == 15
+    metric.update(labelled, Detections(np.array([[0, 0, 1, 1.0]]), np.ones(1), np.ones(1, int)))
+    found = metric.result()
+    assert list(found) == list(result) and found["AP/dog (3)"] == -1 and 0.4 < found["AP/cat"] < 0.6
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_values_are_finite_whatever_the_truth(crowd):
+    """Crowds alone, and boxes in no size class, leave COCO's averages empty."""
+    truth = ImageRecord(
+        image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1],
+        is_crowd=np.array([crowd]), areas=np.array([-5.0 if not crowd else 100.0]),
+    )  # fmt: skip
+    metric = metrics.DetectionMetric()
+    metric.update(truth, Detections(np.array([[0, 0, 1, 1.0]]), np.ones(1), np.ones(1, int)))
+    values = metric.result().values()
+    assert all(value == -1 or 0 <= value <= 1 for value in values)
+
+
+@pytest.mark.parametrize("error", [OSError("libgomp.so.1: cannot open"), AttributeError("np.bool")])
+def test_a_broken_evaluator_gives_way_to_pycocotools(error, monkeypatch, caplog):
+    class Broken:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "faster_coco_eval":
+                raise error
+
+    for name in [n for n in sys.modules if n.startswith("faster_coco_eval")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
+    metrics._evaluator.cache_clear()
+    assert {cls.__module__.split(".")[0] for cls in metrics._evaluator()} == {"pycocotools"}
+    metrics._evaluator.cache_clear()
+    assert "faster_coco_eval is broken, pycocotools takes its place" in caplog.text

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from official_selftrain.errors import UserError
 from official_selftrain.self_training import (
     LossNormalizer,
     SelfTrainer,
@@ -182,6 +183,16 @@ def test_l2_counts_kernels_only_and_clipping_bounds_the_step():
         np.asarray(v) - b for v, b in zip(model.student.trainable_variables, before, strict=True)
     ]
     assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("sources", [("human", "classification"), ("pseudo",)])
+def test_sources_that_cannot_be_learnt_from_are_named(sources):
+    model, (images, labels) = trainer(), batch(4, 0, sources)
+    with pytest.raises(UserError, match=f"has the sources {', '.join(sorted(sources))}") as told:
+        model.train_step((images, labels))
+    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match="Joint training on further sources does not exist yet"):
+        model(images)
 
 
 # --- Three errors that raise nothing -----------------------------------------------------------
