@@ -83,6 +83,7 @@ def main(command):
 
     def run(arguments):
         _set_up_logging()
+        signal.signal(signal.SIGTERM, _end)
         try:
             if len(arguments) > 1:
                 raise UserError(f"unexpected argument {arguments[1]!r}; flags are --name=value")
@@ -93,11 +94,18 @@ def main(command):
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + stopped.signal)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-            sys.exit(130)
+        except KeyboardInterrupt as interrupted:
+            print(str(interrupted) or f"Ctrl-C: {GOES_ON}", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(run)
+
+
+GOES_ON = "what was finished is kept; the same command goes on there, a training at its checkpoint"
+
+
+def _end(number, _):
+    raise Stopped(f"SIGTERM: {GOES_ON}", number)
 
 
 def _set_up_logging():

@@ -9,7 +9,7 @@ class UserError(ValueError):
     """
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The process was asked to end, and what it had done is saved.
 
     Commands print the message and leave with exit status 128 + `signal`, as the signal itself would

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from official_selftrain import extras
 from official_selftrain.errors import UserError
 
-
 CALL_SECONDS = 5.0  # about the longest call to the device, so that bar and signals are not stuck
 
 

@@ -78,3 +78,17 @@ def test_prepare_data_writes_shards_summary_and_picture(tmp_path):
     }
     assert (tmp_path / "out/all-00000-of-00001.tfrecord").is_file()
     assert (tmp_path / "out/all-preview.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "message"), [("SIGTERM", 143, "SIGTERM: what"), ("SIGINT", 130, "Ctrl-C:")]
+)
+def test_a_command_that_is_asked_to_end_anywhere_says_where_it_goes_on(number, status, message):
+    code = (
+        "import signal; from official_selftrain import cli; "
+        f"cli.main(lambda: signal.raise_signal(signal.{number}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status
+    assert done.stderr.startswith(message) and "the same command goes on" in done.stderr
+    assert done.stderr.count("\n") == 1
