@@ -8,6 +8,8 @@ from PIL import Image
 
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
+from official_selftrain.data.sources import readers
+from official_selftrain.data.sources.problems import Problems
 from official_selftrain.errors import UserError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -53,7 +55,19 @@ def prepare(folder, **settings):
     return sources.prepare(source, lambda p: str(folder / p), str(folder / "out/train"))
 
 
-def read(summary):
+def read(folder, **settings):
+    """`{name: record}` and the problems, without TFRecords between."""
+    source = SourceConfig(**{"images": "images", **settings})
+    reader = readers.open_reader(source, lambda p: str(folder / p))
+    problems = Problems(source.on_bad_record == "skip")
+    found = {r.name: r for unit in reader.units for r in reader.read(unit, problems)}
+    problems.messages += reader.skipped
+    problems.left_out |= reader.left_out
+    problems.class_names = reader.class_names
+    return found, problems
+
+
+def written(summary):
     return {record.name: record for record in records.read(summary["files"])}
 
 
@@ -68,7 +82,7 @@ def test_voc_becomes_records(folder):
     }
     write(folder, files)
     summary = prepare(folder, annotations="xml")
-    found = read(summary)
+    found = written(summary)
     # Corners count from 1: x from 6 to 36 of 60, y from 4 to 24 of 40.
     np.testing.assert_allclose(found["im_0.jpg"].boxes, [[0.1, 0.1, 0.6, 0.6], [0, 0, 1, 1]])
     assert found["im_0.jpg"].classes.tolist() == [12, 8]
@@ -80,29 +94,43 @@ def test_voc_becomes_records(folder):
     assert summary["images_per_class"] == {8: 1, 12: 2}
 
 
+# Content of im_0.xml, message, and how many of the three images skipping leaves: a fault of one
+# object leaves its image.
 VOC_MISTAKES = [
-    (voc(thing(30, 5, 7, 24)), "im_0.xml: a box ends before it begins; given xmin 30.*swapped?"),
-    (voc(thing(7, 5, 90, 24)), "xmax 90, ymax 24 leaves the 60 x 40 image"),
-    (voc(thing("nan", 5, 9, 24)), "not a finite number"),
-    (voc(thing("left", 5, 9, 24)), "bndbox/xmin must be a number; given 'left'"),
-    (voc(thing(0.1, 0.1, 0.5, 0.5)), "looks like fractions; VOC boxes are in pixels"),
-    (voc(thing(7, 5, 36, 24, name="dgo")), "unknown class 'dgo'; the 20 names.*need class_list"),
-    (voc(thing(7, 5, 36, 24), size=(40, 60)), "says the image is 40 x 60.*60 x 40"),
-    ("<annotation><object>", "im_0.xml is not valid XML"),
-    (None, "image im_0.jpg: it has no annotation in .*xml"),
+    (voc(thing(30, 5, 7, 24)), "im_0.xml: object 0: a box ends before it.*xmin 30.*swapped?", 3),
+    (voc(thing(7, 5, 90, 24)), "xmax 90, ymax 24 leaves the 60 x 40 image", 3),
+    (voc(thing("nan", 5, 9, 24)), "not a finite number", 3),
+    (voc(thing("left", 5, 9, 24)), "bndbox/xmin must be a number; given 'left'", 3),
+    (voc(thing("1_0", 5, 19, 24)), "bndbox/xmin must be a number; given '1_0'", 3),
+    (voc("<object><name>dog</name></object>"), "bndbox/xmin must be a number; given None", 3),
+    (voc("<object></object>"), "object 0: <name>: a class name must be text; given null", 3),
+    (voc(thing(0.1, 0.1, 0.5, 0.5)), "looks like fractions; VOC boxes are in pixels", 3),
+    (voc(thing(7, 5, 36, 24, name="dgo")), "unknown class 'dgo'; the 20 names.*need class_list", 3),
+    (voc(thing(7, 5, 36, 24, difficult="x")), "difficult must be a number; given 'x'", 3),
+    (voc(thing(7, 5, 36, 24), size=(40, 60)), "says the image is 40 x 60.*60 x 40", 2),
+    (voc(thing(7, 5, 36, 24), size=(0, 50)), r"says the image is \? x 50 pixels", 2),
+    (voc(size=("wide", 40)), "size/width must be a number; given 'wide'", 2),
+    ("<annotation><object>", "im_0.xml is not valid XML", 2),
+    ("", "im_0.xml is not valid XML", 2),
+    ("<a>" * 20_000 + "</a>" * 20_000, "its outermost element is <a>, not <annotation>", 2),
+    (f"<annotation>{'<a>' * 20_000}{'</a>' * 20_000}</annotation>", "no <object>, no <size>", 2),
+    ("<annotation><filename/><all><object/></all></annotation>", "must lie directly in", 2),
+    ('<!DOCTYPE a [<!ENTITY e "x">]><annotation><size/>&e;</annotation>', "XML entities", 2),
+    ('<?xml version="1.0" encoding="klingon"?><annotation/>', "not valid XML: unknown encod", 2),
+    (None, "image im_0.jpg: it has no annotation in .*xml", 2),
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), VOC_MISTAKES)
-def test_mistakes_in_voc_stop_or_are_counted(folder, content, message):
+@pytest.mark.parametrize(("content", "message", "images"), VOC_MISTAKES)
+def test_mistakes_in_voc_stop_or_are_counted(folder, content, message, images):
     files = {f"xml/im_{i}.xml": voc(thing(7, 5, 36, 24)) for i in range(3)}
-    write(folder, files | ({"xml/im_0.xml": content} if content else {}))
+    write(folder, files | ({"xml/im_0.xml": content} if content is not None else {}))
     if content is None:
         (folder / "xml/im_0.xml").unlink()
     with pytest.raises(UserError, match=message):
-        prepare(folder, annotations="xml")
-    summary = prepare(folder, annotations="xml", on_bad_record="skip")
-    assert summary["images"] == 2 and len(summary["skipped"]) == 1
+        read(folder, annotations="xml")
+    found, problems = read(folder, annotations="xml", on_bad_record="skip")
+    assert len(found) == images and len(problems.messages) == 1
 
 
 def test_labels_and_images_that_do_not_match_are_named(folder):
@@ -122,7 +150,7 @@ def test_voc_with_classes_of_ones_own(folder):
     write(folder, {"classes.txt": "gull\ncrane\n"})
     summary = prepare(folder, annotations="xml", class_list="classes.txt")
     assert summary["classes"] == {1: "gull", 2: "crane"}
-    assert read(summary)["im_0.jpg"].classes.tolist() == [2]
+    assert written(summary)["im_0.jpg"].classes.tolist() == [2]
     write(folder, {"classes.txt": "gull\ncranes\n"})
     with pytest.raises(UserError, match="unknown class 'crane'; did you mean 'cranes'"):
         prepare(folder, annotations="xml", class_list="classes.txt")
@@ -142,7 +170,7 @@ def test_yolo_becomes_records(folder):
         "data.yaml": "nc: 3\nnames: {0: a, 1: b, 2: c}\n",
     })  # fmt: skip
     summary = prepare(folder, annotations="labels", class_list="data.yaml")
-    found = read(summary)
+    found = written(summary)
     np.testing.assert_allclose(
         found["im_0.jpg"].boxes, [[0.3, 0.4, 0.7, 0.6], [0.1, 0.1, 0.6, 0.3]], rtol=1e-5
     )
@@ -159,15 +187,31 @@ def test_yolo_becomes_records(folder):
         ("0 0.5 0.5 0.2", "given 3 numbers after the class"),
         ("0 20 20 30 30", "YOLO boxes are fractions, 0 to 1; are these pixels?"),
         ("0 0.9 0.5 0.4 0.2", "leaves the 60 x 40 image"),
-        ("0 0.5 0.5 0 0.2", "no positive width and height"),
+        ("0 0.5 0.5 -0.1 0.2", "no positive width and height"),
+        ("0 0.5 0.5 0.2 0.2 0.97", "5 numbers after the class; the fifth.*confidence"),
+        ("0.0 0.5 0.5 0.2 0.2", "write the class as a whole number, 0 .on_bad_record"),
+        ("0,0.5,0.5,0.2,0.2", "must be a class number and fractions, separated by spaces"),
+        ("0 0,5 0,5 0,2 0,2", "must be a class number and fractions"),
+        ("1_0 0.5 0.5 0.1 0.1", "must be a class number"),
+        ("100000000000000000000 0.5 0.5 0.2 0.2", "unknown class 1000000+; known"),
+        ("999999999 0.5 0.5 0.2 0.2", "unknown class 999999999; known"),
+        ("-1 0.5 0.5 0.2 0.2", "unknown class -1"),
+        ("0 1e999 0.5 0.2 0.2", "not a finite number"),
+        ("0", "given 0 numbers after the class"),
+        ("0 0.5 0.5 0.2 0.2 0.5 0.5 2 0.5 0.5 2 0.1 0.1 2", "for keypoints give class_list"),
         ("0 nan 0.5 0.1 0.2", "not a finite number"),
         ("3 0.5 0.5 0.1 0.2", "unknown class 3; known are 0 to 2"),
     ],
 )
 def test_mistakes_in_yolo_are_named(folder, line, message):
     write(folder, {"labels/im_0.txt": line, "classes.txt": "a\nb\nc"})
+    settings = {"annotations": "labels", "class_list": "classes.txt"}
     with pytest.raises(UserError, match=message):
-        prepare(folder, annotations="labels", class_list="classes.txt")
+        read(folder, **settings)
+    write(folder, {"labels/im_0.txt": f"1 0.5 0.5 0.5 0.5\n{line}"})
+    found, problems = read(folder, on_bad_record="skip", **settings)
+    assert len(found) == 3 and len(problems.messages) == 1
+    assert found["im_0.jpg"].classes.tolist() == [2]
 
 
 # --- Masks -----------------------------------------------------------------------------------
@@ -195,7 +239,7 @@ def test_masks_become_records(folder, mode):
     [
         (np.full((40, 60), 7), "class id 7; known are 0 to 2, and 255"),
         (np.zeros((20, 30)), "is 30 x 20 pixels, its image is 60 x 40"),
-        (np.zeros((40, 60, 3)), r"holds colours \(mode RGB\)"),
+        (np.full((40, 60, 3), (0, 1, 2)), r"holds colours \(mode RGB\)"),
     ],
 )
 def test_mistakes_in_masks_are_named(folder, pixels, message):
@@ -226,10 +270,10 @@ def test_voc_segmentation_with_its_lists(folder):
     )
     settings = {"annotations": "xml"}
     summary = prepare(folder, image_list="train.txt", masks="masks", **settings)
-    assert [*read(summary)] == ["im_0.jpg"] and summary["classes"][0] == "background"
+    assert [*written(summary)] == ["im_0.jpg"] and summary["classes"][0] == "background"
     summary = prepare(folder, image_list="trainaug.txt", exclude_lists=("train.txt",), **settings)
-    assert [*read(summary)] == ["im_2.jpg"]
-    assert [*read(prepare(folder, image_list="dog.txt", **settings))] == ["im_1.jpg"]
+    assert [*written(summary)] == ["im_2.jpg"]
+    assert [*written(prepare(folder, image_list="dog.txt", **settings))] == ["im_1.jpg"]
 
 
 # --- Classes by folder -----------------------------------------------------------------------
@@ -242,7 +286,7 @@ def test_folders_are_classes(folder):
         Image.new("RGB", (8, 8)).save(path)
     summary = prepare(folder, images="classes", label_by_folder=True)
     assert summary["classes"] == {0: "n01", 1: "n02"}
-    assert {n: r.label for n, r in read(summary).items()} == {
+    assert {n: r.label for n, r in written(summary).items()} == {
         "n01/b.jpg": 0, "n01/c.jpg": 0, "n02/a.jpg": 1,
     }  # fmt: skip
     write(folder, {"wnids.txt": "n03\nn01\n"})

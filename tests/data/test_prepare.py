@@ -146,7 +146,7 @@ def test_a_changed_or_missing_shard_is_found(folder):
 def test_duplicate_names_of_coco_are_refused(folder):
     images = [{"id": i, "file_name": "0.png"} for i in range(2)]
     (folder / "x.json").write_text(json.dumps({"images": images, "categories": []}))
-    with pytest.raises(UserError, match="two images have the file name 0.png"):
+    with pytest.raises(UserError, match="two images have the file name '0.png'"):
         prepare(folder, annotations="x.json")
 
 

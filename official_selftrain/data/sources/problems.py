@@ -5,6 +5,10 @@ import logging
 from official_selftrain.errors import UserError
 
 
+class Unskipped(UserError):
+    """A fault that ends the reading, since the user does not allow to skip it."""
+
+
 class Problems:
     """Faults of single records or annotations: raised, or counted where the user allows skipping.
 
@@ -15,21 +19,26 @@ class Problems:
         messages: of what was skipped.
         left_out: `{kind: [count, first example]}` of what is left out whatever `skip` says, because
             it cannot teach anything: hidden files, boxes without an area.
+        turned: number of labelled images that are taken as they are shown, turned as their EXIF
+            orientation says, although no annotated size tells what their labels refer to.
     """
 
     def __init__(self, skip):
         self.skip = skip
         self.messages = []
         self.left_out = {}
+        self.turned = 0
 
     def add(self, error):
         """A fault of the smallest thing that can be left out: an annotation, an image, a record.
 
         Raises:
-            UserError: unless skipping is allowed.
+            Unskipped: unless skipping is allowed.
         """
+        if isinstance(error, Unskipped):
+            raise error
         if not self.skip:
-            raise UserError(f"{error} (on_bad_record=skip goes on without it)") from None
+            raise Unskipped(f"{error} (on_bad_record=skip goes on without it)") from None
         logging.warning("skipped: %s", error)
         self.messages.append(str(error))
 
@@ -41,3 +50,12 @@ class Problems:
             example: where the first one is.
         """
         self.left_out.setdefault(kind, [0, str(example)])[0] += 1
+
+    def turn(self, name):
+        """Counts a labelled image whose EXIF orientation no annotated size confirms."""
+        if not self.turned:
+            logging.warning(
+                "%r and perhaps others have an EXIF orientation, and their labels no size that "
+                "tells whether they refer to the image as shown or as stored; taken as shown", name
+            )  # fmt: skip
+        self.turned += 1

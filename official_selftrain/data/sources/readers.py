@@ -9,11 +9,19 @@ from typing import Any
 from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
 from official_selftrain.data.sources import labels as label_files
-from official_selftrain.data.sources import stores, tfds
+from official_selftrain.data.sources import lists, stores, tfds
+from official_selftrain.data.sources.names import Names, pair
+from official_selftrain.data.sources.problems import Problems, Unskipped
 from official_selftrain.errors import UserError
-from official_selftrain.files import read_text
 
 IMAGES_PER_SHARD = 500
+# By what `stores.check_image` tells of an image's orientation.
+ORIENTED = {
+    None: "",
+    True: ", turned as its EXIF orientation says",
+    False: ", taken as stored and not as its EXIF orientation shows it",
+}
+HINTS = 20  # absent images for which the nearest name is sought, which takes time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Reader:
         images: how many images there are, None if unknown.
         read: function (unit, problems) -> iterator of `ImageRecord`.
         stamps: lines that change when the files do.
+        left_out: `{kind: [count, first example]}` of what is not among the images.
+        skipped: messages of faults of the source as a whole that on_bad_record=skip allowed.
     """
 
     class_names: dict
@@ -33,6 +43,8 @@ class Reader:
     images: int | None
     read: Callable
     stamps: list[str]
+    left_out: dict = dataclasses.field(default_factory=dict)
+    skipped: list[str] = dataclasses.field(default_factory=list)
 
 
 def open_reader(source, path):
@@ -51,7 +63,7 @@ def open_reader(source, path):
         files = records.matching_files(path(source.records))
         return Reader({}, files, None, _read_file, [stores.stamp(file) for file in files])
     if source.tfds:
-        wanted = _Wanted(source, path, "the data set")
+        wanted = _Wanted(source, path)
         return Reader(*tfds.open_tfds(source, wanted, IMAGES_PER_SHARD))
     return _images(source, path)
 
@@ -88,113 +100,185 @@ def _read_file(file, problems):
 
 
 class _Wanted:
-    """Which names the lists of a source take and leave."""
+    """Which names of a data set, of which they are not known beforehand, lists take and leave."""
 
-    def __init__(self, source, path, where):
-        self.where = where
-        read = lambda name: _read_list(path(name))  # noqa: E731
+    def __init__(self, source, path):
+        read = lambda name: set(lists.read_image_list(path(name)))  # noqa: E731
         self.names = read(source.image_list) if source.image_list else None
         self.excluded = set().union(*map(read, source.exclude_lists))
-        self._missing = set(self.names or ())
-        self._known = []
 
     def __contains__(self, name):
-        """Whether the image is taken; every name must be asked for once, before `check`."""
-        stem = pathlib.PurePath(name).stem
-        self._missing -= {name, stem}
-        if len(self._known) < 10_000:
-            self._known.append(stem)
-        if name in self.excluded or stem in self.excluded:
-            return False
-        return self.names is None or name in self.names or stem in self.names
+        either = {name, pathlib.PurePath(name).stem}
+        return not either & self.excluded and (self.names is None or bool(either & self.names))
 
-    def check(self):
-        """Refuses a list that names images which there are not."""
-        if self._missing:
-            first = sorted(self._missing)[0]
-            hint = did_you_mean(first, self._known)
-            raise UserError(
-                f"{len(self._missing)} images of the image list are not in {self.where}, "
-                f"the first {first!r}{hint if 'mean' in hint else ''}"
+
+def _chosen(source, path, names, problems):
+    """The names that the lists of a source take.
+
+    Args:
+        names: `Names` of all images.
+        problems: takes lines of the image list without an image; those of other lists are counted.
+    """
+    chosen = set(names)
+    if source.image_list:
+        chosen, missing = _listed(path(source.image_list), names, problems)
+        if missing:
+            problems.add(
+                UserError(
+                    f"{len(missing)} images of the image list are not in {names.where}, "
+                    f"the first {missing[0]!r}{names.near(missing[0])}"
+                )
             )
+    for file in source.exclude_lists:
+        excluded, missing = _listed(path(file), names, problems)
+        chosen = chosen - excluded
+        for line in missing:
+            problems.leave_out("names in exclude_lists without an image", line)
+    return chosen
 
 
-def _read_list(path):
-    lines = (line.strip() for line in read_text(path, "image list").splitlines())
-    names = [line for line in lines if line]
-    # The lists of a single class in VOC have a second column, 1 or -1.
-    if names and all(name.split()[-1] in ("1", "0", "-1") and " " in name for name in names):
-        return {name.split()[0] for name in names if not name.endswith("-1")}
-    return set(names)
+def _listed(file, names, problems):
+    """The images that a list means, and its lines that mean none."""
+    found, missing = {}, []
+    for line in lists.read_image_list(file, lambda line: names.find(line) is not None):
+        try:
+            name = names.find(line)
+        except UserError as error:
+            raise UserError(f"the image list {file}: {error}") from None
+        if name is None and not line.startswith("#"):
+            missing.append(line)
+        elif name is not None and found.setdefault(name, line) != line:
+            problems.leave_out("names in lists of images named before", f"{line} in {file}")
+    return set(found), missing
 
 
 # --- Image files -----------------------------------------------------------------------------
 
 
 def _images(source, path):
+    problems = Problems(source.on_bad_record == "skip")
     store = stores.open_store(path(source.images))
-    first = 0 if source.masks or source.label_by_folder else 1
+    left_out = [store.left_out, problems.left_out]
     names = {}
     if source.class_list:
-        names = label_files.read_class_list(path(source.class_list), first)
+        first = 0 if source.masks or source.label_by_folder else 1
+        names = lists.read_class_list(path(source.class_list), first)
     labels, entries = None, dict.fromkeys(store.names)
     if source.annotations:
-        labels = label_files.open_labels(path(source.annotations), names)
-        entries = labels.entries(store.names)
+        class_list = path(source.class_list) if source.class_list else None
+        labels = label_files.open_labels(path(source.annotations), names, class_list)
+        entries = _entries(labels, Names(store.names, str(store)), problems)
+        left_out.append(labels.left_out)
         names = ({0: "background"} if source.masks else {}) | labels.class_names
-    wanted = _Wanted(source, path, path(source.annotations or source.images))
-    entries = {name: raw for name, raw in entries.items() if name in wanted}
-    wanted.check()
+    where = path(source.annotations or source.images)
+    chosen = _chosen(source, path, Names(entries, where), problems)
+    entries = {name: raw for name, raw in entries.items() if name in chosen}
     mask_store, masks = None, {}
     if source.masks:
         mask_store = stores.open_store(path(source.masks))
-        masks = _matching_masks(mask_store, entries)
+        left_out.append(mask_store.left_out)
+        masks = _matching_masks(mask_store, store.names, entries)
     if source.label_by_folder:
         folders = sorted({_first_folder(name, store) for name in entries})
         names = names or dict(enumerate(folders))
     items = [(name, raw, masks.get(name)) for name, raw in entries.items()]
     folder_ids = {name: key for key, name in names.items()} if source.label_by_folder else {}
-    read = _ImageReader(store, labels, mask_store, names, folder_ids)
+    hints = _hints(entries, Names(store.names, str(store)), source.annotations)
+    read = _ImageReader(store, labels, mask_store, names, folder_ids, hints)
     return Reader(
         class_names=names,
         units=[items[i : i + IMAGES_PER_SHARD] for i in _firsts(len(items))],
         images=len(items),
         read=read,
-        stamps=_stamps(source, path, store, mask_store),
+        stamps=_stamps(source, path, store, mask_store, labels),
+        left_out=_merged(left_out),
+        skipped=problems.messages,
     )
 
 
-def _stamps(source, path, store, mask_store):
+def _entries(labels, names, problems):
+    """`{image name: raw labels}`; whatever goes wrong names the labels."""
+    try:
+        return labels.entries(names, problems)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the labels {labels.files[0]} cannot be read: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _hints(entries, names, labels):
+    """`{name: end of a message}` of the names in the `labels` that the store has not."""
+    absent = [name for name in entries if name not in names]
+    near = {name: names.near(name) for name in absent[:HINTS]}
+    return {name: f", but {labels} lists it{near.get(name, '')}" for name in absent}
+
+
+def _merged(counts):
+    """`{kind: [count, first]}` of several such."""
+    merged = {}
+    for kind, (count, first) in itertools.chain.from_iterable(c.items() for c in counts):
+        merged.setdefault(kind, [0, first])[0] += count
+    return merged
+
+
+def _stamps(source, path, store, mask_store, labels):
     lines = store.stamps() + (mask_store.stamps() if mask_store else [])
-    given = (source.annotations, source.image_list, source.class_list, *source.exclude_lists)
-    for place in (pathlib.Path(path(name)) for name in given if name):
-        found = sorted(place.rglob("*")) if place.is_dir() else [place]
-        lines += [stores.stamp(file) for file in found]
-    return lines
+    lines += [stores.stamp(file) for file in (labels.files if labels else ())]
+    given = (source.image_list, source.class_list, *source.exclude_lists)
+    return lines + [stores.stamp(path(name)) for name in given if name]
 
 
-def _matching_masks(store, names):
-    """`{image name: mask name}` by the stem.
+def _matching_masks(masks, images, entries):
+    """`{image name: mask name}` of the `entries`.
 
     Raises:
-        UserError: if an image has no mask.
+        UserError: if an image has no mask, or it is not clear which.
     """
-    by_stem = {pathlib.PurePath(name).stem: name for name in store.names}
-    found = {name: by_stem.get(pathlib.PurePath(name).stem) for name in names}
-    missing = [name for name, mask in found.items() if mask is None]
+    every = dict.fromkeys([*images, *entries])
+    found = pair(every, masks.names, str(masks), entries)
+    missing = [name for name in entries if name not in found]
     if missing:
+        hint = Names(masks.names, str(masks)).near(missing[0])
         raise UserError(
-            f"{len(missing)} of {len(found)} images have no mask in {store}, the first "
-            f"{missing[0]!r}; name the images that have one in image_list"
+            f"{len(missing)} of {len(entries)} images have no mask in {masks}, the first "
+            f"{missing[0]!r}{hint}; name the images that have one in image_list"
         )
-    return found
+    return {name: found[name] for name in entries}
 
 
 def _first_folder(name, store):
+    """The class of an image, as text."""
     parts = pathlib.PurePath(name).parts
     if len(parts) < 2:
         raise UserError(f"label_by_folder: {name!r} of {store} is not in a folder of its class")
-    return parts[0]
+    return lists.class_name(parts[0], f"label_by_folder: {name!r}")
+
+
+class _Shown:
+    """Decides whether an image is taken as it is shown, turned as its EXIF orientation says.
+
+    It is, unless the annotated size is that of the stored pixels alone.
+
+    Args:
+        listed: function without arguments -> the annotated (height, width), or None.
+
+    Attributes:
+        doubt: whether no size decided.
+    """
+
+    def __init__(self, listed):
+        self._listed = listed
+        self.doubt = False
+
+    def __call__(self, stored, turned):
+        try:
+            size = self._listed()
+        except UserError:  # told when the labels are read
+            size = None
+        self.doubt = size is None or stored == turned == size
+        return stored == turned or size != stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,38 +290,58 @@ class _ImageReader:
     masks: Any
     class_names: dict
     folder_ids: dict
+    hints: dict
 
     def __call__(self, unit, problems):
         for item in unit:
             try:
-                yield self._record(*item)
+                record = self._record(*item, problems)
             except UserError as error:
                 problems.add(error)
+            except Exception as error:  # whatever a file holds, it is told and can be skipped
+                kind = type(error).__name__
+                problems.add(UserError(f"image {item[0]!r} cannot be read: {kind}: {error}"))
+            else:
+                yield record
 
-    def _record(self, name, raw, mask_name):
-        labelled = self.labels is not None
-        encoded, height, width, _ = stores.check_image(
-            self.store.read(name),
-            f"{self.store}/{name}",
-            lambda stored, turned: not labelled and mask_name is None,
+    def _record(self, name, raw, mask_name, problems):
+        has_boxes, has_mask = self.labels is not None, mask_name is not None
+        mask = self.masks.read(mask_name) if has_mask else None
+        mask_place = f"{self.masks}/{mask_name}"
+
+        def listed():
+            size = self.labels.listed_size(raw) if has_boxes else None
+            return size or (stores.mask_size(mask, mask_place) if has_mask else None)
+
+        shown = _Shown(listed)
+        encoded, height, width, turned = stores.check_image(
+            self._read(name), f"{self.store}/{name}", shown, problems
         )
         fields = {
             "image_id": records.hashed_id(name),
-            "origin": "human" if labelled or mask_name or self.folder_ids else "none",
+            "origin": "human" if has_boxes or has_mask or self.folder_ids else "none",
             "dataset": self.store.title,
         }
-        try:
-            fields |= self.labels.fields(raw, height, width) if labelled else {}
-        except UserError as error:
-            raise UserError(f"image {name}: {error}") from None
-        if mask_name is not None:
-            fields["mask"] = stores.check_mask(
-                self.masks.read(mask_name), f"{self.masks}/{mask_name}", height, width,
-                self.class_names,
-            )  # fmt: skip
+        if has_boxes:
+            try:
+                fields |= self.labels.fields(raw, height, width, problems)
+            except Unskipped:
+                raise
+            except UserError as error:
+                raise UserError(f"image {name}{ORIENTED[turned]}: {error}") from None
+        if has_mask:
+            fields["mask"] = stores.check_mask(mask, mask_place, height, width, self.class_names)
+        if shown.doubt and (has_mask or len(fields.get("boxes", ()))):
+            problems.turn(name)
         if self.folder_ids:
             fields["label"] = self._label(name)
         return records.ImageRecord(encoded=encoded, height=height, width=width, name=name, **fields)
+
+    def _read(self, name):
+        try:
+            return self.store.read(name)
+        except UserError as error:
+            raise UserError(f"{error}{self.hints.get(name, '')}") from None
 
     def _label(self, name):
         folder = _first_folder(name, self.store)

@@ -1,0 +1,195 @@
+"""Which file a name means, as it stands or as another program has written it.
+
+The identity of an image is its path below the folder given, not its stem: equal names in different
+folders are different images. What is found is always the store's own name, unaltered.
+"""
+
+import collections
+import re
+import unicodedata
+import urllib.parse
+
+from official_selftrain.config import did_you_mean
+from official_selftrain.data.sources import stores
+from official_selftrain.errors import UserError
+
+# Folders that only say what lies in them: images/train/a.jpg belongs to labels/train/a.txt.
+KINDS = {"images", "jpegimages", "labels", "annotations", "masks", "segmentationclass"}
+LABEL_SUFFIXES = (".xml", ".txt")
+HINTS_FROM = 10_000  # names that are compared to find the nearest
+INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
+
+
+def spelled(name):
+    """A path in one spelling: composed letters, plain spaces, `/`, no `%20`, no `./`."""
+    text = urllib.parse.unquote(name) if "%" in name else name
+    text = unicodedata.normalize("NFC", INVISIBLE.sub("", text)).replace("\\", "/")
+    # Label Studio: /data/local-files/?d=folder/a.jpg
+    parts = (" ".join(part.split()) for part in text.replace("?d=", "/").split("/"))
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def without_suffix(path):
+    """A path without the suffix of an image or label file; other dots belong to the name."""
+    stem, dot, suffix = path.rpartition(".")
+    known = (*stores.SUFFIXES, *LABEL_SUFFIXES)
+    return stem if stem and not stem.endswith("/") and (dot + suffix).lower() in known else path
+
+
+def _folded(name):
+    return spelled(name).casefold()
+
+
+def _stem(name):
+    return without_suffix(_folded(name))
+
+
+# From the strictest reading of a name to the most lenient.
+READINGS = (spelled, _folded, _stem)
+
+
+class Names:
+    """Names to be found under other spellings, leading folders, letter case and suffixes.
+
+    Args:
+        names: paths with `/`, as a store has them.
+        where: what has them, for messages.
+    """
+
+    def __init__(self, names, where):
+        self.where = where
+        self._names = dict.fromkeys(names)
+        self._tables = {}
+
+    def __iter__(self):
+        return iter(self._names)
+
+    def __len__(self):
+        return len(self._names)
+
+    def __contains__(self, name):
+        return name in self._names
+
+    def find(self, given):
+        """The one name that `given` means; None if no name fits.
+
+        Raises:
+            UserError: if several fit equally well, naming two of them.
+        """
+        if given in self._names:
+            return given
+        for reading in READINGS:
+            path = reading(given)
+            found = self._ending(reading, path) if path else []
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise UserError(
+                    f"{given!r} can mean {found[0]!r} and {found[1]!r} of {self.where}; give the "
+                    "path below that folder"
+                )
+        return None
+
+    def _ending(self, reading, path):
+        """Names that end like `path`, or with which it ends; the longest agreement counts.
+
+        `images/cam1/a.jpg` and `a.jpg` can mean cam1/a.jpg; `cam2/a.jpg` cannot.
+        """
+        if reading not in self._tables:
+            table = self._tables[reading] = collections.defaultdict(list)
+            for name in self._names:
+                key = reading(name)
+                table[key.rpartition("/")[2]].append((key, name))
+        agreements = collections.defaultdict(list)
+        for key, name in self._tables[reading].get(path.rpartition("/")[2], ()):
+            if f"/{path}".endswith(f"/{key}") or f"/{key}".endswith(f"/{path}"):
+                agreements[min(key.count("/"), path.count("/"))].append((key != path, name))
+        best = agreements[max(agreements)] if agreements else []
+        return [name for other, name in best if not other] or [name for _, name in best]
+
+    def near(self, given):
+        """The end of a message: the name nearest to one that was not found, or nothing."""
+        hint = did_you_mean(given, list(self._names)[:HINTS_FROM])
+        return hint if "mean" in hint else ""
+
+
+# --- Pairs -----------------------------------------------------------------------------------
+
+
+def _without_kinds(name):
+    parts = _stem(name).split("/")
+    return "/".join([part for part in parts[:-1] if part not in KINDS] + parts[-1:])
+
+
+def _last(name):
+    return _stem(name).rpartition("/")[2]
+
+
+# Readings of an image's and of a label's name that must agree, by path and at last by stem.
+PATHS = (
+    (lambda name: without_suffix(spelled(name)),) * 2,
+    (_stem,) * 2,
+    (_folded, _stem),  # a.jpg and a.jpg.txt
+    (_without_kinds,) * 2,
+)
+
+
+def pair(images, labels, where, wanted=None):
+    """`{image name: label name}` of the images that have a label.
+
+    An image and a label belong together if their paths below their folders agree but for the
+    suffix, or else if no other image and no other label has their stem.
+
+    Args:
+        images, labels: names.
+        where: the folder of the labels, for messages.
+        wanted: images for which a doubt matters; None for all.
+
+    Raises:
+        UserError: if an image could have several labels or a label several images, naming both.
+    """
+    found, free = {}, list(labels)
+    rest = list(images)
+    for of_image, of_label in PATHS:
+        found |= _matches(rest, free, of_image, of_label, where, wanted)
+        taken = set(found.values())
+        rest = [name for name in rest if name not in found]
+        free = [name for name in free if name not in taken]
+        if not rest or not free:
+            return found
+    counts = collections.Counter(map(_last, images)), collections.Counter(map(_last, labels))
+    for image, label in _matches(rest, free, _last, _last, where, wanted).items():
+        if any(count[_last(image)] > 1 for count in counts):
+            if wanted is None or image in wanted:
+                raise UserError(
+                    f"{image!r} and {label!r} of {where} have one stem but other folders, and so "
+                    "have others; give both the same folders"
+                )
+        else:
+            found[image] = label
+    return found
+
+
+def _matches(images, labels, of_image, of_label, where, wanted):
+    groups = collections.defaultdict(lambda: ([], []))
+    for label in labels:
+        groups[of_label(label)][1].append(label)
+    for image in images:
+        key = of_image(image)
+        if key in groups:
+            groups[key][0].append(image)
+    found = {}
+    for group_images, group_labels in groups.values():
+        matters = wanted is None or any(image in wanted for image in group_images)
+        if len(group_images) > 1 and matters:
+            first, second = group_images[:2]
+            raise UserError(f"{first!r} and {second!r} would share the labels {group_labels[0]}")
+        if len(group_images) == 1 and len(group_labels) > 1 and matters:
+            first, second = group_labels[:2]
+            raise UserError(
+                f"{group_images[0]!r} could have the labels {first!r} or {second!r} of {where}; "
+                "keep one"
+            )
+        if len(group_images) == len(group_labels) == 1:
+            found[group_images[0]] = group_labels[0]
+    return found
