@@ -156,14 +156,14 @@ def prediction_dataset(files, parse, batch_size, index=0, count=1):
 
 
 def find_bad_record(files):
-    """Raises a `UserError` that names the first record whose image cannot be decoded."""
+    """Raises a `UserError` that names the first record that cannot be decoded."""
     for file in files:
-        for index, record in enumerate(records.read([file])):
+        for index, record in enumerate(records.read(file)):
             try:
-                tf.io.decode_image(record.encoded, channels=3, expand_animations=False)
-            except tf.errors.InvalidArgumentError as error:
+                records.decode(records.to_example(record))
+            except tf.errors.OpError as error:
                 raise UserError(
-                    f"the image of record {index} of {file} ({record.name or record.image_id}) "
-                    f"cannot be decoded: {error.message[:80]}"
+                    f"record {index} of {file} ({record.name or record.image_id}) cannot be "
+                    f"decoded: {' '.join(error.message.split())[-160:]}"
                 ) from None
     logging.info("all images of %d files can be decoded", len(files))

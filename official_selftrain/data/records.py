@@ -5,16 +5,19 @@ The names are those of the released code (and of Model Garden, which kept them),
 `image/segmentation/class/confidence` and `image/segmentation/next/...`.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
+import re
+import struct
 
 import numpy as np
 from PIL import Image
 
 from official_selftrain.errors import UserError
-from official_selftrain.files import replace, temporary_name
+from official_selftrain.files import matching, replace, temporary_name
 
 LARGEST_IMAGE = 2**29 - 1  # pixels; TensorFlow decodes no more
 Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a third, less than a large panorama
@@ -45,6 +48,7 @@ class ImageRecord:
         scores: `[N]` float32 in [0, 1], 1 for human labels.
         is_crowd: `[N]` bool.
         areas: `[N]` float32 in square pixels; computed from the boxes where not given.
+        texts: names of the classes of the boxes, or () where not known.
         mask: gray PNG bytes of class ids, as large as the image (255 is ignored), or b"".
         confidence: gray PNG bytes, 255 times the probability of each pixel's class in a pseudo
             mask, or b"".
@@ -68,6 +72,7 @@ class ImageRecord:
     scores: np.ndarray | None = None
     is_crowd: np.ndarray | None = None
     areas: np.ndarray | None = None
+    texts: tuple = ()
     mask: bytes = b""
     confidence: bytes = b""
     next_masks: bytes = b""
@@ -78,27 +83,42 @@ class ImageRecord:
     teacher: str = ""
 
     def __post_init__(self):
-        def put(name, value):
-            object.__setattr__(self, name, value)
-
-        boxes = np.asarray(self.boxes, "float32").reshape(-1, 4)
+        boxes = self._array("boxes", "float32")
+        if boxes.size % 4:
+            self._fail(f"boxes have four numbers each; given {boxes.size} in all")
+        boxes = boxes.reshape(-1, 4)
         self._check_boxes(boxes)
         boxes = np.clip(boxes, 0.0, 1.0)
-        put("boxes", boxes)
-        put("classes", np.asarray(self.classes, "int64"))
         count = len(boxes)
-        if self.scores is None:
-            put("scores", np.ones(count, "float32"))
-        if self.is_crowd is None:
-            put("is_crowd", np.zeros(count, bool))
-        if self.areas is None:
-            sides = (boxes[:, 2:] - boxes[:, :2]) * (self.height, self.width)
-            put("areas", sides.prod(axis=1).astype("float32"))
-        for field in ("classes", "scores", "is_crowd", "areas"):
-            if len(getattr(self, field)) != count:
-                self._fail(f"{count} boxes but {len(getattr(self, field))} {field}")
-        if count and self.classes.min() < 1:
-            self._fail(f"class ids start at 1 (0 is the background); given {self.classes.min()}")
+        sides = (boxes[:, 2:] - boxes[:, :2]) * (self.height, self.width)
+        columns = {
+            "classes": self._array("classes", "int64"),
+            "scores": self._array("scores", "float32", np.ones(count)),
+            "is_crowd": self._array("is_crowd", bool, np.zeros(count)),
+            "areas": self._array("areas", "float32", sides.prod(axis=1)),
+        }
+        for field, column in columns.items():
+            if column.shape != (count,):
+                self._fail(f"{count} boxes but {column.size} {field}")
+        if count and columns["classes"].min() < 1:
+            lowest = columns["classes"].min()
+            self._fail(f"class ids start at 1 (0 is the background); given {lowest}")
+        for field in ("scores", "areas"):
+            if not (np.isfinite(columns[field]) & (columns[field] >= 0)).all():
+                self._fail(f"{field} must be finite and not negative; given {columns[field]}")
+        try:
+            self.name.encode()
+        except UnicodeEncodeError:
+            self._fail("its name is not UTF-8 text")
+        for field, column in {**columns, "boxes": boxes}.items():
+            object.__setattr__(self, field, column)
+
+    def _array(self, field, dtype, default=()):
+        given = getattr(self, field)
+        try:
+            return np.asarray(default if given is None else given, dtype)
+        except (TypeError, ValueError, OverflowError) as error:
+            self._fail(f"{field} cannot be {np.dtype(dtype).name}: {error}")
 
     def relabelled(self, teacher, **labels):
         """The image with pseudo labels, fields of a record, in place of every label it has."""
@@ -121,7 +141,7 @@ class ImageRecord:
             self._fail("a box ends before it begins; the order is (ymin, xmin, ymax, xmax)")
 
     def _fail(self, fault):
-        raise UserError(f"image {self.name or self.image_id}: {fault}")
+        raise UserError(f"image {self.name or self.image_id}: {fault}") from None
 
 
 def to_example(record):
@@ -151,6 +171,8 @@ def to_example(record):
         "image/object/area": floats(record.areas),
         "image/object/is_crowd": ints(*record.is_crowd.astype(int).tolist()),
     }
+    if record.texts:
+        features["image/object/class/text"] = bytes_(*(text.encode() for text in record.texts))
     for column, side in enumerate(("ymin", "xmin", "ymax", "xmax")):
         features[f"image/object/bbox/{side}"] = floats(record.boxes[:, column])
     if record.label >= 0:
@@ -170,7 +192,7 @@ def from_example(serialized, where="record"):
         where: named in errors.
 
     Raises:
-        UserError: if it is no example, or has no image.
+        UserError: if it is no example, has no image, or holds what no record can be made of.
     """
     import tensorflow as tf
 
@@ -180,43 +202,89 @@ def from_example(serialized, where="record"):
         raise UserError(
             f"{where} is not a tf.train.Example; was it written by another program?"
         ) from None
+    name = b"".join(features["image/filename"].bytes_list.value[:1]).decode(errors="replace")
+    where += f" ({name})" if name else ""
+    try:
+        return _record(features)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{where} cannot be read: {type(error).__name__}: {error}") from None
+
+
+def _record(features):
+    def values(key, kind):
+        found = features[key].WhichOneof("kind") if key in features else None
+        content = getattr(features[key], found).value if found else []
+        if len(content) and found != kind:
+            raise UserError(f"feature {key!r} is a {found}, and must be a {kind}")
+        return content
+
+    def data(key):
+        return next(iter(values(key, "bytes_list")), b"")
+
+    def texts(key):
+        try:
+            return tuple(value.decode() for value in values(key, "bytes_list"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"feature {key!r} is not UTF-8 text: {error.object[:80]!r}") from None
 
     def text(key):
-        values = features[key].bytes_list.value
-        return values[0] if values else b""
+        return next(iter(texts(key)), "")
 
     def ints(key):
-        return np.array(features[key].int64_list.value, "int64")
+        return np.array(values(key, "int64_list"), "int64")
 
     def floats(key):
-        return np.array(features[key].float_list.value, "float32")
+        return np.array(values(key, "float_list"), "float32")
 
-    encoded = text("image/encoded")
+    encoded = data("image/encoded")
     if not encoded:
-        raise UserError(f"{where} has no image (feature 'image/encoded')")
-    height, width = ints("image/height"), ints("image/width")
-    if not (height.size and width.size and height[0] > 0 and width[0] > 0):
-        height, width = ([side] for side in tf.io.decode_image(encoded).shape[:2])
-    source_id = text("image/source_id").decode()
+        raise UserError("it has no image (feature 'image/encoded')")
+    height, width = _size(encoded, "image")
+    sides = {side: floats(f"image/object/bbox/{side}") for side in ("ymin", "xmin", "ymax", "xmax")}
+    if len({len(side) for side in sides.values()}) > 1:
+        counts = ", ".join(f"{len(values)} {side}" for side, values in sides.items())
+        raise UserError(f"its boxes have columns of different lengths: {counts}")
+    pngs = {field: data(key) for field, key in PNGS.items()}
+    for field in ("mask", "confidence"):
+        if pngs[field] and (size := _size(pngs[field], field)) != (height, width):
+            raise UserError(f"its {field} has {size} pixels, its image {(height, width)}")
     label = ints("image/class/label")
-    columns = [floats(f"image/object/bbox/{side}") for side in ("ymin", "xmin", "ymax", "xmax")]
+    source_id = features["image/source_id"].int64_list.value
+    source_id = str(source_id[0]) if source_id else text("image/source_id")
     return ImageRecord(
-        image_id=int(source_id) if source_id.isdecimal() else hashed_id(source_id or encoded),
+        image_id=_image_id(source_id, encoded),
         encoded=encoded,
-        height=int(height[0]),
-        width=int(width[0]),
-        name=text("image/filename").decode(),
-        boxes=np.stack(columns, axis=-1),
+        height=int(height),
+        width=int(width),
+        name=text("image/filename"),
+        boxes=np.stack(list(sides.values()), axis=-1),
         classes=ints("image/object/class/label"),
         scores=_or_none(floats("image/object/score")),
         is_crowd=_or_none(ints("image/object/is_crowd").astype(bool)),
         areas=_or_none(floats("image/object/area")),
-        **{field: text(key) for field, key in PNGS.items()},
+        texts=texts("image/object/class/text"),
+        **pngs,
         label=int(label[0]) if label.size else -1,
-        origin=text("image/origin").decode() or "human",
-        dataset=text("image/dataset").decode(),
-        teacher=text("image/teacher").decode(),
+        origin=text("image/origin") or "human",
+        dataset=text("image/dataset"),
+        teacher=text("image/teacher"),
     )
+
+
+def _size(encoded, what):
+    """(height, width) that the header of an image tells; what a record says may be wrong."""
+    try:
+        return Image.open(io.BytesIO(encoded)).size[::-1]
+    except Exception:
+        raise UserError(f"its {what} cannot be decoded: it is no image of a known format") from None
+
+
+def _image_id(source_id, encoded):
+    """Numbers are ids; other texts are hashed, and without any the image is."""
+    number = int(source_id) if source_id.isdecimal() else -1
+    return number if 0 <= number < 2**63 else hashed_id(source_id or encoded)
 
 
 def _or_none(array):
@@ -290,61 +358,203 @@ def decode(serialized):
 
 
 def matching_files(patterns):
-    """Sorted files of a glob, or of several joined by commas.
+    """TFRecord files of a path, a glob, several of them joined by commas, or a list of them.
+
+    A path that exists is that path, whatever commas, stars and brackets are in it; a folder stands
+    for the files `*.tfrecord` in it.
 
     Raises:
-        UserError: naming the pattern that matches nothing.
+        UserError: naming the pattern that matches no file.
     """
-    files = []
-    for pattern in patterns.split(","):
-        path = pathlib.Path(pattern.strip())
-        found = sorted(str(p) for p in path.parent.glob(path.name))
-        if not found:
-            raise UserError(f"no file matches {pattern.strip()!r}")
-        files += found
-    return files
+    if isinstance(patterns, (str, os.PathLike)):
+        patterns = _split(str(patterns))
+    found = []
+    for pattern in patterns:
+        files = _files(pattern)
+        if not files:
+            what = f"the folder {pattern} has no file *.tfrecord"
+            raise UserError(what if os.path.isdir(pattern) else f"no file matches {pattern!r}")
+        found += files
+    return list(dict.fromkeys(found))
 
 
-def read(files):
+def _split(patterns):
+    """Parts of a text at its commas, other than those of a name that exists."""
+    pieces = patterns.split(",")
+    while pieces:
+        joined = (",".join(pieces[:count]).strip() for count in range(len(pieces), 0, -1))
+        part = next(filter(_files, joined), pieces[0].strip())
+        yield part
+        pieces = pieces[part.count(",") + 1 :]
+
+
+def _files(pattern):
+    folder, paths = matching(pattern)
+    if os.path.isdir(pattern):
+        folder, paths = paths[0], sorted(paths[0].glob("*.tfrecord"))
+    hidden = re.compile(r"(^|/)\.")
+    return [
+        str(path) for path in paths
+        if path.is_file() and not hidden.search(path.relative_to(folder).as_posix())
+    ]  # fmt: skip
+
+
+# --- Files -----------------------------------------------------------------------------------
+
+CRC = [0] * 256
+for _index in range(256):
+    _value = _index
+    for _ in range(8):
+        _value = _value >> 1 ^ (0x82F63B78 if _value & 1 else 0)
+    CRC[_index] = _value
+
+
+def _checksum(data):
+    """The masked CRC-32C of TFRecords."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC[(crc ^ byte) & 255] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def compression(file):
+    """ "GZIP" or "ZLIB" of a TFRecord file that is compressed as a whole, else "".
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise UserError(f"{file} is not a regular file (a folder, device or pipe?)")
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(12)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from None
+    if len(start) < 12 or struct.unpack("<I", start[8:])[0] == _checksum(start[:8]):
+        return ""
+    if start.startswith(b"\x1f\x8b\x08"):
+        return "GZIP"
+    return "ZLIB" if start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0 else ""
+
+
+def read(files, on_fault=None):
     """Records of TFRecord files, in order.
 
+    Args:
+        files: paths, or one; compressed ones are read, too.
+        on_fault: function of a `UserError` that is called for a record that cannot be read, and for
+            the rest of a file that breaks off; None raises it. The other records are read.
+
     Raises:
-        UserError: naming the file and the record that cannot be read.
+        UserError: naming the file and the record.
     """
+
+    def fault(error):
+        if on_fault is None:
+            raise error from None
+        on_fault(error)
+
+    for file in [files] if isinstance(files, (str, os.PathLike)) else files:
+        for index, serialized in _serialized(str(file), fault):
+            try:
+                record = from_example(serialized, f"record {index} of {file}")
+            except UserError as error:
+                fault(error)
+            else:
+                yield record
+
+
+def _serialized(file, fault):
+    """(index, bytes) of the records of a file that are as they were written."""
     import tensorflow as tf
 
-    for file in files:
-        index = 0
-        try:
-            for serialized in tf.data.TFRecordDataset(file).as_numpy_iterator():
-                yield from_example(serialized, f"record {index} of {file}")
-                index += 1
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"{file} breaks off at record {index} ({error.message.split(';')[0]}); "
-                "write it again with prepare_data"
-            ) from None
+    packed = compression(file)
+    # TensorFlow ends the process for lengths that do not fit into memory, hence the lengths come first.
+    offsets, broken = ([], None) if packed else _offsets(file)
+    index = 0
+    try:
+        stream = tf.data.TFRecordDataset(file, packed).take(-1 if packed else len(offsets))
+        for serialized in stream.as_numpy_iterator():
+            yield index, serialized
+            index += 1
+    except tf.errors.OpError:
+        if packed:
+            broken = _breaks_off(file, index)
+        # TensorFlow leaves the rest of a file out after the first damaged record.
+        for later, offset in enumerate(offsets[index:], index):
+            serialized = _undamaged(file, offset)
+            if serialized is None:
+                fault(UserError(f"record {later} of {file} is damaged (its checksum is wrong)"))
+            else:
+                yield later, serialized
+    if broken:
+        fault(broken)
+
+
+def _offsets(file):
+    """Where the records of a file begin, and a `UserError` if it breaks off, else None."""
+    found = []
+    with open(file, "rb") as stream:
+        end = os.fstat(stream.fileno()).st_size
+        place = 0
+        while place < end:
+            header = stream.read(12)
+            if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _checksum(header[:8]):
+                return found, _breaks_off(file, len(found))
+            following = place + 16 + int.from_bytes(header[:8], "little")
+            if following > end:
+                return found, _breaks_off(file, len(found))
+            found.append(place)
+            place = stream.seek(following)
+    return found, None
+
+
+def _breaks_off(file, index):
+    return UserError(
+        f"{file} breaks off at record {index}: it was cut, is damaged or is no TFRecord file; copy "
+        "it again, or remove it and repeat the command that wrote it"
+    )
+
+
+def _undamaged(file, offset):
+    with open(file, "rb") as stream:
+        stream.seek(offset)
+        serialized = stream.read(int.from_bytes(stream.read(12)[:8], "little"))
+        right = struct.unpack("<I", stream.read(4))[0] == _checksum(serialized)
+    return serialized if right else None
 
 
 def write(path, records):
     """Writes a TFRecord file that appears only when complete; returns the number of records.
 
     Raises:
-        UserError: if the folder cannot be written or the disk is full.
+        UserError: if the folder cannot be written or the disk is full. What the iterator `records`
+            raises passes as it is.
     """
     import tensorflow as tf
+
+    @contextlib.contextmanager
+    def writing():
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(f"cannot write {path}: {error}") from None
 
     temporary = temporary_name(path)
     count = 0
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with tf.io.TFRecordWriter(temporary) as writer:
-            for record in records:
-                writer.write(to_example(record))
-                count += 1
-        replace(temporary, path)
-    except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"cannot write {path}: {error}") from None
+        with writing():
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+            writer = tf.io.TFRecordWriter(temporary)
+        for record in records:
+            example = to_example(record)
+            with writing():
+                writer.write(example)
+            count += 1
+        with writing():
+            writer.close()
+            replace(temporary, path)
     finally:
         pathlib.Path(temporary).unlink(missing_ok=True)
     return count

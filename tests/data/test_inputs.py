@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import png, record
+from helpers import mask_png, png, record
 
 from official_selftrain.config import InputConfig, PseudoConfig
 from official_selftrain.data import inputs, records
@@ -104,10 +104,22 @@ def test_prediction_fills_the_last_batch_and_counts(files):
     np.testing.assert_array_equal(images[2], images[3])
 
 
-def test_undecodable_image_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoded": b"junk"},
+            r"record 1 of .*a.tfrecord \(bad.png\): its image cannot be",
+        ),
+        ({"mask": b"junk"}, r"record 1 of .*a.tfrecord \(bad.png\): its mask cannot be decoded"),
+        ({"encoded": png()[:-30]}, r"record 1 of .*a.tfrecord \(bad.png\) cannot be decoded: "),
+        ({"mask": mask_png()[:-30]}, r"record 1 of .*a.tfrecord \(bad.png\) cannot be decoded: "),
+    ],
+)
+def test_undecodable_record_is_named(tmp_path, changes, message):
     file = str(tmp_path / "a.tfrecord")
-    records.write(file, [record(), record(encoded=b"junk", name="bad.png")])
-    with pytest.raises(UserError, match=r"record 1 of .*a.tfrecord \(bad.png\) cannot be decoded"):
+    records.write(file, [record(), record(name="bad.png", **changes)])
+    with pytest.raises(UserError, match=message):
         inputs.find_bad_record([file])
 
 

@@ -86,7 +86,7 @@ def _firsts(count):
 
 def _read_file(file, problems):
     """Records of a TFRecord file whose images can be decoded."""
-    for record in records.read([file]):
+    for record in records.read([file], problems.add):
         try:
             where = f"{record.name or record.image_id} of {file}"
             stores.check_image(record.encoded, where, shown=lambda stored, turned: False)

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import posixpath
+import re
 import shlex
 import stat
 import tarfile
@@ -439,9 +440,10 @@ def _decoding(what, encoded, where):
         if isinstance(error, UnidentifiedImageError):
             reason = "it is no image of a known format"
         if isinstance(error, Image.DecompressionBombError):
+            size = re.search(r"\d+( x \d+)?", reason).group()
             reason = (
-                f"it has more than {LARGEST_IMAGE:,} pixels, the most that TensorFlow reads; scale "
-                "it, or cut it into tiles"
+                f"it has {size} pixels, and TensorFlow reads at most {LARGEST_IMAGE:,}; scale it, "
+                "or cut it into tiles"
             )
         if isinstance(error, MemoryError):
             reason = "there is not enough memory for it"
@@ -453,7 +455,7 @@ def _opened(encoded):
     """An image of which only the header has been read."""
     image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     if image.width * image.height > LARGEST_IMAGE:
-        raise Image.DecompressionBombError
+        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
     return image
 
 
