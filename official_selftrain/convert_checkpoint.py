@@ -12,7 +12,7 @@ import pathlib
 
 from absl import flags
 
-from official_selftrain import cli
+from official_selftrain import cli, files
 from official_selftrain import config as config_lib
 from official_selftrain.errors import UserError
 
@@ -40,14 +40,10 @@ def main():
     result = released.convert(FLAGS.checkpoint, values, size)
     summary = released.forward_summary(result.model)
     output = pathlib.Path(FLAGS.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".keras":
-        result.model.save(output)
-    else:
-        result.model.save_weights(output)
+    _save(result.model, output)
     stem = output.name.removesuffix(".keras").removesuffix(".weights.h5")
     recipe = output.with_name(stem + ".yaml")
-    recipe.write_text(config_lib.dump(result.config), encoding="utf-8")
+    files.write_text(recipe, config_lib.dump(result.config))
     print(f"loaded {len(result.mapped)} variables, checksum {result.checksum:08x}")
     for reason, count in collections.Counter(result.skipped.values()).items():
         print(f"skipped {count}: {reason}")
@@ -57,18 +53,49 @@ def main():
     return None
 
 
-def _back_to_tf1(model, prefix):
+def _save(model, output):
+    """Writes a model, or its weights, to a file that appears only when complete."""
+    suffix = ".keras" if output.suffix == ".keras" else ".weights.h5"
+    temporary = pathlib.Path(files.temporary_name(output) + suffix)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        model.save(temporary) if suffix == ".keras" else model.save_weights(temporary)
+        files.replace(temporary, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _back_to_tf1(file, prefix):
+    from official_selftrain import released
+
+    released.write_checkpoint(load_model(file), prefix)
+    print(f"wrote the TF1 checkpoint {prefix}")
+
+
+def load_model(file):
+    """The network of a `.keras` file. Code that a file may hold is not run.
+
+    Raises:
+        UserError: if it is missing, damaged, or holds something else.
+    """
     import keras
 
     import official_selftrain.applications.layers  # noqa: F401  registers what the model is made of
-    from official_selftrain import released
 
+    if not pathlib.Path(file).is_file():
+        raise UserError(f"the model {file} does not exist")
     try:
-        model = keras.saving.load_model(model, compile=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {FLAGS.checkpoint}: {' '.join(str(error).split())}") from None
-    released.write_checkpoint(model, prefix)
-    print(f"wrote the TF1 checkpoint {prefix}")
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # Keras and zipfile raise many kinds for damaged files
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{file} is no network that convert_checkpoint has written, or is damaged ({reason})"
+        ) from None
+    if not (isinstance(model, keras.Model) and model.weights):
+        raise UserError(f"{file} holds a {type(model).__name__}, which is no network")
+    return model
 
 
 if __name__ == "__main__":

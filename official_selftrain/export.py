@@ -9,8 +9,7 @@ import pathlib
 
 from absl import flags
 
-from official_selftrain import checkpoints, cli
-from official_selftrain import config as config_lib
+from official_selftrain import checkpoints, cli, files
 from official_selftrain.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -24,6 +23,9 @@ def main():
     if not weights:
         raise UserError("give --weights or --model_dir, a finished training")
     size = cli.image_size(FLAGS.image_size) or config.task.image_size
+    if min(size) < 1:
+        raise UserError(f"--image_size must be positive; given {FLAGS.image_size}")
+    # Not `config.changed`: a SpineNet also takes sizes that training does not, multiples of 8.
     task = config.task.model_copy(
         update={
             "image_size": size,
@@ -35,6 +37,7 @@ def main():
     from official_selftrain import serving
     from official_selftrain.models import build_model
 
+    serving.check_output(FLAGS.output, FLAGS.format)
     try:
         model = build_model(task)
     except ValueError as error:
@@ -49,14 +52,25 @@ def main():
 
 
 def num_classes(config, weights):
-    """The class count of the config, or of the training that the weights are from."""
+    """The class count of the config, or of the training that the weights are from.
+
+    Raises:
+        UserError: if neither tells.
+    """
     if config.task.num_classes is not None:
         return config.task.num_classes
     folder = pathlib.Path(weights)
     file = (folder if folder.is_dir() else folder.parent) / "classes.json"
     if not file.is_file():
         raise UserError(f"{file} is missing; say --params_override=task.num_classes=N")
-    return config_lib.load_file(file)["num_classes"]
+    values = files.read_json(file, "class list")
+    count = values.get("num_classes") if isinstance(values, dict) else None
+    if type(count) is not int or count < 2:
+        raise UserError(
+            f"{file} does not tell the number of classes (num_classes, 2 or more; found "
+            f"{count!r}); say --params_override=task.num_classes=N"
+        )
+    return count
 
 
 if __name__ == "__main__":

@@ -4,14 +4,18 @@ Facts: spec of the released code, sections 9 (names) and 13 (configurations).
 """
 
 import dataclasses
+import gzip
 import logging
 import pathlib
 import re
+import shutil
 import tarfile
 import tempfile
 import zlib
+from typing import Annotated, Literal
 
 import numpy as np
+import pydantic
 
 from official_selftrain import config as config_lib
 from official_selftrain.errors import UserError
@@ -97,6 +101,141 @@ _DEFAULTS = {
 _PARTS = {"identity": "none", "fpn": "fpn", "nasfpn": "nasfpn"}
 
 
+def _no_switch(value):
+    if isinstance(value, bool):
+        raise ValueError("a number is expected")
+    return value
+
+
+_Int = Annotated[int, pydantic.BeforeValidator(_no_switch)]
+_Float = Annotated[pydantic.FiniteFloat, pydantic.BeforeValidator(_no_switch)]
+_PARSER = {
+    "output_size": Annotated[list[_Int], pydantic.Field(min_length=2, max_length=2)],
+    "aug_rand_hflip": bool,
+    "aug_scale_min": _Float,
+    "aug_scale_max": _Float,
+    "aug_policy": str | None,
+    "max_num_instances": _Int,
+    "unmatched_threshold": _Float,
+}
+# What is read of a released configuration; it may hold more.
+_SCHEMA = {
+    "type": str,
+    "architecture": {
+        "backbone": str,
+        "multilevel_features": Literal[tuple(_PARTS)],
+        "num_classes": _Int,
+        "min_level": _Int,
+        "max_level": _Int,
+        "use_aspp": bool,
+        "use_pyramid_fusion": bool,
+    },
+    "batch_norm_activation": {
+        "activation": Literal["relu", "swish"],
+        "batch_norm_momentum": _Float,
+        "batch_norm_epsilon": _Float,
+        "batch_norm_trainable": bool,
+        "use_sync_bn": bool,
+    },
+    "spinenet": {
+        "model_id": str | int,
+        "init_drop_connect_rate": _Float | None,
+        "use_native_resize_op": bool,
+    },
+    "resnet": {"resnet_depth": _Int, "init_drop_connect_rate": _Float | None},
+    "fpn": {"fpn_feat_dims": _Int, "use_separable_conv": bool, "use_batch_norm": bool},
+    "nasfpn": {
+        "fpn_feat_dims": _Int,
+        "num_repeats": _Int,
+        "use_separable_conv": bool,
+        "use_sum_for_combination": bool,
+        "block_fn": str,
+        "activation": str | None,
+    },
+    "dropblock": {"dropblock_keep_prob": _Float | None, "dropblock_size": _Int | None},
+    "retinanet_head": {
+        "num_convs": _Int,
+        "num_filters": _Int,
+        "use_batch_norm": bool,
+        "use_separable_conv": bool,
+    },
+    "segmentation_head": {
+        "level": _Int,
+        "num_convs": _Int,
+        "upsample_factor": _Int,
+        "use_batch_norm": bool,
+        "use_separable_conv": bool,
+    },
+    "anchor": {"anchor_size": _Float, "num_scales": _Int, "aspect_ratios": list[_Float]},
+    "retinanet_parser": _PARSER,
+    "segmentation_parser": _PARSER,
+    "retinanet_loss": {
+        "focal_loss_alpha": _Float,
+        "focal_loss_gamma": _Float,
+        "huber_loss_delta": _Float,
+        "box_loss_weight": _Float,
+    },
+    "postprocess": {
+        "score_threshold": _Float,
+        "nms_iou_threshold": _Float,
+        "pre_nms_num_boxes": _Int,
+        "max_total_size": _Int,
+    },
+    "train": {
+        "train_batch_size": _Int,
+        "total_steps": _Int,
+        "l2_weight_decay": _Float,
+        "gradient_clip_norm": _Float,
+        "frozen_variable_prefix": str | None,
+        "optimizer": {"type": str, "momentum": _Float},
+        "learning_rate": {
+            "type": Literal["step", "cosine"],
+            "init_learning_rate": _Float,
+            "warmup_learning_rate": _Float,
+            "warmup_steps": _Int,
+            "learning_rate_steps": list[_Int],
+            "learning_rate_levels": list[_Float],
+        },
+    },
+    "eval": {"eval_batch_size": _Int},
+}
+
+
+def _group(name, fields):
+    """A pydantic model of nested `{key: type}`, none of which must be given."""
+    settings = pydantic.ConfigDict(extra="allow", protected_namespaces=())
+    kinds = {
+        key: (_group(key, kind) if isinstance(kind, dict) else kind, None)
+        for key, kind in fields.items()
+    }
+    return pydantic.create_model(name, __config__=settings, **kinds)
+
+
+_Released = _group("Released", _SCHEMA)
+
+
+def _explain(fault):
+    key = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "model_type":
+        message = "keys and values are expected"
+    return f"{key}: {message} (given {str(fault['input'])[:60]!r})"
+
+
+def _checked(values):
+    """The values of a released configuration, with the types that they must have.
+
+    Raises:
+        UserError: one line for all faults, each with its key.
+    """
+    try:
+        return _Released.model_validate(values).model_dump(exclude_unset=True)
+    except pydantic.ValidationError as error:
+        faults = [_explain(fault) for fault in error.errors()]
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise UserError(f"the released config: {'; '.join(faults[:5])}{more}") from None
+
+
 def experiment(values, found=None):
     """Nested dicts of an experiment config from a released configuration.
 
@@ -107,9 +246,11 @@ def experiment(values, found=None):
             decides sizes that no released configuration can express, such as a width.
 
     Raises:
-        UserError: for parts that the package does not have, or a checkpoint of something else.
+        UserError: for values of a wrong type, parts that the package does not have, or a checkpoint
+            of something else.
     """
     values, model = _params(values)
+    values = _checked(values)
     found = found or {}
     kind = {"retinanet": "detection", "segmentation": "segmentation"}.get(model)
     if model and kind is None:
@@ -122,6 +263,11 @@ def experiment(values, found=None):
     train, parser = values["train"], _parser(values)
     rate = train["learning_rate"]
     step_schedule = rate["type"] == "step"
+    if step_schedule and not {"learning_rate_steps", "learning_rate_levels"} <= rate.keys():
+        raise UserError(
+            "the released config: train.learning_rate.type is step, which needs "
+            "learning_rate_steps and learning_rate_levels beside it"
+        )
     _warn(
         {
             "train.optimizer.type": train["optimizer"]["type"] != "momentum",
@@ -162,7 +308,11 @@ def _policy(name):
 def _params(values):
     model = values.get("model")
     values = values.get("params", values)
+    if not isinstance(values, dict):
+        raise UserError(f"the released config: params must hold keys and values; given {values!r}")
     model = model or values.get("type")
+    if not isinstance(model, str | None):
+        raise UserError(f"the released config: the model is a name, retinanet; given {model!r}")
     if model is None and ("segmentation_head" in values or "segmentation_loss" in values):
         model = "segmentation"
     if model is None and ("retinanet_head" in values or "retinanet_loss" in values):
@@ -190,7 +340,7 @@ def _network(values, kind, found):
         )
     if found and backbone != found["backbone"]:
         raise UserError(f"the config is for {backbone}, the checkpoint holds {_describe(found)}")
-    neck = _PARTS.get(architecture.get("multilevel_features", ""), found.get("neck", "fpn"))
+    neck = _PARTS.get(architecture.get("multilevel_features"), found.get("neck", "fpn"))
     settings = values.get(neck, {})
     _refuse(
         {
@@ -222,7 +372,7 @@ def _network(values, kind, found):
         "neck_separable": settings.get("use_separable_conv", found.get("neck_separable", False)),
         "neck_sum_only": settings.get("use_sum_for_combination", False),
         "stochastic_depth": depth,
-        "drop_block": (drop["dropblock_keep_prob"], drop["dropblock_size"])
+        "drop_block": (drop["dropblock_keep_prob"], drop.get("dropblock_size"))
         if drop.get("dropblock_keep_prob")
         else None,
         "activation": norm.get("activation", "relu"),
@@ -304,8 +454,19 @@ def detect(shapes):
     """The architecture behind `{variable name: shape}`, in the terms of `config.NetworkConfig`.
 
     Raises:
-        UserError: if no head or backbone of the released code is among the names.
+        UserError: if no head or backbone of the released code is among the names, or a shape is of
+            no network.
     """
+    try:
+        return _architecture(shapes)
+    except (IndexError, KeyError, StopIteration, TypeError, ZeroDivisionError):
+        raise UserError(
+            "the variables of the checkpoint have shapes that no released network has; is it "
+            "damaged, or of another program?"
+        ) from None
+
+
+def _architecture(shapes):
     kind = _first(shapes, {"retinanet/": "detection", "segmentation/": "segmentation"})
     backbone = _first(shapes, {"spinenet/": "spinenet", "resnet": "resnet", "efficientnet-": "e"})
     if kind is None or backbone is None:
@@ -421,6 +582,14 @@ def _efficientnet(shapes):
 # --- Conversion ------------------------------------------------------------------------------
 
 
+# An EfficientNet-L2 with its optimizer slots has 6e9 bytes, and weights hardly compress.
+LARGEST_CHECKPOINT = 16 * 2**30
+LARGEST_RATIO, SMALL = 100, 16 * 2**20
+LARGEST_READ = 16 * 2**20
+MOST_MEMBERS = 10_000
+_CHECKPOINT_FILE = r"checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5}"
+
+
 def read_checkpoint(path):
     """`{variable name: array}` of a TF1 checkpoint.
 
@@ -428,29 +597,51 @@ def read_checkpoint(path):
         path: a prefix, a folder with one checkpoint or a `checkpoint` file, or a `.tar.gz` of one.
 
     Raises:
-        UserError: if there is none, several, or it is damaged.
+        UserError: if there is none, several, or it is damaged; if an archive unpacks to much more
+            than a checkpoint would.
     """
-    import tensorflow as tf
-
     path = pathlib.Path(path)
     if path.name.endswith((".tar.gz", ".tgz")):
         return _read_archive(path)
     if path.is_dir():
-        path = _prefix_in(path)
+        path = _prefix_in(path, path)
     path = path.with_suffix("") if path.suffix == ".index" else path
     if not path.with_name(path.name + ".index").is_file():
         raise UserError(
             f"no checkpoint at {path}: expected {path.name}.index and {path.name}.data-*; "
             "give a prefix, a folder or a .tar.gz"
         )
+    return _read_arrays(path, path)
+
+
+def _read_arrays(prefix, where):
+    """The arrays of a checkpoint, called `where` in errors."""
+    import tensorflow as tf
+
     try:
-        reader = tf.train.load_checkpoint(str(path))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reader = tf.train.load_checkpoint(str(prefix))
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        names = [name for name, dtype in types.items() if dtype != tf.string]
+        # A damaged index may tell shapes that no memory holds.
+        wanted = sum(np.prod(shapes[name], dtype=float) * types[name].size for name in names)
+        there = sum(f.stat().st_size for f in prefix.parent.glob(f"{_literal(prefix.name)}.data-*"))
+        if wanted > there:
+            raise UserError(f"{wanted:,.0f} bytes of weights in a file of {there:,}")
+        return {name: reader.get_tensor(name) for name in names}
+    except Exception as error:  # TensorFlow raises many kinds for damaged files
+        reason = _one_line(error).replace(str(prefix), prefix.name)
         raise UserError(
-            f"the checkpoint {path} is damaged or cut short ({reason}); fetch it again"
+            f"the checkpoint {where} is damaged or cut short ({reason}); fetch it again"
         ) from None
+
+
+def _literal(name):
+    """A name as a pattern that matches it alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def is_checkpoint(path):
@@ -489,27 +680,96 @@ def load_backbone(model, backbone, path):
         variable.assign(found[name])
 
 
-def _prefix_in(folder):
-    import tensorflow as tf
-
-    latest = tf.train.latest_checkpoint(str(folder))
+def _prefix_in(folder, where):
+    """The one checkpoint of a folder, or the newest as its `checkpoint` file tells."""
     prefixes = sorted(file.with_suffix("") for file in folder.rglob("*.index"))
-    if latest:
-        return pathlib.Path(latest)
-    if len(prefixes) != 1:
-        names = ", ".join(str(prefix.relative_to(folder)) for prefix in prefixes) or "none"
-        raise UserError(f"{folder} must hold one checkpoint (found: {names}); give its prefix")
-    return prefixes[0]
+    if len(prefixes) == 1:
+        return prefixes[0]
+    for state in sorted(folder.rglob("checkpoint")):
+        text = state.read_bytes().decode("utf-8", "replace") if state.is_file() else ""
+        newest = re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE)
+        # It may have been written elsewhere, with the path that it had there.
+        prefix = state.with_name(pathlib.PurePath(newest[1]).name) if newest else None
+        if prefix in prefixes:
+            return prefix
+    names = ", ".join(str(prefix.relative_to(folder)) for prefix in prefixes[:10]) or "none"
+    raise UserError(
+        f"{where} must hold one TF1 checkpoint, NAME.index and NAME.data-* (found: {names})"
+        + ("; unpack it, and give the prefix of one" if prefixes else "")
+    )
 
 
 def _read_archive(path):
     with tempfile.TemporaryDirectory() as folder:
         try:
-            with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot unpack {path}: {' '.join(str(error).split())}") from None
-        return read_checkpoint(folder)
+            others = _unpack(path, pathlib.Path(folder))
+        except UserError as error:
+            raise UserError(f"cannot unpack {path}: {error}") from None
+        except Exception as error:  # tarfile, gzip and zlib raise many kinds for damaged files
+            raise UserError(
+                f"cannot unpack {path}: {getattr(error, 'strerror', None) or _one_line(error)}; "
+                "fetch it again"
+            ) from None
+        try:
+            prefix = _prefix_in(pathlib.Path(folder), path)
+        except UserError as error:
+            also = f"; the archive holds {', '.join(map(repr, others[:5]))}" if others else ""
+            raise UserError(f"{error}{also}") from None
+        return _read_arrays(prefix, f"{prefix.relative_to(folder)} of {path}")
+
+
+def _unpack(path, folder):
+    """Unpacks the files of a checkpoint, and nothing else; returns the names of the others."""
+    most = min(LARGEST_CHECKPOINT, LARGEST_RATIO * path.stat().st_size + SMALL)
+    with open(path, "rb") as file:
+        compressed = file.peek(2)[:2] == b"\x1f\x8b"  # browsers unzip some downloads
+        stream = _Bounded(gzip.GzipFile(fileobj=file) if compressed else file, most)
+        others = []
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for number, member in enumerate(archive):
+                stream.count(member.size)
+                if number >= MOST_MEMBERS:
+                    raise UserError(f"it holds more than {MOST_MEMBERS:,} files")
+                name = pathlib.PurePosixPath(member.name)
+                if not (member.isfile() and re.fullmatch(_CHECKPOINT_FILE, name.name)):
+                    others.append(member.name)
+                elif name.is_absolute() or ".." in name.parts:
+                    raise UserError(f"{member.name!r} lies outside of the archive's folder")
+                else:
+                    target = folder / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.extractfile(member) as source, open(target, "wb") as copy:
+                        shutil.copyfileobj(source, copy, 2**20)
+    return others
+
+
+class _Bounded:
+    """A stream that refuses to grow beyond `most` bytes, or to be held in memory at once."""
+
+    def __init__(self, stream, most):
+        self.stream, self.most, self.counted = stream, most, 0
+        self.tell = stream.tell
+
+    def read(self, size=-1):
+        if not 0 <= size <= LARGEST_READ:
+            raise UserError(f"a name or header in it has {size:,} bytes; it is no checkpoint")
+        self._check(self.tell() + size)
+        return self.stream.read(size)
+
+    def seek(self, position):
+        self._check(position)
+        return self.stream.seek(position)
+
+    def count(self, size):
+        """Counts the bytes of a file, which may be more than the archive holds of it."""
+        self.counted += size
+        self._check(self.counted)
+
+    def _check(self, size):
+        if size > self.most:
+            raise UserError(
+                f"it unpacks to more than {self.most:,} bytes, which no checkpoint of its size does"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -630,13 +890,21 @@ def forward_summary(model):
 
 
 def write_checkpoint(model, prefix):
-    """Writes a model as a TF1 name-based checkpoint, from which `read_checkpoint` reads it back."""
+    """Writes a model as a TF1 name-based checkpoint, from which `read_checkpoint` reads it back.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     import tensorflow as tf
 
     variables = variables_by_name(model)
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=list(variables),
-        shape_and_slices=[""] * len(variables),
-        tensors=[tf.convert_to_tensor(variable) for variable in variables.values()],
-    )
+    try:
+        pathlib.Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        tf.raw_ops.SaveV2(
+            prefix=str(prefix),
+            tensor_names=list(variables),
+            shape_and_slices=[""] * len(variables),
+            tensors=[tf.convert_to_tensor(variable) for variable in variables.values()],
+        )
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f"cannot write the checkpoint {prefix}: {_one_line(error)}") from None

@@ -4,19 +4,23 @@ The SavedModel holds everything from encoded images to detections or class maps,
 output names of the released code (reference section 22); the others hold the network alone.
 """
 
-import importlib.util
+import contextlib
 import logging
 import pathlib
+import shutil
 
 import numpy as np
 import tensorflow as tf
 
+from official_selftrain import extras, files
 from official_selftrain.data import augment
 from official_selftrain.errors import UserError
 from official_selftrain.ops import nms as nms_ops
 
 SOFT_SIGMA = 0.3  # the paper's Soft-NMS
 NMS = ("hard", "soft", "none")
+SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx"}
+SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 
 
 class Detector:
@@ -105,10 +109,15 @@ class ClassMap:
 def save_model(model, config, folder, batch_size=None, nms="hard"):
     """Writes a SavedModel that TensorFlow alone can run, and compares it with the model.
 
+    It appears in `folder` only when it is complete and has been compared; an earlier export there
+    is replaced.
+
     Signatures, each also returning `image_info` `[B, 4, 2]` (original size, network size, scale per
     axis, offset): `image_bytes` (also `serving_default`), JPEG or PNG strings `[B]`; `tf_example`,
     serialized examples with `image/encoded` `[B]`; `image_tensor`, uint8 `[B, H, W, 3]` of any
-    size; `raw_image_tensor`, float32 `[B, H, W, 3]`, normalised and of the network's size.
+    size; `raw_image_tensor`, float32 `[B, H, W, 3]`, normalised and of the network's size. The
+    first two turn an image as its EXIF orientation says, and all sizes and boxes are of the image
+    as it is shown; the others take pixels that have been turned.
 
     Args:
         model: the network.
@@ -119,9 +128,14 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
 
     Returns:
         The largest difference between the written file and the model on one image of noise.
+
+    Raises:
+        UserError: if `folder` holds anything else, or numbers of the network are not finite.
     """
     import keras
 
+    check_output(folder, "saved_model")
+    check_finite(model)
     size = tuple(model.input.shape[1:3])
     config = config.model_copy(update={"image_size": size})
     segments = config.kind == "segmentation"
@@ -143,8 +157,14 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     signatures = _signatures(answer, size, batch_size)
     for name, (function, spec) in signatures.items():
         archive.add_endpoint(name, function, [spec])
-    archive.write_out(str(folder), verbose=False)
-    return _difference(signatures["raw_image_tensor"][0], folder, [batch_size or 1, *size, 3])
+    with _appearing(folder) as temporary:
+        with _quiet():
+            archive.write_out(temporary, verbose=False)
+        function = signatures["raw_image_tensor"][0]
+        difference = _difference(function, temporary, [batch_size or 1, *size, 3])
+        if not np.isfinite(difference):
+            raise UserError(f"the written file returns numbers that are not finite; {NOT_FINITE}")
+    return difference
 
 
 def _signatures(answer, size, batch_size):
@@ -185,7 +205,7 @@ def _signatures(answer, size, batch_size):
 
 def _decode(encoded):
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+    return upright(tf.ensure_shape(image, [None, None, 3]), exif_orientation(encoded))
 
 
 def _decode_example(serialized):
@@ -205,7 +225,7 @@ def _difference(function, folder, shape):
         else:
             distance = tf.abs(tf.cast(value, tf.float32) - tf.cast(saved[name], tf.float32))
             differences.append(float(tf.reduce_max(distance)))
-    return max(differences)
+    return float(np.max(differences))  # unlike max(), not finite where one of them is not
 
 
 def save_network(model, file, kind, batch_size=None):
@@ -218,20 +238,200 @@ def save_network(model, file, kind, batch_size=None):
         batch_size: None for any.
 
     Raises:
-        UserError: if the converter is not installed.
+        UserError: if the converter is not installed or fails, or numbers of the network are not
+            finite.
     """
     import keras
 
-    needed = {"tflite": ["ai_edge_litert"], "onnx": ["tf2onnx", "onnx"]}[kind]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"writing {kind} needs {' and '.join(missing)}: "
-            'pip install "official_selftrain[export]"'
-        )
-    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+    check_output(file, kind)
+    for module in {"tflite": ["ai_edge_litert"], "onnx": ["onnx", "tf2onnx"]}[kind]:
+        extras.import_extra(module, "export", f"writing {kind}")
+    check_finite(model)
     shape = (batch_size, *model.input.shape[1:])
     signature = [keras.InputSpec(shape=shape, dtype="float32", name="images")]
-    logging.getLogger("tf2onnx").setLevel(logging.WARNING)
-    kind = {"tflite": "litert", "onnx": "onnx"}[kind]
-    model.export(str(file), format=kind, input_signature=signature, verbose=False)
+    format_ = {"tflite": "litert", "onnx": "onnx"}[kind]
+    with _appearing(file, SUFFIXES[kind]) as temporary, _quiet():
+        try:
+            model.export(temporary, format=format_, input_signature=signature, verbose=False)
+        except Exception as error:  # each converter raises its own
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise UserError(f"the network cannot be written as {kind}: {reason}") from None
+
+
+# --- What is written, and where -----------------------------------------------------------------
+
+NOT_FINITE = "did the training diverge? Take the weights of an earlier checkpoint"
+
+
+def check_finite(model):
+    """Checks the weights of a network, and its outputs for one image of noise.
+
+    Raises:
+        UserError: naming what is not finite (NaN or infinity).
+    """
+    for variable in model.weights:
+        if not np.isfinite(np.asarray(variable)).all():
+            raise UserError(f"the weights {variable.path} are not finite; {NOT_FINITE}")
+    image = np.random.default_rng(0).standard_normal((1, *model.input.shape[1:]))
+    for name, value in model(image.astype("float32"), training=False).items():
+        if not np.isfinite(np.asarray(value)).all():
+            raise UserError(f"the network returns {name} that are not finite; {NOT_FINITE}")
+
+
+def check_output(path, kind):
+    """Checks that nothing but an earlier export stands where one is to be written.
+
+    Args:
+        path: folder of a SavedModel, or file.
+        kind: "saved_model", "tflite" or "onnx".
+
+    Raises:
+        UserError: if something else is there.
+    """
+    path = pathlib.Path(path)
+    if kind != "saved_model":
+        if path.suffix != SUFFIXES[kind]:
+            raise UserError(f"the {kind} file must end in {SUFFIXES[kind]}; given {path}")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; give the {kind} file to write")
+    elif path.is_dir():
+        others = sorted({file.name for file in path.iterdir()} - SAVED_MODEL)
+        if others:
+            raise UserError(
+                f"the folder {path} holds {others[0]!r}, which is not of an earlier export; give "
+                "a new or an empty folder"
+            )
+    elif path.exists():
+        raise UserError(f"{path} is a file; a SavedModel is a folder")
+
+
+@contextlib.contextmanager
+def _appearing(path, suffix=""):
+    """A temporary name that becomes `path` when the block ends without an error."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(files.temporary_name(path) + suffix)
+    try:
+        yield str(temporary)
+        if path.is_dir():
+            shutil.rmtree(path)
+        if temporary.is_dir():
+            temporary.rename(path)
+        else:
+            files.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps what the writers say of names that they change, page after page, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "tf2onnx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --- EXIF orientation ---------------------------------------------------------------------------
+
+
+def upright(image, orientation):
+    """An image `[H, W, 3]` turned as its EXIF orientation, 1 to 8, says."""
+
+    def when(orientations, turn, image):
+        asked = tf.reduce_any(orientation == tf.constant(orientations))
+        return tf.cond(asked, lambda: turn(image), lambda: image)
+
+    image = when([5, 6, 7, 8], lambda x: tf.transpose(x, [1, 0, 2]), image)
+    image = when([2, 3, 6, 7], lambda x: tf.reverse(x, [1]), image)
+    return when([3, 4, 7, 8], lambda x: tf.reverse(x, [0]), image)
+
+
+def exif_orientation(encoded):
+    """The EXIF orientation, int32 1 to 8, of JPEG or PNG bytes; 1 for none, or a damaged one.
+
+    As in Pillow, an XMP packet of a JPEG file counts where EXIF says nothing.
+    """
+    is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
+    value = tf.cond(
+        is_png, lambda: _orientation_in_png(encoded), lambda: _orientation_in_jpeg(encoded)
+    )
+    return tf.where((value >= 1) & (value <= 8), tf.cast(value, tf.int32), 1)
+
+
+def _orientation_in_png(encoded):
+    """0 for none. These four letters are not met by chance before a TIFF header."""
+    parts = tf.strings.split(encoded, "eXIf", maxsplit=1)
+    return _orientation_in_tiff(tf.concat([parts, [b""]], axis=0)[1])
+
+
+def _orientation_in_jpeg(encoded):
+    """The orientation in the first EXIF segment, else in the first XMP segment; 0 for none."""
+    number, size = _reader(encoded)
+
+    def before_the_pixels(place, exif, xmp):
+        ends = tf.constant([0xD9, 0xDA], tf.int64)
+        return (number(place, 1) == 0xFF) & ~tf.reduce_any(number(place + 1, 1) == ends)
+
+    def step(place, exif, xmp):
+        segment = (number(place, 2) == 0xFFE1) & (place + 4 < size)
+        head = number(place + 4, 4)
+        exif = tf.where(segment & (head == 0x45786966) & (exif == 0), place, exif)  # "Exif"
+        xmp = tf.where(segment & (head == 0x68747470) & (xmp == 0), place, xmp)  # "http"
+        length = tf.where(number(place + 1, 1) == 0xFF, -one, number(place + 2, 2))  # or padding
+        return place + 2 + length, exif, xmp
+
+    def content(place, skipped):
+        start = tf.minimum(place + 4 + skipped, size)
+        length = tf.maximum(number(place + 2, 2) - 2 - skipped, 0)
+        return tf.where(place > 0, tf.strings.substr(encoded, start, length), b"")
+
+    zero, one = tf.constant(0, tf.int64), tf.constant(1, tf.int64)
+    start = tf.where(number(zero, 2) == 0xFFD8, 2 * one, size)
+    _, exif, xmp = tf.while_loop(before_the_pixels, step, (start, zero, zero))
+    value = _orientation_in_tiff(content(exif, 6))
+    return tf.where(value > 0, value, _orientation_in_xmp(content(xmp, 0)))
+
+
+def _orientation_in_tiff(tiff):
+    """The value of tag 274 in the first directory of a TIFF, 0 without one."""
+    number, size = _reader(tiff)
+    head = tf.strings.substr(tiff, 0, 4)
+    little = head == b"II*\0"
+    directory = number(tf.constant(4, tf.int64), 4, little)
+    count = tf.minimum(number(directory, 2, little), size // 12)
+    entries = directory + 2 + 12 * tf.range(count)
+    kind = number(entries + 2, 2, little)
+    short, long = kind == 3, kind == 4
+    found = (number(entries, 2, little) == 274) & (number(entries + 4, 4, little) == 1)
+    found &= (short | long) & (entries + 12 <= size) & (little | (head == b"MM\0*"))
+    values = tf.where(short, number(entries + 8, 2, little), number(entries + 8, 4, little))
+    return tf.concat([[0], values[found]], axis=0)[-1]
+
+
+def _orientation_in_xmp(packet):
+    digit = tf.strings.regex_replace(packet, r"^\C*?tiff:Orientation(?:=\"|>)([0-9])\C*$", r"\1")
+    number, size = _reader(digit)
+    return tf.where(size == 1, number(tf.constant(0, tf.int64), 1) - ord("0"), 0)
+
+
+def _reader(text):
+    """A function (places, width, little endian) -> unsigned numbers int64, zero bytes beyond the
+    end; and the length of the string."""
+    size = tf.cast(tf.strings.length(text), tf.int64)
+    data = tf.concat([tf.io.decode_raw(text, tf.uint8), [0]], axis=0)
+
+    def number(places, width, little=False):
+        at = tf.minimum(places[..., None] + tf.range(width, dtype=tf.int64), size)
+        powers = 256 ** tf.range(width, dtype=tf.int64)
+        powers = tf.where(little, powers, powers[::-1])
+        return tf.reduce_sum(tf.cast(tf.gather(data, at), tf.int64) * powers, axis=-1)
+
+    return number, size

@@ -1,17 +1,22 @@
 """Released checkpoints: conversion, and three training steps from their start."""
 
+import gzip
+import io
 import json
 import subprocess
 import sys
 import tarfile
+import tempfile
+import zipfile
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config as config_lib
-from official_selftrain import losses, released, training
+from official_selftrain import convert_checkpoint, losses, released, training
 from official_selftrain.applications import efficientnet
 from official_selftrain.errors import UserError
 from official_selftrain.models import build_model
@@ -241,6 +246,205 @@ def test_truncated_missing_and_foreign_checkpoints_are_refused(folder, tmp_path)
         released.read_checkpoint(tmp_path / "half.tar.gz")
 
 
+# --- Files from outside ----------------------------------------------------------------------
+
+
+def write_checkpoint(prefix, **arrays):
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=list(arrays.values()),
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A folder with a checkpoint of two variables."""
+    folder = tmp_path_factory.mktemp("small")
+    write_checkpoint(folder / "model.ckpt", a=np.arange(600.0), step=np.int64(7))
+    return folder
+
+
+def pack(path, *files, mode="w:gz", **members):
+    """An archive of files, and of members `{name: bytes or TarInfo}`."""
+    with tarfile.open(path, mode) as archive:
+        for file in files:
+            archive.add(file, file.name)
+        for name, content in members.items():
+            member = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            data = b"" if isinstance(content, tarfile.TarInfo) else content
+            member.size = member.size or len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def entry(name, kind, target=""):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+def test_only_the_files_of_a_checkpoint_are_unpacked(small, tmp_path, mode):
+    others = {
+        "../model.pb": b"out",
+        "link": entry("link", tarfile.SYMTYPE, "/etc/hostname"),
+        "device.index": entry("device.index", tarfile.CHRTYPE),
+        "photo.jpg": b"x",
+    }
+    archive = pack(tmp_path / "a.tar.gz", *small.iterdir(), mode=mode, **others)
+    arrays = released.read_checkpoint(archive)
+    assert sorted(arrays) == ["a", "step"] and arrays["a"][-1] == 599
+    assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_an_archive_without_a_checkpoint_names_what_it_holds(tmp_path):
+    archive = pack(tmp_path / "a.tar.gz", **{"photo.jpg": b"x", "labels.json": b"{}"})
+    with pytest.raises(UserError) as error:
+        released.read_checkpoint(archive)
+    assert str(error.value).startswith(f"{archive} must hold one TF1 checkpoint")
+    assert "'photo.jpg', 'labels.json'" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_errors_of_an_archive_name_it_and_not_the_temporary_folder(small, tmp_path):
+    index = (small / "model.ckpt.index").read_bytes()
+    cases = [
+        {"run/m.index": index},
+        {"run/m.index": index[:40], "run/m.data-00000-of-00001": b"x"},
+        {"a.index": index, "b.index": index},
+    ]
+    for number, members in enumerate(cases):
+        archive = pack(tmp_path / f"{number}.tar.gz", **members)
+        with pytest.raises(UserError) as error:
+            released.read_checkpoint(archive)
+        assert str(archive) in str(error.value)
+        assert tempfile.gettempdir() not in str(error.value).replace(str(tmp_path), "")
+
+
+def header(name, size, kind=tarfile.REGTYPE):
+    member = entry(name, kind)
+    member.size = size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header("a.index", 10**12), "unpacks to more than"),
+        (header("sparse.bin", 10**12), "unpacks to more than"),
+        (header("././@LongLink", 10**9, tarfile.GNUTYPE_LONGNAME), "a name or header in it has"),
+        (header("x", 10**9, tarfile.XHDTYPE), "a name or header in it has"),
+        (header("z.bin", 200 * 2**20) + bytes(200 * 2**20), "unpacks to more than"),
+        (header("../../a.index", 0), "lies outside"),
+        (header("/tmp/a.index", 0), "lies outside|must hold"),  # tarfile may strip the slash
+        (b"\0" * 5000, "must hold one TF1 checkpoint"),
+        (b"no archive at all" * 100, "cannot unpack .*fetch it again"),
+        (b"".join(header(f"{i}.txt", 0) for i in range(10_100)), "more than 10,000 files"),
+    ],
+)
+def test_archives_are_unpacked_within_limits(tmp_path, content, message):
+    archive = tmp_path / "a.tar.gz"
+    with gzip.open(archive, "wb", compresslevel=1) as file:
+        file.write(content)
+    with pytest.raises(UserError, match=message):
+        released.read_checkpoint(archive)
+
+
+def test_a_cut_archive_is_told(small, tmp_path):
+    whole = pack(tmp_path / "a.tar.gz", *small.iterdir()).read_bytes()
+    for part in (0, 1, 10, 100, len(whole) // 2, len(whole) - 100):
+        (tmp_path / "cut.tar.gz").write_bytes(whole[:part])
+        with pytest.raises(UserError, match=r"cut\.tar\.gz"):
+            released.read_checkpoint(tmp_path / "cut.tar.gz")
+    with pytest.raises(UserError, match="No such file"):
+        released.read_checkpoint(tmp_path / "absent.tar.gz")
+
+
+def test_of_several_checkpoints_the_newest_is_taken_or_all_are_named(small, tmp_path):
+    for file in small.iterdir():
+        for name in ("model.ckpt-1", "model.ckpt-2"):
+            copy = tmp_path / file.name.replace("model.ckpt", name)
+            copy.write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=r"found: model\.ckpt-1, model\.ckpt-2"):
+        released.read_checkpoint(tmp_path)
+    state = tmp_path / "checkpoint"
+    state.write_text('model_checkpoint_path: "/elsewhere/model.ckpt-2"\n')  # copied from there
+    assert released._prefix_in(tmp_path, tmp_path).name == "model.ckpt-2"
+    for text in ("", "model_checkpoint_path: 5", 'model_checkpoint_path: "gone"', "\0\xff"):
+        state.write_text(text)
+        with pytest.raises(UserError, match="must hold one"):
+            released.read_checkpoint(tmp_path)
+
+
+def test_flipped_bits_of_a_checkpoint_are_told_in_one_line(small, tmp_path):
+    names = ["model.ckpt.index", "model.ckpt.data-00000-of-00001"]
+    rng = np.random.default_rng(0)
+    for trial in range(60):
+        for name in names:
+            data = bytearray((small / name).read_bytes())
+            if name == names[trial % 2]:
+                data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+            (tmp_path / name).write_bytes(data)
+        try:
+            arrays = released.read_checkpoint(tmp_path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:  # a bit that carries nothing
+            np.testing.assert_array_equal(arrays["a"], np.arange(600.0))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"retinanet/class_net/class-predict/bias": (), "resnet50/conv2d/kernel": (7, 7, 3, 64)},
+        {"retinanet/x": (1,), "spinenet/conv2d_8/kernel": ()},
+        {"segmentation/conv2d/bias": (), "efficientnet-b0/stem/conv2d/kernel": (3,)},
+        {"retinanet/x": (), "fpn/p3-bn/beta": (), "resnet50/x": ()},
+    ],
+)
+def test_shapes_of_no_network_are_told(shapes):
+    with pytest.raises(UserError, match="shapes that no released network has"):
+        released.detect(shapes)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": 5}, "train: keys and values are expected (given '5')"),
+        ({"train": None}, "train: keys and values"),
+        ({"architecture": [1]}, "architecture: keys and values are expected (given '[1]')"),
+        ({"architecture": {"multilevel_features": "bifpn"}}, "'fpn' or 'nasfpn' (given 'bifpn')"),
+        ({"architecture": {"backbone": 7}}, "architecture.backbone"),
+        ({"architecture": {"num_classes": "many"}}, "architecture.num_classes"),
+        ({"train": {"total_steps": True}}, "train.total_steps: a number is expected"),
+        ({"train": {"l2_weight_decay": float("nan")}}, "train.l2_weight_decay"),
+        ({"train": {"optimizer": "momentum"}}, "train.optimizer: keys and values"),
+        ({"train": {"learning_rate": {"type": "linear"}}}, "train.learning_rate.type"),
+        ({"train": {"learning_rate": {"learning_rate_steps": 9}}}, "learning_rate_steps"),
+        (
+            {"type": "segmentation", "train": {"learning_rate": {"type": "step"}}},
+            "needs learning_rate_steps and learning_rate_levels",
+        ),
+        ({"retinanet_parser": {"output_size": 640}}, "retinanet_parser.output_size"),
+        ({"retinanet_parser": {"output_size": [640, 640, 3]}}, "at most 2 items"),
+        ({"anchor": {"aspect_ratios": "1"}}, "anchor.aspect_ratios"),
+        ({"batch_norm_activation": {"activation": "gelu"}}, "batch_norm_activation.activation"),
+        ({"dropblock": {"dropblock_keep_prob": 0.9}}, "drop_block"),
+        ({"spinenet": {"init_drop_connect_rate": "some"}}, "spinenet.init_drop_connect_rate"),
+        ({"eval": {"eval_batch_size": 0}}, "evaluation.batch_size"),
+        ({"params": 5}, "params must hold keys and values"),
+        ({"model": ["retinanet"]}, "the model is a name"),
+        ({"type": {}}, "the model is a name"),
+        ({5: 5}, "Keys should be strings"),
+    ],
+)
+def test_a_released_config_of_wrong_types_names_the_key(values, message):
+    with pytest.raises(UserError) as error:
+        config_lib.make(released.experiment(values))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_parts_that_do_not_exist_here_are_refused_by_name():
     with pytest.raises(UserError, match="head.use_separable_conv"):
         released.experiment({"retinanet_head": {"use_separable_conv": True}})
@@ -279,6 +483,74 @@ def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
     assert int(count) == 9 * (32**2 + 16**2 + 8**2 + 4**2 + 2**2)
     expected = load(folder / "inference.npz")["cls_3"]
     assert float(first) == pytest.approx(expected[0, 0, 0, 0], abs=1e-3 * float(expected.std()))
+
+
+def keras_file(path, **changes):
+    """A `.keras` file of a small network with some of its members replaced; None leaves one out."""
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members |= changes
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            if content is not None:
+                archive.writestr(name, content)
+    return path
+
+
+def class_config(module, name, **config):
+    return json.dumps({"module": module, "class_name": name, "config": config}).encode()
+
+
+RUN_CODE = "import pathlib; pathlib.Path('ran').touch()"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config.json": b"[1, 2]"}, "is no network"),
+        ({"config.json": b"{}"}, "is no network"),
+        ({"config.json": b"null"}, "is no network"),
+        ({"config.json": b"{"}, "is no network"),
+        ({"config.json": b"[" * 100_000}, "is no network"),
+        ({"config.json": None}, "is no network"),
+        ({"model.weights.h5": None}, "is no network"),
+        ({"model.weights.h5": b"text"}, "is no network"),
+        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "is no network"),
+        ({"config.json": class_config("os", "system", command="touch ran")}, "is no network"),
+        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "is no network"),
+        ({"config.json": class_config("subprocess", "Popen", args=["touch", "ran"])}, "no network"),
+        ({"config.json": class_config("keras.layers", "Lambda", function=RUN_CODE)}, "no network"),
+    ],
+)
+def test_strange_keras_files_are_told_in_one_line_and_run_nothing(
+    changes, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    file = keras_file(tmp_path / "model.keras", **changes)
+    with pytest.raises(UserError) as error:
+        convert_checkpoint.load_model(str(file))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+
+
+def test_damaged_keras_files_are_told_in_one_line(tmp_path):
+    whole = keras_file(tmp_path / "model.keras").read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(30):
+        data = bytearray(whole)
+        if trial % 2:
+            data = data[: rng.integers(len(data))]
+        else:
+            data[rng.integers(len(data))] ^= 255
+        (tmp_path / "damaged.keras").write_bytes(data)
+        try:
+            convert_checkpoint.load_model(str(tmp_path / "damaged.keras"))
+        except UserError as error:
+            assert "damaged.keras" in str(error) and "\n" not in str(error)
+    for name in ("absent.keras", "."):
+        with pytest.raises(UserError, match="does not exist"):
+            convert_checkpoint.load_model(str(tmp_path / name))
 
 
 # --- Configurations --------------------------------------------------------------------------

@@ -1,16 +1,20 @@
 """Exported files, run by what would run them: TensorFlow alone, LiteRT and ONNX Runtime."""
 
+import importlib
 import io
+import pathlib
+import struct
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from official_selftrain import config as config_lib
-from official_selftrain import serving
+from official_selftrain import export, serving
 from official_selftrain.applications.efficientnet import preprocess_input
 from official_selftrain.errors import UserError
 from official_selftrain.models import build_model
@@ -59,9 +63,13 @@ def noise(height, width):
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), "uint8")
 
 
-def encoded(image, kind):
+def encoded(image, kind, orientation=None):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera, whose name is stored beside the directory"
+    if orientation is not None:
+        exif[0x0112] = orientation
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
+    Image.fromarray(image).save(buffer, kind, exif=exif)
     return buffer.getvalue()
 
 
@@ -129,16 +137,18 @@ def test_detections_of_png_and_jpeg_equal_the_model(detector, saved_detector, tm
         np.testing.assert_array_equal(found["image_info"][index], info[0])
 
 
-def test_all_signatures_give_the_same_detections(saved_detector):
+def test_all_signatures_give_the_same_detections_of_a_turned_photo(saved_detector):
     signatures = tf.saved_model.load(str(saved_detector)).signatures
-    image = noise(60, 100)
+    photo = encoded(noise(60, 100), "PNG", orientation=6)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(photo))))
     example = tf.train.Example()
-    example.features.feature["image/encoded"].bytes_list.value.append(encoded(image, "PNG"))
+    example.features.feature["image/encoded"].bytes_list.value.append(photo)
     answers = [
-        signatures["image_bytes"](image_bytes=tf.constant([encoded(image, "PNG")])),
+        signatures["image_bytes"](image_bytes=tf.constant([photo])),
         signatures["tf_example"](tf_example=tf.constant([example.SerializeToString()])),
-        signatures["image_tensor"](image_tensor=tf.constant(image[None])),
+        signatures["image_tensor"](image_tensor=tf.constant(shown[None])),
     ]
+    np.testing.assert_array_equal(answers[0]["image_info"][0, 0], [100, 60])
     for answer in answers[1:]:
         for name, value in answer.items():
             np.testing.assert_allclose(value, answers[0][name], atol=1e-4, err_msg=name)
@@ -207,10 +217,176 @@ def test_tflite_gives_the_outputs_of_the_model(segmenter, tmp_path):
     assert np.abs(output - expected).max() < 1e-3 * expected.std() + 1e-5
 
 
-def test_missing_converter_names_the_extra(detector, tmp_path, monkeypatch):
-    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs tf2onnx and onnx.*\[export\]"):
+# --- EXIF orientation ------------------------------------------------------------------------
+
+PHOTO = noise(16, 24)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return tf.function(serving._decode, [tf.TensorSpec([], tf.string)], autograph=False)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize(("kind", "tolerance"), [("PNG", 0), ("JPEG", 3)])
+def test_images_are_turned_as_pillow_turns_them(decode, kind, tolerance, orientation):
+    photo = encoded(PHOTO, kind, orientation)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(photo))))
+    found = decode(photo).numpy()
+    assert found.shape == shown.shape == ((24, 16, 3) if 5 <= orientation <= 8 else (16, 24, 3))
+    # Two JPEG decoders differ by rounding; noise that is turned another way differs by 85.
+    assert np.abs(found.astype(int) - shown).mean() <= tolerance
+
+
+def jpeg(*segments):
+    """A JPEG of 16 x 24 pixels with application segments before its own."""
+    plain = encoded(PHOTO, "JPEG")
+    added = b"".join(struct.pack(">BBH", 255, m, len(s) + 2) + s for m, s in segments)
+    return plain[:2] + added + plain[2:]
+
+
+def tiff(*entries, order="<", head=None):
+    """An EXIF segment with directory entries (tag, kind, count, value)."""
+    head = head or {"<": b"II*\0", ">": b"MM\0*"}[order]
+    rows = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0" + head + struct.pack(f"{order}IH", 8, len(entries)) + rows + bytes(4)
+
+
+SHORT_6 = (274, 3, 1, b"\6\0\0\0")
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="%d"/>\xff'
+
+
+@pytest.mark.parametrize(
+    ("segments", "turned"),
+    [
+        ([(0xE1, tiff(SHORT_6))], True),
+        ([(0xE1, tiff((274, 3, 1, b"\0\6\0\0"), order=">"))], True),
+        ([(0xE1, tiff((274, 4, 1, b"\6\0\0\0")))], True),
+        ([(0xE0, b"JFIF" + bytes(10)), (0xE2, bytes(3000)), (0xE1, tiff(SHORT_6))], True),
+        ([(0xFE, b"Exif\0\0 and FFDA: \xff\xda"), (0xE1, tiff(SHORT_6))], True),
+        ([(0xE1, XMP % 1), (0xE1, tiff(SHORT_6))], True),
+        ([(0xE1, XMP % 6)], True),
+        ([(0xE1, tiff((274, 3, 1, b"\1\0\0\0"))), (0xE1, XMP % 6)], False),
+        ([(0xE1, XMP % 0)], False),
+        ([(0xED, tiff(SHORT_6))], False),  # not an EXIF segment
+        ([(0xE1, tiff((274, 2, 1, b"\6\0\0\0")))], False),  # text
+        ([(0xE1, tiff((274, 3, 2, b"\6\0\6\0")))], False),
+        ([(0xE1, tiff((274, 3, 1, b"\xff\xff\0\0")))], False),
+        ([(0xE1, tiff((275, 3, 1, b"\6\0\0\0")))], False),
+        ([(0xE1, tiff(SHORT_6, head=b"ABCD"))], False),
+        ([(0xE1, tiff(SHORT_6)[:24])], False),  # cut
+        ([(0xE1, b"Exif\0\0II*\0\xff\xff\xff\xff")], False),  # a directory far away
+        ([(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff")], False),  # of 65,535 entries
+        ([(0xE1, b"Exif\0\0")], False),
+        ([(0xE1, b"")], False),
+    ],
+)
+def test_orientations_in_odd_and_damaged_segments(decode, segments, turned):
+    image = jpeg(*segments)
+    assert decode(image).shape == ((24, 16, 3) if turned else (16, 24, 3))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\neXIfII*\0", b"GIF89a"],
+)
+def test_bytes_that_end_early_have_no_orientation(data):
+    assert int(serving.exif_orientation(data)) == 1
+
+
+# --- What is refused, and what is left behind ------------------------------------------------
+
+
+@pytest.mark.parametrize("problem", [ModuleNotFoundError("none", name="onnx"), OSError("x.so")])
+def test_missing_and_broken_converters_name_the_extra(detector, tmp_path, monkeypatch, problem):
+    def fail(name):
+        raise problem
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(UserError, match=r"writing onnx needs the extra.*\[export\]"):
         serving.save_network(detector[0], tmp_path / "m.onnx", "onnx")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "message"),
+    [
+        ("kernel", np.nan, "the weights .*kernel are not finite"),
+        ("bias", np.inf, "the weights .*bias are not finite"),
+        ("moving_variance", -1.0, "the network returns .* that are not finite"),
+    ],
+)
+def test_networks_that_are_not_finite_are_refused(detector, tmp_path, leaf, value, message):
+    model, config = detector
+    variable = next(v for v in reversed(model.weights) if v.name == leaf)
+    before = np.array(variable)
+    variable.assign(np.full(before.shape, value))
+    try:
+        with pytest.raises(UserError, match=message):
+            serving.save_model(model, config, tmp_path / "model")
+        with pytest.raises(UserError, match=message):
+            serving.save_network(model, tmp_path / "model.onnx", "onnx")
+    finally:
+        variable.assign(before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_the_comparison_sees_nan(position, monkeypatch):
+    """A NaN is seen wherever it is among the outputs."""
+    values = [tf.constant([1.0]), tf.constant([2.0])]
+    saved = dict(zip("ab", values, strict=True))
+    values[position] = tf.constant([np.nan])
+
+    loaded = types.SimpleNamespace(signatures={"raw_image_tensor": lambda raw_image_tensor: saved})
+    monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
+    difference = serving._difference(lambda x: dict(zip("ab", values, strict=True)), "x", [1])
+    assert np.isnan(difference)
+
+
+def test_output_folders_and_files_are_not_mixed_up(tmp_path):
+    (tmp_path / "export" / "variables").mkdir(parents=True)
+    (tmp_path / "export" / "saved_model.pb").touch()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    for path, kind in [("new", "saved_model"), ("export", "saved_model"), ("a.onnx", "onnx")]:
+        serving.check_output(tmp_path / path, kind)
+    for path, kind, message in [
+        ("photos", "saved_model", "holds 'a.jpg', which is not of an earlier export"),
+        ("export/saved_model.pb", "saved_model", "is a file; a SavedModel is a folder"),
+        ("model.h5", "onnx", "the onnx file must end in .onnx"),
+        ("model.onnx", "tflite", "the tflite file must end in .tflite"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            serving.check_output(tmp_path / path, kind)
+
+
+def test_an_export_appears_when_it_is_complete(tmp_path):
+    def write(content, fail=False):
+        with serving._appearing(tmp_path / "model") as temporary:
+            pathlib.Path(temporary).mkdir()
+            (pathlib.Path(temporary) / content).touch()
+            if fail:
+                raise UserError("stopped")
+
+    with pytest.raises(UserError):
+        write("first", fail=True)
+    assert not list(tmp_path.iterdir())
+    write("second")
+    write("third")
+    with pytest.raises(UserError):
+        write("fourth", fail=True)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["model", "model/third"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "{}", '{"num_classes": "3"}', '{"num_classes": 1}', '{"num_classes": true}'],
+)
+def test_a_damaged_class_list_asks_for_the_number(tmp_path, content):
+    (tmp_path / "classes.json").write_text(content)
+    config = config_lib.load_experiment("demo")
+    with pytest.raises(UserError, match=r"num_classes=N|is not valid JSON"):
+        export.num_classes(config_lib.make(config), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +399,10 @@ def test_missing_converter_names_the_extra(detector, tmp_path, monkeypatch):
         (
             ["--experiment=coco_spinenet49", "--output=x", "--weights=no", "--image_size=big"],
             "--image_size takes SIDE or HEIGHT,WIDTH",
+        ),
+        (
+            ["--experiment=coco_spinenet49", "--output=x", "--weights=no", "--image_size=0"],
+            "--image_size must be positive",
         ),
     ],
 )
