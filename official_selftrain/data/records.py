@@ -470,7 +470,7 @@ def _serialized(file, fault):
     import tensorflow as tf
 
     packed = compression(file)
-    # TensorFlow ends the process for lengths that do not fit into memory, hence the lengths come first.
+    # TensorFlow ends the process for lengths that do not fit into memory: lengths come first.
     offsets, broken = ([], None) if packed else _offsets(file)
     index = 0
     try:

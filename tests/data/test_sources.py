@@ -93,6 +93,12 @@ def test_bare_folder(folder):
     assert found["im_0.jpg"].origin == "none"
 
 
+def test_a_box_of_one_pixel_in_the_corner_is_no_fraction(folder):
+    edit(folder, lambda c: c["annotations"][0].update(bbox=[0, 1, 1, 1]))
+    first = next(records.read(prepare(folder)["files"]))
+    np.testing.assert_allclose(first.boxes, [[1 / 40, 0, 2 / 40, 1 / 60]], rtol=1e-6)
+
+
 def test_records_are_a_source_too(folder):
     prepare(folder)
     summary = prepare(folder, "copy", images=None, annotations=None, records="out/train-*.tfrecord")

@@ -124,5 +124,11 @@ class Boxes:
         }
 
 
+def are_fractions(values, height, width):
+    """Whether numbers said to be pixels are fractions of an image: none above 1, and not all whole,
+    as those of a box of one pixel in the corner are."""
+    return max(values) <= 1 and min(height, width) > 16 and any(v % 1 for v in values)
+
+
 def finite(values):
     return all(map(math.isfinite, values))

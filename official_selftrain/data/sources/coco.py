@@ -15,6 +15,7 @@ from official_selftrain.data.sources.boxes import (
     Boxes,
     Number,
     Whole,
+    are_fractions,
     check_size,
     finite,
     number,
@@ -366,7 +367,7 @@ class Coco:
         height, width = boxes.height, boxes.width
         if not finite(box) or w < 0 or h < 0:
             raise UserError(f"{where}: bbox has no positive, finite width and height; given {box}")
-        if 0 < max(box) <= 1 and min(height, width) > 16:
+        if are_fractions(box, height, width):
             raise UserError(f"{where}: bbox {box} looks like fractions; COCO boxes are in pixels")
         corners = 0 <= x < w <= width and 0 <= y < h <= height
         hint = "; are these corners (x1, y1, x2, y2)?" if corners else ""

@@ -4,7 +4,13 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 from official_selftrain.config import did_you_mean
-from official_selftrain.data.sources.boxes import Boxes, check_size, finite, number
+from official_selftrain.data.sources.boxes import (
+    Boxes,
+    are_fractions,
+    check_size,
+    finite,
+    number,
+)
 from official_selftrain.data.sources.lists import class_name, near_class_list
 from official_selftrain.data.sources.per_image import PerImage
 from official_selftrain.errors import UserError
@@ -71,7 +77,7 @@ class Voc(PerImage):
         x1, y1, x2, y2 = corners
         if x2 < x1 or y2 < y1:
             raise UserError(f"{where}: a box ends before it begins; given {given}; swapped?")
-        if 0 < max(corners) <= 1 and min(boxes.height, boxes.width) > 16:
+        if are_fractions(corners, boxes.height, boxes.width):
             raise UserError(f"{where}: {given} looks like fractions; VOC boxes are in pixels")
         difficult = _number(item, "difficult", where, 0.0) > 0
         boxes.add(where, given, (x1 - 1, y1 - 1, x2, y2), label, difficult)
