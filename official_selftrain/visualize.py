@@ -1,6 +1,8 @@
 """Pictures: boxes on images, contact sheets, curves and histograms."""
 
 import io
+import logging
+import unicodedata
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
@@ -12,37 +14,64 @@ COLOURS = (
 )  # fmt: skip
 MARGIN = 4
 CAPTION_HEIGHT = 16
+LONGEST_NAME = 24  # letters of a class name that are drawn
 
 
 def draw_boxes(image, boxes, classes, scores=None, names=None):
-    """A copy of a PIL image with labelled boxes.
+    """A copy of a PIL image with labelled boxes, the best on top.
 
     Args:
         image: PIL image.
-        boxes: `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image.
+        boxes: `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image. Those without a part in
+            the image are left out.
         classes: `[N]` int.
         scores: `[N]` written beside the names, or None.
         names: `{class id: name}` or None.
     """
     image = image.convert("RGB")
     canvas = ImageDraw.Draw(image)
-    for index, (box, label) in enumerate(zip(boxes, classes, strict=True)):
-        ymin, xmin, ymax, xmax = box
-        corners = (
-            xmin * image.width,
-            ymin * image.height,
-            max(xmax * image.width - 1, xmin * image.width),
-            max(ymax * image.height - 1, ymin * image.height),
-        )
-        colour = COLOURS[int(label) % len(COLOURS)]
+    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
+    for index in order:
+        corners = _corners(boxes[index], image)
+        if corners is None:
+            continue
+        label = int(classes[index])
+        colour = COLOURS[label % len(COLOURS)]
         canvas.rectangle(corners, outline=colour, width=2)
-        text = (names or {}).get(int(label), str(int(label)))
+        text = _drawable((names or {}).get(label, label), label)
         if scores is not None:
             text += f" {scores[index]:.2f}"
-        place = (corners[0] + 2, max(corners[1] - 11, 0))
+        width = canvas.textlength(text)
+        place = (max(min(corners[0] + 2, image.width - width), 0), max(corners[1] - 11, 0))
         canvas.rectangle(canvas.textbbox(place, text), fill=colour)
         canvas.text(place, text, fill="white")
     return image
+
+
+def _corners(box, image):
+    """(left, top, right, bottom) of a box in pixels; None where the image has no part of it."""
+    ymin, xmin, ymax, xmax = box
+    if not (np.isfinite(box).all() and ymin <= ymax and xmin <= xmax):
+        return None
+    if ymin >= 1 or xmin >= 1 or ymax <= 0 or xmax <= 0:
+        return None
+    ymin, xmin, ymax, xmax = np.clip(box, 0.0, 1.0)
+    left, top = xmin * image.width, ymin * image.height
+    return left, top, max(xmax * image.width - 1, left), max(ymax * image.height - 1, top)
+
+
+def _drawable(name, label):
+    """A class name in letters that every font has; with the id where some had to be replaced."""
+    text = "".join(_letter(letter) for letter in str(name)[:LONGEST_NAME])
+    text += ".." if len(str(name)) > LONGEST_NAME else ""
+    return f"{text} ({label})" if "?" in text or not text.strip() else text
+
+
+def _letter(letter):
+    if letter <= "\xff" and letter.isprintable():
+        return letter
+    base = unicodedata.normalize("NFKD", letter)[:1]  # without its accents
+    return base if base.isascii() and base.isprintable() else "?"
 
 
 def draw_record(record, side, names=None, threshold=0.0, masks=False):
@@ -55,7 +84,7 @@ def draw_record(record, side, names=None, threshold=0.0, masks=False):
         threshold: smallest score, or confidence of a pixel, that is drawn.
         masks: draw the mask, not the boxes.
     """
-    image = Image.open(io.BytesIO(record.encoded))
+    image = Image.open(io.BytesIO(record.encoded))  # as stored: labels refer to that
     factor = side / max(image.size)
     image = image.resize([max(1, round(length * factor)) for length in image.size])
     if masks:
@@ -142,10 +171,10 @@ def contact_sheet(rows, captions):
     """A table of pictures.
 
     Args:
-        rows: lists of PIL images, one list a row, equally long.
+        rows: lists of PIL images, one list a row; there may be none.
         captions: text over each column.
     """
-    width = max(image.width for row in rows for image in row) + MARGIN
+    width = max((image.width for row in rows for image in row), default=0) + MARGIN
     heights = [max(image.height for image in row) + MARGIN for row in rows]
     sheet = Image.new("RGB", (width * len(captions), sum(heights) + CAPTION_HEIGHT), "white")
     canvas = ImageDraw.Draw(sheet)
@@ -218,7 +247,7 @@ def histogram(counts, threshold):
     figure, panels = _figure(1)
     if figure is None:
         return None
-    width = 1 / len(counts)
+    width = 1 / max(len(counts), 1)
     panels[0].bar([i * width for i in range(len(counts))], counts, width, align="edge")
     panels[0].axvline(threshold, color="black", linestyle="--")
     panels[0].set_xlabel("score")
@@ -229,11 +258,13 @@ def histogram(counts, threshold):
 def _figure(panels):
     try:
         import matplotlib
-    except ModuleNotFoundError:
-        return None, None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except Exception as error:  # a broken package raises anything
+        if not isinstance(error, ModuleNotFoundError):
+            logging.warning("no curves, since matplotlib cannot be imported: %s", error)
+        return None, None
     figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.2), squeeze=False)
     return figure, axes[0]
 

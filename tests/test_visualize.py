@@ -1,8 +1,10 @@
 import io
+import sys
 
 import numpy as np
+import pytest
 from helpers import mask_png, png, record
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from official_selftrain import report, visualize
 from official_selftrain.data import records
@@ -17,6 +19,98 @@ def test_a_box_is_drawn_where_it_is():
     assert not drawn[35, 30].any() and not drawn[47].any()
 
 
+GREEN, RED, BLUE = (0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B), (0x43, 0x63, 0xD8)
+
+
+def test_the_best_box_is_drawn_over_the_others():
+    boxes = [[0.2, 0.2, 0.8, 0.8]] * 3
+    for scores, colour in [([0.9, 0.5, 0.1], RED), ([0.1, 0.9, 0.5], GREEN), ([0, 0, 1], BLUE)]:
+        drawn = visualize.draw_boxes(Image.new("RGB", (100, 100)), boxes, [0, 1, 2], scores)
+        assert drawn.getpixel((20, 60)) == colour
+
+
+def test_text_of_a_box_at_the_border_is_inside_the_picture():
+    image = Image.new("RGB", (100, 50), "white")
+    width = ImageDraw.Draw(image).textlength("wwww 0.50")
+    for box in ([0.0, 0.9, 0.5, 1.0], [0.98, 0.98, 1.0, 1.0], [0.4, 0.0, 0.6, 0.1]):
+        drawn = np.asarray(visualize.draw_boxes(image, [box], [1], [0.5], {1: "wwww"}))
+        # The text stands on a ground in the colour of the class; its ends are not cut off.
+        assert (drawn == GREEN).all(axis=-1).any(axis=0).sum() > width - 3
+
+
+def test_boxes_without_a_part_in_the_picture_are_left_out():
+    blank = Image.new("RGB", (40, 40), "white")
+    for box in (
+        [1.1, 1.1, 2.0, 2.0], [-2, -2, -1, -1.5], [0.8, 0.8, 0.2, 0.2], [0, np.nan, 1, 1],
+        [1.0, 1.0, 1.0, 1.0], [0, 0, np.inf, 1],
+    ):  # fmt: skip
+        drawn = visualize.draw_boxes(blank, np.array([box]), [1], [0.5])
+        np.testing.assert_array_equal(np.asarray(drawn), np.asarray(blank))
+    whole = visualize.draw_boxes(blank, [[-5, -5, 5, 5]], [1])
+    assert whole.getpixel((39, 39)) == whole.getpixel((0, 39)) == GREEN
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cat", "cat"),
+        ("Vélo", "Vélo"),
+        (7, "7"),
+        (None, "None"),
+        (["a"], "['a']"),
+        ("\u0160koda", "Skoda"),
+        ("a\nb", "a?b (3)"),
+        ("\u732b", "? (3)"),
+        ("\u05e9\u05dc", "?? (3)"),
+        ("\u202eabc", "?abc (3)"),
+        ("\U0001f600", "? (3)"),
+        ("\ud800", "? (3)"),
+        ("\x1b[2J", "?[2J (3)"),
+        ("\0", "? (3)"),
+        ("", " (3)"),
+        ("w" * 5000, "w" * 24 + ".."),
+    ],
+)
+def test_any_class_name_is_drawn(name, text):
+    assert visualize._drawable(name, 3) == text
+    drawn = visualize.draw_boxes(Image.new("RGB", (60, 40)), [[0.3, 0, 1, 1]], [3], None, {3: name})
+    assert np.asarray(drawn).any()
+
+
+def test_class_ids_may_be_huge():
+    classes = np.array([0, 255, 2**62])
+    drawn = visualize.draw_boxes(Image.new("RGB", (90, 90)), [[0.2, 0.2, 0.9, 0.9]] * 3, classes)
+    assert np.asarray(drawn).any()
+
+
+def test_an_orientation_left_in_the_bytes_turns_no_picture():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40)).save(buffer, "JPEG", exif=exif)
+    assert visualize.draw_record(record(encoded=buffer.getvalue()), 60).size == (60, 40)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_sheet_without_pictures(tmp_path, masks):
+    visualize.preview(tmp_path / "p.png", [], 12, masks=masks)
+    assert Image.open(tmp_path / "p.png").height == visualize.CAPTION_HEIGHT
+
+
+@pytest.mark.parametrize("problem", [ModuleNotFoundError("matplotlib"), OSError("libfreetype.so")])
+def test_without_matplotlib_there_are_no_curves(monkeypatch, problem):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "matplotlib":
+                raise problem
+
+    for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert visualize.curves({"a": []}, ["loss"]) is None
+    assert visualize.histogram([1, 2], 0.5) is None
+
+
 def test_threshold_leaves_boxes_out_and_empty_images_are_drawn():
     shown = [
         np.asarray(visualize.draw_record(record(encoded=png(40, 60)), 60, None, threshold))
@@ -24,7 +118,8 @@ def test_threshold_leaves_boxes_out_and_empty_images_are_drawn():
     ]
     assert (shown[0] != shown[1]).any() and (shown[1] != shown[2]).any()
     assert len(np.unique(shown[2])) == 1
-    visualize.draw_record(record(boxes=[], classes=[], scores=None, is_crowd=None), 60)
+    empty = record(boxes=[], classes=[], scores=None, is_crowd=None)
+    assert np.asarray(visualize.draw_record(empty, 60)).max() == 7
 
 
 def test_sheet_of_uneven_pictures(tmp_path):
