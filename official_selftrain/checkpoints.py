@@ -1,20 +1,18 @@
 """Saving a training, resuming it, and starting from the weights of another."""
 
-import json
 import logging
-import os
 import pathlib
-import zipfile
-import zlib
+import re
 
 import numpy as np
 
 from official_selftrain.errors import UserError
-from official_selftrain.files import replace, write_text
+from official_selftrain.files import read_json_or_none, replace, temporary_name, write_json
 
 WEIGHTS = "model.weights.h5"
 AVERAGE = "ema.weights.h5"  # the moving average of the weights, where `trainer.ema_decay` is set
 BEST = "best.weights.h5"  # the best of the evaluations during training
+CLASSES = "classes.json"  # beside the weights: how many classes, and their names
 
 
 class Checkpoints:
@@ -50,7 +48,7 @@ class Checkpoints:
 
     def steps(self):
         """Steps of the checkpoints there are, rising."""
-        return sorted(int(file.stem.split("-")[1]) for file in self.folder.glob("ckpt-*.npz"))
+        return saved_steps(self.folder)
 
     def restore(self):
         """Restores the newest readable checkpoint; returns its step, or None if there is none.
@@ -62,8 +60,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 self._load(self.path(step))
-            except (UserError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile,
-                    zlib.error) as error:  # fmt: skip
+            except Exception as error:  # a damaged archive fails in a dozen ways
                 reason = " ".join(str(error).split())[:120]
                 logging.warning("the checkpoint %s cannot be used: %s", self.path(step), reason)
                 continue
@@ -100,14 +97,12 @@ class Checkpoints:
         from keras import ops
 
         path = self.path(step)
-        partial = path.with_suffix(".tmp")
+        partial = pathlib.Path(temporary_name(path))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(partial, "wb") as file:
                 np.savez(file, **{k: ops.convert_to_numpy(v) for k, v in self.variables.items()})
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
+            replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise UserError(
@@ -118,6 +113,12 @@ class Checkpoints:
             self.path(old).unlink(missing_ok=True)
 
 
+def saved_steps(folder):
+    """Steps of the checkpoints in a folder, rising; files of other names are none of them."""
+    found = (re.fullmatch(r"ckpt-(\d{8,})\.npz", file.name) for file in folder.glob("ckpt-*.npz"))
+    return sorted(int(match[1]) for match in found if match)
+
+
 def save_weights(model, folder, name=WEIGHTS):
     """Writes weights to `folder/name`, which appears only when complete.
 
@@ -125,11 +126,12 @@ def save_weights(model, folder, name=WEIGHTS):
         UserError: if the disk is full or cannot be written.
     """
     path = pathlib.Path(folder) / name
-    partial = path.with_name(f"partial.{name}")
+    partial = pathlib.Path(f"{temporary_name(path)}.weights.h5")  # Keras asks for this ending
     try:
         model.save_weights(partial)
         replace(partial, path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}") from None
     return str(path)
 
@@ -140,10 +142,11 @@ def save_best(model, folder, step, metric, value):
     What is kept stands in `best.json`: step, metric and value.
     """
     file = pathlib.Path(folder) / "best.json"
-    if file.exists() and json.loads(file.read_text())["value"] >= value:
+    before = read_json_or_none(file)
+    if before and before["value"] >= value:
         return
     save_weights(model, folder, BEST)
-    write_text(file, json.dumps({"step": step, "metric": metric, "value": value}))
+    write_json(file, {"step": step, "metric": metric, "value": value})
 
 
 def weights_file(path):
@@ -161,15 +164,42 @@ def weights_file(path):
     return file
 
 
+def classes_of(path):
+    """What `classes.json` beside weights says: `{"num_classes": C, "names": {class id: name}}`.
+
+    Args:
+        path: a weights file or a run folder.
+
+    Returns:
+        None if there is no such file, or it is damaged.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    file = weights_file(path).parent / CLASSES
+    found = read_json_or_none(file)
+    if found is None:
+        return None
+    try:
+        names = {int(key): str(name) for key, name in found["names"].items()}
+        return {"num_classes": int(found["num_classes"]), "names": names}
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise UserError(
+            f'{file} must hold {{"num_classes": N, "names": {{"1": NAME, ...}}}}; mend or delete it'
+        ) from None
+
+
 def load_weights(model, path):
     """Loads weights from a `.weights.h5` file or a run folder that holds one.
 
     Raises:
-        UserError: if there are none, or they belong to another network.
+        UserError: if there are none, they are damaged, or they belong to another network.
     """
     file = weights_file(path)
     try:
         model.load_weights(file)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # Keras, h5py and zipfile fail in a dozen ways
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the weights {file} do not fit this network: {reason}") from None
+        raise UserError(
+            f"the weights {file} do not fit this network, or are damaged: {reason}"
+        ) from None

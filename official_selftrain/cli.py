@@ -29,14 +29,20 @@ def define_flags(model_dir_help="folder of the run; made if missing, resumed if 
     flags.DEFINE_string("tpu", None, "name or address of a TPU, or `local`, with --strategy=tpu")
 
 
-def config_from_flags(needs_folder=True):
-    """The resolved config; with `--experiment=list` prints all and leaves."""
+def config_from_flags(needs_folder=True, folder=None):
+    """The resolved config; with `--experiment=list` prints all and leaves.
+
+    Args:
+        needs_folder: insist on --model_dir.
+        folder: whose config.yaml is taken where no flag names a config; None takes --model_dir.
+    """
     if FLAGS.experiment == "list":
         print(listing())
         sys.exit(0)
     config_file = FLAGS.config_file
-    if not FLAGS.experiment and not config_file and FLAGS.model_dir:
-        saved = os.path.join(FLAGS.model_dir, "config.yaml")
+    folder = folder or FLAGS.model_dir
+    if not FLAGS.experiment and not config_file and folder:
+        saved = os.path.join(folder, "config.yaml")
         config_file = saved if os.path.exists(saved) else None
     overrides = list(FLAGS.params_override)
     for flag in ("strategy", "tpu"):
@@ -120,3 +126,8 @@ def print_metrics(name, metrics):
         names = [key for key in metrics if "/" not in key][:3]
         line = ", ".join(f"{key} {100 * metrics[key]:.1f}" for key in names)
         print(f"{name}: {line}")
+
+
+def print_rows(rows):
+    """Lines of (name, text)."""
+    print("\n".join(f"{name}: {text}" for name, text in rows))

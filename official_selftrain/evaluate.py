@@ -1,35 +1,37 @@
-"""COCO metrics or mIoU of trained weights, written to metrics.json, each also per class.
+"""COCO metrics or mIoU of trained weights, each also per class.
 
 python -m official_selftrain.evaluate --model_dir=RUN     (a training, or all those of `run`)
 python -m official_selftrain.evaluate --experiment=NAME --model_dir=OUT --weights=FILE
+
+They are written to metrics.json. The metrics.json of a run is of its own weights and its own data:
+what other weights or other data give is written to RUN/evaluations/.
 """
 
 import pathlib
 
 from absl import flags
 
-from official_selftrain import cli, config
+from official_selftrain import cli
 
 
 def main():
     folder, weights = cli.FLAGS.model_dir, cli.FLAGS.weights
-    if folder and not weights and not cli.FLAGS.experiment:
-        stages = sorted(p.parent for p in pathlib.Path(folder).glob("*/model.weights.h5"))
-        for stage in stages:
-            saved = config.make(config.load_file(stage / "config.yaml"))
-            evaluate(saved, stage, stage, stage.name)
-        if stages:
-            return
-    evaluate(cli.config_from_flags(), folder, weights or folder, "")
+    stages = {}
+    if folder and not (weights or cli.FLAGS.experiment or cli.FLAGS.config_file):
+        trained = sorted(file.parent for file in pathlib.Path(folder).glob("*/model.weights.h5"))
+        stages = {stage.name: cli.config_from_flags(folder=stage) for stage in trained}
 
-
-def evaluate(settings, folder, weights, title):
     from official_selftrain import runner
 
-    metrics = runner.evaluate(settings, folder, weights=weights)
-    print(f"\n{title}" if title else "")
-    for name, value in metrics.items():
-        print(f"{name:<16} {100 * value:6.2f}" if value >= 0 else f"{name:<16}    none")
+    if stages:
+        results = runner.evaluate_stages(stages, folder)
+    else:
+        config = cli.config_from_flags()
+        results = {"": runner.evaluate(config, folder, weights=weights, refresh=True)}
+    for stage, metrics in results.items():
+        print(f"\n{stage}" if stage else "")
+        for name, value in metrics.items():
+            print(f"{name:<16} {100 * value:6.2f}" if value >= 0 else f"{name:<16}    none")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shlex
 import socket
 import stat
@@ -194,7 +195,7 @@ def sha256(path):
 def locked(folder):
     """Keeps other processes out of a folder, which is made if missing.
 
-    The lock ends with the process, however that ends.
+    The lock ends with the process, however that ends. Yields whether the file system knows locks.
 
     Raises:
         UserError: if another process holds it, naming the process.
@@ -219,8 +220,20 @@ def locked(folder):
             ) from None
         except OSError as error:  # some network file systems know no locks
             logging.warning("%s cannot be locked: %s", folder, error.strerror)
+            yield False
+            return
         file.truncate(0)
         command = shlex.join(sys.argv)[:300]
         file.write(f"process {os.getpid()} on {socket.gethostname()}, {command}\n")
         file.flush()
-        yield
+        yield True
+
+
+def remove_leftovers(folder):
+    """Removes the temporary files that a killed process has left in a folder.
+
+    Only for who holds the lock of the folder: no other process then writes into it.
+    """
+    for file in pathlib.Path(folder).glob("*.tmp*"):
+        if re.search(r"\.[0-9a-f]{12}\.tmp(\.weights\.h5)?$", file.name):
+            file.unlink(missing_ok=True)

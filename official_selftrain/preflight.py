@@ -10,16 +10,18 @@ from official_selftrain import loop as loop_lib
 from official_selftrain import visualize
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
+from official_selftrain.training import images_per_step
 
 SHOWN = 4  # images in the picture
 
 
-def check(training, picture):
+def check(training, picture, stages=None):
     """Makes two steps, which nothing keeps, and looks at data, time, memory and disk.
 
     Args:
         training: a new `training.Training`.
         picture: path of a PNG of labelled images under each policy, or None.
+        stages: `{stage: Config}` of all trainings of the run, if this one is only the first.
 
     Returns:
         `[(name, text)]` for people; texts that begin with "WARNING" call for a look.
@@ -49,7 +51,8 @@ def check(training, picture):
         *_classes(training.data),
         *_labels(training, batch[0]),
         *((name, f"{value:.4g}") for name, value in scalars.items()),
-        *_needs(training, seconds),
+        *_needs(training, seconds, len(stages or [1])),
+        *_stages(training, stages or {}, seconds[1]),
     ]
 
 
@@ -87,11 +90,11 @@ def _labels(training, micro_batch):
         yield f"first batch of {source}", text if objects else f"WARNING: no label, {text}"
 
 
-def _needs(training, seconds):
-    """Time, memory and disk of the whole run."""
+def _needs(training, seconds, stages):
+    """Time of one training, memory, and disk of all."""
     config, saved = training.config, training.saved
     size = sum(int(np.prod(v.shape)) * 4 for v in saved.variables.values())
-    needed = size * (config.trainer.keep_checkpoints + 1)
+    needed = size * (config.trainer.keep_checkpoints + 1) * stages
     folder = training.folder
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -102,6 +105,20 @@ def _needs(training, seconds):
     yield "memory of this process", f"{memory:.1f} GB at its peak{_gpu_memory()}"
     short = "WARNING: too little disk, " if needed > free else ""
     yield "checkpoints", f"{short}{needed / 1e9:.2f} GB in all, {free / 1e9:.1f} GB are free"
+
+
+def _stages(training, stages, seconds):
+    """Images, steps and hours of each training of a run, from the time that a step has taken."""
+    per_image = seconds / images_per_step(training.config)
+    hours = {
+        name: per_image * images_per_step(config) * config.trainer.steps / 3600
+        for name, config in stages.items()
+    }
+    for name, config in stages.items():
+        images, steps = images_per_step(config), config.trainer.steps
+        yield f"stage {name}", f"{steps} steps of {images} images, {hours[name]:.1f} hours"
+    if stages:
+        yield "all stages", f"{sum(hours.values()):.1f} hours, and the labelling of the images"
 
 
 def _gpu_memory():

@@ -25,8 +25,7 @@ def main():
         threshold=cli.FLAGS.score_threshold,
         beam_args=cli.FLAGS.beam or None,
     )
-    rows = make_task(config.task).label_rows(report)
-    print("\n".join(f"{name}: {text}" for name, text in rows))
+    cli.print_rows(make_task(config.task).label_rows(report))
     print(f"{files[0]} and {len(files) - 1} more")
 
 

@@ -4,17 +4,19 @@ python -m official_selftrain.report --model_dir=runs/demo
 """
 
 import base64
+import contextlib
 import functools
+import hashlib
 import html
 import itertools
 import json
 import logging
 import pathlib
 
-from official_selftrain import cli, visualize
+from official_selftrain import checkpoints, cli, teacher, visualize
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
-from official_selftrain.files import read_json, write_text
+from official_selftrain.files import read_json_or_none, sha256, write_json, write_text
 
 PICTURES, AMONG = 6, 300  # rows of each contact sheet, drawn from so many images
 SIDE = 192  # pixels of a picture's longer side
@@ -30,24 +32,32 @@ img { image-rendering: auto; max-width: 100%; } .warning { color: #a00; font-wei
 """
 
 
-def write(config, folder, data, results, seconds):
-    """Writes `report.html` and `pictures-*.png` into a folder of `run`.
+def write(config, folder, data, results, seconds, again=False):
+    """Writes `report.html`, `pictures-*.png` and `comparison.json` into a folder of `run`.
+
+    The labels and the student shown in pictures are those of the last round.
 
     Args:
         config: `Config` of the run, complete.
         folder: the folder of `run`.
         data: `runner.Data`.
-        results: `{stage: metrics}`.
+        results: `{stage: metrics}` in the order of the stages.
         seconds: `{stage: seconds}`.
+        again: also write it if nothing has changed since it was written.
     """
     folder = pathlib.Path(folder)
-    labels = json.loads((folder / "labels" / "report.json").read_text())
+    end = f"<!-- made of {_made_of(config, folder, results)} -->"
+    if not again and _ends_with(folder / "report.html", end):
+        return
+    rounds = {place.name: _label_report(place) for place in label_folders(config, folder)}
+    last, labels = list(rounds.items())[-1]
+    student = f"student{last.removeprefix('labels')}"
     histories = {stage: _history(folder / stage) for stage in results}
     names = ("human_loss", "pseudo_loss", "ratio")
     total = data.summaries["unlabeled"]["images"]
     unlabeled = _spread(data.files("unlabeled"), total)
     validation = _spread(data.files("evaluation"), data.summaries["evaluation"]["images"])
-    pseudo = _spread(records.matching_files(str(folder / "labels" / "pseudo-*.tfrecord")), total)
+    pseudo = _spread(teacher.outputs(data.files("unlabeled"), folder / last), total)
     found = _predictions(config, folder, results, unlabeled + validation)
     count = len(unlabeled)
     draw = functools.partial(
@@ -56,32 +66,78 @@ def write(config, folder, data, results, seconds):
         names=data.class_names,
         masks=config.task.kind == "segmentation",
     )
-    labelling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found["student"][:count])
+    labelling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found[student][:count])
     columns = [validation, *(labelled[count:] for labelled in found.values())]
     comparison = _validation_sheet(draw, ["human labels", *found], columns)
+    shown = [_heading("Pseudo labels")]
+    for place, result in rounds.items():
+        shown += [f"<h3>{place}</h3>"] if len(rounds) > 1 else []
+        shown += [
+            _label_table(config, result),
+            visualize.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
+        ]
     parts = [
         _results_table(config, results),
-        _heading("Pseudo labels"),
-        _label_table(config, labels),
-        visualize.histogram(labels["score_histogram"], labels["threshold"]) or NO_CURVES,
+        _stages_table(config, data, results, labels["threshold"]),
+        *shown,
         _heading("Training"),
         visualize.curves(histories, names),
-        _table(["stage", "seconds"], [[s, f"{t:.0f}"] for s, t in seconds.items()]),
+        _table(["stage", "seconds"], [[s, f"{seconds[s]:.0f}"] for s in seconds if s != "report"]),
         _heading("Unlabelled images"),
         _picture(folder / "pictures-unlabeled.png", labelling),
         _heading("Validation images"),
         _picture(folder / "pictures-val.png", comparison),
         _heading("Configuration"),
-        f"<pre>{html.escape((folder / 'config.yaml').read_text())}</pre>",
+        f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
-    title = html.escape(f"{config.experiment}: {config.description}")
+    title = html.escape(title_of(config))
     page = (
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1>" + "\n".join(part for part in parts if part)
     )
-    write_text(folder / "report.html", page)
-    write_text(folder / "comparison.json", json.dumps(results, indent=1))
+    write_json(folder / "comparison.json", results)
+    write_text(folder / "report.html", f"{page}\n{end}\n")
     logging.info("wrote %s", folder / "report.html")
+
+
+def title_of(config):
+    """What ran: the experiment's name, and the network as it was, whatever the recipe says."""
+    task = config.task
+    neck = "" if task.neck == "none" else f" + {task.neck}"
+    height, width = task.image_size
+    return f"{config.experiment}: {task.kind}, {task.backbone}{neck}, {height} x {width} pixels"
+
+
+def label_folders(config, folder):
+    """The folders of pseudo labels of each round."""
+    from official_selftrain import runner
+
+    return [folder / f"labels{suffix}" for suffix in runner.rounds(config)]
+
+
+def _label_report(folder):
+    report = read_json_or_none(folder / "report.json")
+    if report is None:
+        raise UserError(
+            f"{folder}/report.json is missing or damaged; `run` with the same --model_dir makes it "
+            "again"
+        )
+    return report
+
+
+def _made_of(config, folder, results):
+    """A digest of all that the report is made of, but for the seconds, which rise every time."""
+    parts = [
+        config.model_dump_json(exclude={"data_dir", "runtime"}),
+        json.dumps(results),
+        *(json.dumps(_label_report(place)) for place in label_folders(config, folder)),
+        *(sha256(checkpoints.weights_file(folder / stage)) for stage in results),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _ends_with(file, text):
+    return file.exists() and file.read_bytes().rstrip().endswith(text.encode())
 
 
 def _heading(text):
@@ -110,6 +166,23 @@ def _results_table(config, results):
     return _table(["", *(name.partition("/")[2] or name for name in columns)], rows)
 
 
+def _stages_table(config, data, results, threshold):
+    """What each stage has learned from."""
+    from official_selftrain import runner
+
+    human, unlabeled = (data.summaries[name]["images"] for name in ("human", "unlabeled"))
+    rows = []
+    for stage, settings in runner.stages(config).items():
+        if stage not in results:
+            continue
+        batches, images = str(settings.human.batch_size), f"{human} labelled"
+        if stage.startswith("student"):
+            batches += f" + {settings.pseudo.batch_size}"
+            images += f" + {unlabeled} pseudo-labelled, threshold {threshold}"
+        rows.append([stage, settings.trainer.steps, batches, images])
+    return _table(["", "steps", "images a step", "images"], rows)
+
+
 def _label_table(config, labels):
     from official_selftrain.tasks import make_task
 
@@ -119,8 +192,12 @@ def _label_table(config, labels):
 
 
 def _history(folder):
-    file = folder / "history.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """The rows of a training; a line that a kill left half written is none."""
+    rows, file = [], folder / "history.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def _picture(file, sheet):
@@ -136,19 +213,16 @@ def _spread(files, total):
 
 
 def _unlabeled_sheet(draw, labels, images, pseudo, student):
-    """Held-back labels, what the teacher found, what is kept, and the student."""
-    rows = [
-        [
-            draw(truth),
-            draw(labelled, threshold=ANY_SCORE),
-            draw(labelled, threshold=labels["threshold"]),
-            draw(found, threshold=SHOWN_SCORE),
-        ]
-        for truth, labelled, found in zip(images, pseudo, student, strict=True)
-    ]
-    kept = f"pseudo labels (> {labels['threshold']})"
-    captions = ["held-back labels", f"teacher (> {ANY_SCORE})", kept, "student"]
-    return visualize.contact_sheet(rows, captions)
+    """Held-back labels if there are any, what the teacher found, what is kept, and the student."""
+    threshold = labels["threshold"]
+    columns = {
+        f"teacher (> {ANY_SCORE})": [draw(record, threshold=ANY_SCORE) for record in pseudo],
+        f"pseudo labels (> {threshold})": [draw(record, threshold=threshold) for record in pseudo],
+        "student": [draw(record, threshold=SHOWN_SCORE) for record in student],
+    }
+    if any(len(record.boxes) or record.mask for record in images):
+        columns = {"held-back labels": [draw(record) for record in images]} | columns
+    return visualize.contact_sheet(list(zip(*columns.values(), strict=True)), list(columns))
 
 
 def _validation_sheet(draw, captions, columns):
@@ -163,7 +237,7 @@ def _predictions(config, folder, stages, images):
     """`{stage: records}`: the images with the labels that each trained network gives them."""
     import tempfile
 
-    from official_selftrain import checkpoints, distribution, teacher
+    from official_selftrain import distribution
     from official_selftrain.tasks import make_task
 
     task, devices = make_task(config.task), distribution.make(config.runtime)
@@ -183,15 +257,8 @@ def main():
     """Writes the report of a finished run again."""
     from official_selftrain import runner
 
-    config = cli.config_from_flags()
-    folder = pathlib.Path(cli.FLAGS.model_dir)
-    if not (folder / "labels" / "report.json").exists():
-        raise UserError(f"{folder} is no finished folder of `run`: it has no labels/report.json")
-    data = runner.Data(config, folder / "data")
-    finished = sorted(folder.glob("*/metrics.json"), key=lambda file: file.stat().st_mtime)
-    results = {file.parent.name: read_json(file) for file in finished}
-    write(data.complete(config), folder, data, results, read_json(folder / "seconds.json"))
-    print(f"report: {folder}/report.html")
+    runner.write_report(cli.config_from_flags(), cli.FLAGS.model_dir)
+    print(f"report: {cli.FLAGS.model_dir}/report.html")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """The whole method: teacher, pseudo labels, student, comparison. Repeat the command to resume.
 
 python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
+
+`--mode=check` runs nothing: it looks at data, time, memory and disk before a long run.
 """
+
+from absl import flags
 
 from official_selftrain import cli
 
@@ -11,6 +15,9 @@ def main():
 
     from official_selftrain import runner
 
+    if cli.FLAGS.mode == "check":
+        cli.print_rows(runner.check(config, cli.FLAGS.model_dir, whole=True))
+        return
     for stage, metrics in runner.run(config, cli.FLAGS.model_dir).items():
         cli.print_metrics(stage, metrics)
     print(f"report: {cli.FLAGS.model_dir}/report.html")
@@ -18,4 +25,5 @@ def main():
 
 if __name__ == "__main__":
     cli.define_flags()
+    flags.DEFINE_enum("mode", "run", ("run", "check"), "what to do")
     cli.main(main)

@@ -1,14 +1,23 @@
 """From a config to a finished run: data, model, loop, evaluation, and the stages of `run`.
 
 A run folder holds `config.yaml`, `checkpoints/`, `tensorboard/`, `history.jsonl`,
-`model.weights.h5` and `metrics.json`, and where asked for `ema.weights.h5` and `best.weights.h5`.
-The folder of `run` holds one such folder for each training (`teacher`, `student`, `control`),
-`data`, `labels` and `report.html`.
+`model.weights.h5`, `classes.json` and `metrics.json`, and where asked for `ema.weights.h5` and
+`best.weights.h5`. `made_of.json` binds it to what it was made of, by content, so that a folder can
+be moved or copied. The folder of `run` holds one such folder for each training (`teacher`,
+`student`, `control`), `data`, `labels` and `report.html`.
 """
 
+import collections
+import contextlib
+import glob
+import hashlib
+import itertools
+import json
 import logging
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import time
 
@@ -17,50 +26,139 @@ from official_selftrain import config as config_lib
 from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import records, sources
 from official_selftrain.errors import UserError
-from official_selftrain.files import read_json, write_json, write_text
+from official_selftrain.files import (
+    locked,
+    read_json,
+    read_json_or_none,
+    remove_leftovers,
+    sha256,
+    write_json,
+    write_text,
+)
 
-# Sections that may change between a run and its continuation: they change no result.
+# Settings that may change between a run and its continuation: they change no result.
 FREE_TO_CHANGE = ("runtime", "description", "published")
+# Where data and weights lie; they are compared by what is in them, see `MADE_OF`.
+PLACES = ("data_dir", "pseudo.records", "trainer.init")
+
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+MADE_OF = "made_of.json"  # what a training or labels were made of
+MADE_BY = "made_by.json"
+LABEL_REPORT = "report.json"
+SECONDS = "seconds.json"
+EVALUATIONS = "evaluations"  # of other weights or data than the run's own
+
+SOURCES = ("human", "unlabeled", "pseudo", "evaluation")
+SHOWN_CLASSES = 30  # in messages
 
 
 # --- Folders ---------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _working_in(folder, distribution):
+    """Keeps other processes out of a folder, and removes what a killed one left half written.
+
+    Raises:
+        UserError: if another process works there.
+    """
+    if not distribution.chief:  # it belongs to the chief, which has the lock
+        yield
+        return
+    with locked(folder) as known:
+        for place in (folder, folder / "data", folder / "checkpoints") if known else ():
+            remove_leftovers(place)
+        yield
+
+
 def claim_folder(config, folder):
     """Writes `config.yaml` into a new folder, or checks that an old one is of the same run.
+
+    While nothing is trained or labelled in it, a folder takes other settings.
 
     Raises:
         UserError: if the folder holds another run, naming what differs, or cannot be written.
     """
     folder = pathlib.Path(folder)
-    file = folder / "config.yaml"
-    if file.exists():
-        before = config_lib.make(config_lib.load_file(file))
-        changed = _differences(before.model_dump(), config.model_dump())
-        if changed:
-            raise UserError(
-                f"{folder} holds a run of {before.experiment!r} that differs in "
-                f"{'; '.join(changed[:3])}; choose another --model_dir, or delete the folder"
-            )
+    before = _saved_config(folder)
+    changed = _check_settings(config, folder)
+    if changed:
+        logging.warning(
+            "nothing is trained in %s yet: it takes the new settings, %s",
+            folder,
+            "; ".join(changed[:3]),
+        )
+        _forget_start(folder)
+    elif before is not None and not _differences(before, config, FREE_TO_CHANGE):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
-    write_text(file, _environment() + config_lib.dump(config))
+    write_text(folder / CONFIG, _environment() + config_lib.dump(config))
 
 
-def _differences(before, after, prefix=""):
-    found = []
-    for key in after:
-        if not prefix and key in FREE_TO_CHANGE:
-            continue
-        old, new = before.get(key), after[key]
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key} ({_short(old)} there, {_short(new)} now)")
-    return found
+def _check_settings(config, folder):
+    """Which settings differ from those of the run in a folder.
+
+    Raises:
+        UserError: if they do, and something is trained or labelled there.
+    """
+    before = _saved_config(folder)
+    changed = [] if before is None else _differences(before, config)
+    if changed and _has_results(folder):
+        raise UserError(
+            f"{folder} holds a run of {before.experiment!r} that differs in "
+            f"{'; '.join(changed[:3])}; choose another --model_dir, or delete the folder"
+        )
+    return changed
+
+
+def _saved_config(folder):
+    """The config of the run in a folder, None if there is none."""
+    file = folder / CONFIG
+    if not file.exists():
+        return None
+    values = config_lib.load_file(file)
+    try:
+        return config_lib.make(values)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _has_results(folder):
+    """Whether a folder of a training, or of a whole run, holds what took time to make."""
+    places = [folder, *(place for place in folder.iterdir() if place.is_dir())]
+    return any(
+        any(checkpoints.saved_steps(place / "checkpoints"))  # more than that of step 0
+        or any(place.glob("*.weights.h5"))
+        or any(place.glob("pseudo-*.tfrecord"))
+        for place in places
+    )
+
+
+def _forget_start(folder):
+    """Removes what was written before the first step, for other settings."""
+    for step in checkpoints.saved_steps(folder / "checkpoints"):
+        (folder / "checkpoints" / f"ckpt-{step:08d}.npz").unlink()
+    (folder / MADE_OF).unlink(missing_ok=True)
+
+
+def _differences(before, after, ignored=(*FREE_TO_CHANGE, *PLACES)):
+    """Texts on the settings in which two configs differ."""
+
+    def compare(before, after, prefix):
+        for key in after:
+            name, old, new = prefix + key, before.get(key), after[key]
+            if name in ignored:
+                continue
+            if isinstance(old, dict) and isinstance(new, dict):
+                yield from compare(old, new, f"{name}.")
+            elif old != new:
+                yield f"{name} ({_short(old)} there, {_short(new)} now)"
+
+    return list(compare(before.model_dump(), after.model_dump(), ""))
 
 
 def _short(value):
@@ -72,34 +170,153 @@ def _environment():
     import importlib.metadata as metadata
 
     lines = []
-    for package in ("official_selftrain", "keras", "tensorflow", "tensorflow-cpu", "numpy"):
-        try:
+    for package in (
+        "official_selftrain", "keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pillow"
+    ):  # fmt: skip
+        with contextlib.suppress(metadata.PackageNotFoundError):
             lines.append(f"# {package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
-    git = subprocess.run(
-        ["git", "-C", str(config_lib.PACKAGE), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
-    if git.returncode == 0:
-        lines.append(f"# git {git.stdout.strip()}")
+    checkout = config_lib.PACKAGE.parent
+    if (checkout / ".git").exists() and shutil.which("git"):
+        git = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        if git.returncode == 0:
+            lines.append(f"# git {git.stdout.strip()}")
     return "\n".join(lines) + "\n"
+
+
+# --- What a training is made of --------------------------------------------------------------
+
+
+def _content(summary):
+    """The identity of prepared data: a SHA-256 over its shards."""
+    return summary.get("content") or _digest(sorted(summary["sha256"]))
+
+
+def _digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(init):
+    """What tells one start of a training from another: a name, or the SHA-256 of the weights."""
+    if not init or init in ("imagenet", "imagenet++"):
+        return init
+    path = pathlib.Path(init)
+    if released.is_checkpoint(path):
+        if path.is_dir():
+            files = sorted(path.glob("*"))
+        else:
+            files = sorted(path.parent.glob(glob.escape(path.name.removesuffix(".index")) + "*"))
+        return _digest([sha256(file) for file in files if file.is_file()])
+    return sha256(checkpoints.weights_file(path))
+
+
+def _claim_content(config, folder, data):
+    """Binds a training to the content of its data and the weights it starts from.
+
+    Metrics of a finished training on other evaluation data are removed, to be measured again.
+
+    Raises:
+        UserError: if the folder's training was made of other data or weights, naming what changed.
+    """
+    finished = (folder / checkpoints.WEIGHTS).exists()
+    now = {
+        name: _counted(summary)
+        for name, summary in data.summaries.items()
+        if name != "unlabeled" and getattr(config, name) is not None
+    }
+    before = _made_of(folder)
+    if not finished:
+        now["init"] = _identity(config.trainer.init)
+    elif "init" in before:
+        now["init"] = before["init"]
+    changed = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+    if "evaluation" in changed and (finished or not config.trainer.evaluation_interval):
+        changed.remove("evaluation")
+        logging.warning("the evaluation data of %s has changed: it is measured again", folder)
+        (folder / METRICS).unlink(missing_ok=True)
+    if changed and _has_results(folder):
+        told = [f"{k}: {_told(before[k])} before, {_told(now[k])} now" for k in sorted(changed)]
+        raise UserError(
+            f"{folder} was trained on other data or from other weights, which do not mix: "
+            f"{'; '.join(told)}. Give back what it began with, choose another --model_dir, or "
+            "delete the folder"
+        )
+    if changed:
+        logging.warning("nothing is trained in %s yet: it takes the new data", folder)
+        _forget_start(folder)
+    if now != {key: before.get(key) for key in now}:
+        write_json(folder / MADE_OF, before | now)
+
+
+def _counted(summary):
+    counts = {key: summary[key] for key in ("images", "boxes", "masks")}
+    return {"content": _content(summary)} | counts
+
+
+def _made_of(folder):
+    found = read_json_or_none(folder / MADE_OF)
+    return found if isinstance(found, dict) else {}
+
+
+def _told(value):
+    """A source or weights of `made_of.json`, in words."""
+    if not isinstance(value, dict):
+        return "random weights" if value is None else str(value)[:12]
+    counts = [f"{value[key]} {key}" for key in ("images", "boxes", "masks") if value.get(key)]
+    return f"{', '.join(counts)} ({value['content'][:8]})"
+
+
+def _check_weights(folder):
+    """Checks that the weights of a finished training are those that it wrote.
+
+    Raises:
+        UserError: if they are damaged.
+    """
+    file, before = folder / checkpoints.WEIGHTS, _made_of(folder)
+    found = sha256(file)
+    if before.setdefault("weights", found) != found:
+        raise UserError(
+            f"{file} is not as the training has written it (its SHA-256 differs): delete it, and "
+            "the same command makes it again from the last checkpoint"
+        )
+    if before != _made_of(folder):
+        write_json(folder / MADE_OF, before)
 
 
 # --- Data ------------------------------------------------------------------------------------
 
 
 class Data:
-    """The prepared sources of a config; `summaries[name]` as `sources.prepare` returns it."""
+    """The prepared sources of a config; `summaries[name]` as `sources.prepare` returns it.
 
-    def __init__(self, config, folder):
+    Args:
+        config: `Config`.
+        folder: where they are prepared.
+        names: sources that are needed.
+        classes: `checkpoints.classes_of` the weights that are to be used, or None.
+
+    Raises:
+        UserError: for anything wrong with a source, or between two of them.
+    """
+
+    def __init__(self, config, folder, names=SOURCES, classes=None):
         self.folder = pathlib.Path(folder)
+        self.classes = classes
         self.summaries = {
             name: sources.prepare(source, config.path, self.folder / name)
-            for name in ("human", "unlabeled", "pseudo", "evaluation")
+            for name in names
             if (source := getattr(config, name)) is not None and source.given
         }
+        self.names = {
+            name: {int(key): str(text) for key, text in summary["classes"].items()}
+            for name, summary in self.summaries.items()
+        }
+        if classes is not None:
+            self.names = {"the weights": classes["names"]} | self.names
+        check_classes(self.names)
         self._check_leaks()
-        self._check_classes()
+        self._warn_of_absent_classes()
 
     def _check_leaks(self):
         """Refuses to label, or to learn from labels of, images that measure the result."""
@@ -121,7 +338,7 @@ class Data:
                     "be too good", len(shared), shared[0],
                 )  # fmt: skip
 
-    def _check_classes(self):
+    def _warn_of_absent_classes(self):
         """Warns of classes that no labelled image holds."""
         if "human" not in self.summaries:
             return
@@ -141,17 +358,16 @@ class Data:
 
     @property
     def class_names(self):
-        """`{class id: name}` as far as the sources know."""
-        names = self.summaries.get("human", {}).get("classes", {})
-        return {int(key): name for key, name in names.items()}
+        """`{class id: name}` of the weights, or of the first source that knows names."""
+        order = ("the weights", "human", "pseudo", "evaluation", "unlabeled")
+        return next((names for name in order if (names := self.names.get(name))), {})
 
     def complete(self, config):
-        """The config with the class count of the data.
+        """The config with the class count of the weights, or else of the data.
 
         Raises:
             UserError: if a label is outside the configured classes, or images are not labelled.
         """
-        human = self.summaries["human"]
         if config.task.kind == "segmentation":
             for name in ("human", "evaluation"):
                 summary = self.summaries.get(name)
@@ -160,18 +376,144 @@ class Data:
                     raise UserError(
                         f"{missing} images of {name} have no mask; is {name}.masks given?"
                     )
-        elif not human["boxes"]:
+        elif "human" in self.summaries and not self.summaries["human"]["boxes"]:
             raise UserError("the labelled images hold no box; is human.annotations given?")
         labels = [s["largest_class"] for s in self.summaries.values()]
         largest = max([*self.class_names, *labels], default=0)
-        if config.task.num_classes is None:
+        count = config.task.num_classes
+        if self.classes is not None:
+            known = self.classes["num_classes"]
+            if count not in (None, known):
+                raise UserError(
+                    f"the weights know {known} classes (with the background), but "
+                    f"task.num_classes={count}"
+                )
+            count = known
+        if count is None:
             return config.override({"task.num_classes": largest + 1})
-        if largest >= config.task.num_classes:
+        if largest >= count:
             raise UserError(
-                f"the data has class id {largest}, but task.num_classes={config.task.num_classes} "
-                f"allows 1 to {config.task.num_classes - 1} (0 is the background)"
+                f"the data has class id {largest}, but task.num_classes={count} "
+                f"allows 1 to {count - 1} (0 is the background)"
             )
-        return config
+        return config.override({"task.num_classes": count})
+
+    def lost_boxes(self, config):
+        """Texts on the boxes beyond `task.max_instances`, which a training would leave out."""
+        limit = getattr(config.task, "max_instances", None)
+        for name in ("human", "pseudo") if limit else ():
+            if getattr(config, name) is None or name not in self.summaries:
+                continue
+            counts = self.summaries[name].get("boxes_per_image", {})
+            counts = {int(boxes): images for boxes, images in counts.items()}
+            if name == "pseudo" and max(counts, default=0) > limit:
+                counts = self._kept_boxes(config)
+            lost = sum((boxes - limit) * n for boxes, n in counts.items() if boxes > limit)
+            if lost:
+                images = sum(n for boxes, n in counts.items() if boxes > limit)
+                yield (
+                    f"{images} images of {name} have more than task.max_instances={limit} boxes: "
+                    f"{lost} of its {sum(b * n for b, n in counts.items())} boxes are left out and "
+                    f"count as background; task.max_instances={max(counts)} keeps all"
+                )
+
+    def _kept_boxes(self, config):
+        """{boxes above the thresholds: pseudo-labelled images}."""
+        import numpy as np
+
+        limits = np.array(config.pseudo.thresholds(config.task.num_classes), "float32")
+        found = records.read(self.files("pseudo"))
+        return collections.Counter(int((r.scores > limits[r.classes]).sum()) for r in found)
+
+    def damage(self):
+        """A line on the first damaged file of the sources, which are read through, or None.
+
+        A shard that can be made again is removed, so that the same command does so.
+        """
+        for name in self.summaries:
+            for file in self.files(name) if name == "pseudo" else ():
+                proof = read_json_or_none(teacher.proof_file(file))
+                if proof and proof["sha256"] != sha256(file):
+                    return (
+                        f"the labels {file} are damaged: the command that wrote them (`run`, "
+                        "`pseudo_label`) labels this file again"
+                    )
+            message = _damage(self.folder / name)
+            if message:
+                return message
+        return None
+
+
+def _damage(prefix):
+    if hasattr(sources, "find_damage"):
+        return sources.find_damage(prefix)
+    try:
+        sources.verify(prefix)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def check_classes(names):
+    """Refuses sources of which one gives a class id the name that has another id in the other.
+
+    Args:
+        names: `{source: {class id: name}}`.
+
+    Raises:
+        UserError: with the names and ids of both.
+    """
+    for (first, a), (second, b) in itertools.combinations(names.items(), 2):
+        pairs, known = set(a.items()), set(a.values())
+        wrong = [
+            key
+            for key, name in b.items()
+            if (key, name) not in pairs and (key in a or name in known)
+        ]
+        if wrong:
+            raise UserError(
+                f"the classes of {first} and of {second} differ: {_listed(a, wrong)} in {first}, "
+                f"{_listed(b, wrong)} in {second}; give each class the same id and name in both "
+                "(class_list, or the categories of the annotations)"
+            )
+
+
+def _listed(names, first):
+    order = sorted(names, key=lambda key: (len(names) > SHOWN_CLASSES and key not in first, key))
+    shown = [f"{key} {names[key]!r}" for key in order[:SHOWN_CLASSES]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+@contextlib.contextmanager
+def _reading(data, distribution):
+    """Explains what a stage meets if another worker is gone, or a file of its data damaged.
+
+    Raises:
+        UserError: in place of what TensorFlow raises then.
+    """
+    try:
+        with distribution.one_job():
+            yield
+    except Exception as error:
+        damage = data.damage() if _comes_from_tensorflow(error) else None
+        if damage:
+            raise UserError(damage) from None
+        raise
+
+
+def _comes_from_tensorflow(error):
+    """Whether an error is one of TensorFlow's, or was raised on account of one."""
+    import tensorflow as tf
+
+    while error is not None and not isinstance(error, tf.errors.OpError):
+        error = error.__context__
+    return error is not None
+
+
+def prepare(config, folder, distribution, names=SOURCES, classes=None):
+    """The `Data` of a config; the chief alone writes it."""
+    return distribution.chief_first(lambda: Data(config, folder, names, classes))
 
 
 # --- One training ----------------------------------------------------------------------------
@@ -192,24 +534,38 @@ def train(config, folder, data=None, evaluate_after=True):
         The metrics, or {} without evaluation.
 
     Raises:
-        UserError: for bad data or options, or a diverged training.
+        UserError: for bad data or options, a folder made of other data, or a diverged training.
     """
-    _check_startable(config)
     folder = pathlib.Path(folder)
+    _check_startable(config, (folder / checkpoints.WEIGHTS).exists())
     distribution = distribution_lib.make(config.runtime)
     training.check_batches(config, distribution)
-    distribution.chief_first(lambda: claim_folder(config, folder))
-    data = data or prepare(config, folder / "data", distribution)
-    config = data.complete(config)
-    if not (folder / checkpoints.WEIGHTS).exists():
-        with distribution.one_job():
-            training.Training(config, folder, data, distribution).run()
-    if not evaluate_after or config.evaluation is None:
-        return {}
-    return evaluate(config, folder, data)
+    with _working_in(folder, distribution):
+        distribution.chief_first(lambda: claim_folder(config, folder))
+        data = data or prepare(config, folder / "data", distribution)
+        config = data.complete(config)
+        distribution.chief_first(lambda: _claim_content(config, folder, data))
+        if not (folder / checkpoints.WEIGHTS).exists():
+            _check_start(config, data)
+            for text in data.lost_boxes(config):
+                logging.warning("%s", text)
+            with _reading(data, distribution):
+                training.Training(config, folder, data, distribution).run()
+        if distribution.chief:
+            _check_weights(folder)
+            if read_json_or_none(folder / checkpoints.CLASSES) is None:
+                _write_classes(config, folder, data)
+        if not evaluate_after or config.evaluation is None:
+            return {}
+        return _evaluate(config, folder, distribution, data)
 
 
-def _check_startable(config):
+def _write_classes(config, folder, data):
+    classes = {"num_classes": config.task.num_classes, "names": data.class_names}
+    write_json(folder / checkpoints.CLASSES, classes)
+
+
+def _check_startable(config, finished=False):
     """Raises a `UserError` if a training lacks what it starts from."""
     if not config.human.given:
         raise UserError("no labelled images: set human.records, or human.images and annotations")
@@ -224,59 +580,135 @@ def _check_startable(config):
             "its authors publish: fetch them and give trainer.init=CHECKPOINT, their TF1 "
             "checkpoint (prefix, folder or .tar.gz)"
         )
-    if config.trainer.init and config.trainer.init != "imagenet":
+    if config.trainer.init and config.trainer.init != "imagenet" and not finished:
         init = pathlib.Path(config.trainer.init)
         if not (init.exists() or released.is_checkpoint(init)):
             raise UserError(f"trainer.init: {init} does not exist")
 
 
-def check(config, folder):
+def _check_start(config, data):
+    """Checks that the weights of `trainer.init` mean the same classes as the data.
+
+    Raises:
+        UserError: if they do not.
+    """
+    init = config.trainer.init
+    if not init or init == "imagenet" or released.is_checkpoint(init):
+        return
+    classes = checkpoints.classes_of(init)
+    if classes is None:
+        return
+    check_classes({f"trainer.init={init}": classes["names"], "human": data.class_names})
+    if classes["num_classes"] != config.task.num_classes:
+        raise UserError(
+            f"trainer.init={init} knows {classes['num_classes']} classes (with the background), "
+            f"the data {config.task.num_classes}; set task.num_classes={classes['num_classes']} if "
+            "the data holds a part of them"
+        )
+
+
+def check(config, folder, whole=False):
     """What a training would meet and need, without training; see `preflight.check`.
 
-    Prepares the data in `folder/data`, and draws `folder/check.png`.
+    Prepares the data in `folder/data`, and draws `folder/check.png`. Of a recipe for `run`, whose
+    student has no labels yet, the teacher is looked at; the time is that of all stages.
+
+    Args:
+        config: `Config`.
+        folder: the run folder.
+        whole: look at the stages of `run`, even if `pseudo.records` is given.
     """
     from official_selftrain import preflight
 
-    _check_startable(config)
+    whole = whole or (config.pseudo is not None and not config.pseudo.given)
+    first = config_lib.teacher_config(config) if whole else config
+    _check_startable(first)
     folder = pathlib.Path(folder)
     distribution = distribution_lib.make(config.runtime)
-    training.check_batches(config, distribution)
-    data = prepare(config, folder / "data", distribution)
-    config = data.complete(config)
-    picture = folder / "check.png" if distribution.chief else None
-    with distribution.one_job():
-        return preflight.check(training.Training(config, folder, data, distribution), picture)
-
-
-def prepare(config, folder, distribution):
-    """The `Data` of a config; the chief alone writes it."""
-    return distribution.chief_first(lambda: Data(config, folder))
+    training.check_batches(first, distribution)
+    with _working_in(folder, distribution):
+        _check_settings(config, folder)
+        names = _without("pseudo") if whole else SOURCES
+        data = prepare(config, folder / "data", distribution, names)
+        first, config = data.complete(first), data.complete(config)
+        _check_start(first, data)
+        picture = folder / "check.png" if distribution.chief else None
+        with _reading(data, distribution):
+            rows = preflight.check(
+                training.Training(first, folder, data, distribution),
+                picture,
+                stages(config) if whole else {},
+            )
+    return [*(("boxes", f"WARNING: {text}") for text in data.lost_boxes(first)), *rows]
 
 
 # --- Evaluation ------------------------------------------------------------------------------
 
 
-def evaluate(config, folder, data=None, weights=None):
-    """Metrics of trained weights on the evaluation source, written to `folder/metrics.json`.
+def evaluate(config, folder, data=None, weights=None, refresh=False):
+    """Metrics of trained weights on the evaluation source, which alone is read.
+
+    Those of the folder's own weights on its own data are written to `folder/metrics.json`. In the
+    folder of a run, those of other weights, data or settings go to `folder/evaluations/NAME.json`.
 
     Args:
         config: `Config` with an evaluation source.
         folder: the run folder; its `model.weights.h5` is taken unless `weights` is given.
-        data: prepared `Data`, None prepares it in `folder/data`.
+        data: prepared `Data`, None prepares it in `folder`.
         weights: a `.weights.h5` file or run folder, or None.
+        refresh: measure again what is measured already.
+
+    Raises:
+        UserError: for bad data or weights, or without an evaluation source.
     """
     folder = pathlib.Path(folder)
-    file = folder / "metrics.json"
-    if file.exists() and weights is None:
-        return read_json(file)
+    distribution = distribution_lib.make(config.runtime)
+    own = folder / checkpoints.WEIGHTS
+    if weights is not None and checkpoints.weights_file(weights).resolve() == own.resolve():
+        weights = None
+    with _working_in(folder, distribution):
+        return _evaluate(config, folder, distribution, data, weights, refresh)
+
+
+def evaluate_stages(configs, folder):
+    """Measures the trainings of a run again, on data that is prepared once.
+
+    Args:
+        configs: `{stage: Config}`.
+        folder: the folder of `run`.
+
+    Returns:
+        `{stage: metrics}`, as `evaluate`.
+    """
+    folder = pathlib.Path(folder)
+    stage, config = next(iter(configs.items()))
+    distribution = distribution_lib.make(config.runtime)
+    with _working_in(folder, distribution):
+        data = _evaluation_data(config, folder / stage, None, folder, distribution)
+        return {
+            stage: evaluate(config, folder / stage, data, refresh=True)
+            for stage, config in configs.items()
+        }
+
+
+def _evaluate(config, folder, distribution, data=None, weights=None, refresh=False):
+    """`evaluate` in a locked folder; `weights` are not those of the folder, or None."""
     if config.evaluation is None or not config.evaluation.given:
         raise UserError("nothing to evaluate on: set evaluation.records, or images and annotations")
-    distribution = distribution_lib.make(config.runtime)
-    data = data or prepare(config, folder / "data", distribution)
+    file = folder / METRICS
+    own = weights is None and _measures_alike(config, folder)
+    if own and not refresh and _same_place(config, folder):
+        metrics = read_json_or_none(file)
+        if metrics:
+            return metrics
+    data = data or _evaluation_data(config, folder, weights, folder, distribution)
     config = data.complete(config)
-    if not data.summaries["evaluation"]["boxes"] and config.task.kind == "detection":
+    summary = data.summaries["evaluation"]
+    if not summary["boxes"] and config.task.kind == "detection":
         raise UserError("the evaluation source has no labels; give evaluation.annotations")
-    with distribution.one_job():
+    before = _made_of(folder).get("evaluation", {}).get("content", _content(summary))
+    own = own and (_same_place(config, folder) or _content(summary) == before)
+    with _reading(data, distribution):
         predictor = teacher.load_predictor(config, weights or folder, distribution, labelling=False)
         metrics = training.measure(predictor, data, distribution)
         average = folder / checkpoints.AVERAGE
@@ -284,12 +716,65 @@ def evaluate(config, folder, data=None, weights=None):
             predictor = teacher.load_predictor(config, average, distribution, labelling=False)
             averaged = training.measure(predictor, data, distribution)
             metrics |= {f"ema/{name}": value for name, value in averaged.items()}
-    if distribution.chief:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, metrics)
-        training.log_metrics(folder, config.trainer.steps, metrics)
+    if distribution.chief and own:
+        _write_metrics(config, folder, summary, metrics)
+    elif distribution.chief:
+        _write_foreign_metrics(config, folder, summary, metrics, weights)
     distribution.wait()
     return metrics
+
+
+def _measures_alike(config, folder):
+    """Whether a config measures as the one of the run in a folder does, or there is no run."""
+    before = _saved_config(folder)
+
+    def measure(config):
+        return config.task.model_dump(exclude={"num_classes"}), config.evaluation
+
+    return before is None or measure(before) == measure(config)
+
+
+def _same_place(config, folder):
+    before = _saved_config(folder)
+    return before is None or before.data_dir == config.data_dir
+
+
+def _evaluation_data(config, folder, weights, root, distribution):
+    """The evaluation source, prepared in `root`, for weights, or those of `folder`."""
+    classes = checkpoints.classes_of(weights or folder)
+    own = weights is None and _measures_alike(config, folder) and _same_place(config, folder)
+    place = root / "data" if own or not (root / CONFIG).exists() else root / EVALUATIONS / "data"
+    names = ("evaluation",) if classes or config.task.num_classes else ("human", "evaluation")
+    return prepare(config, place, distribution, names, classes)
+
+
+def _write_metrics(config, folder, summary, metrics):
+    write_json(folder / METRICS, metrics)
+    logging.info("the metrics are in %s", folder / METRICS)
+    training.log_metrics(folder, config.trainer.steps, metrics)
+    before = _made_of(folder)
+    now = before | {"evaluation": _counted(summary)}
+    if before and before != now:
+        logging.warning("the evaluation data of %s has changed since it was trained", folder)
+        write_json(folder / MADE_OF, now)
+
+
+def _write_foreign_metrics(config, folder, summary, metrics, weights):
+    """Metrics that are not those of the run in the folder, beside what they were measured on."""
+    file, source = checkpoints.weights_file(weights or folder), config.evaluation
+    place = pathlib.Path(source.images or source.records or source.tfds or source.embedded)
+    identity = [sha256(file), _content(summary), config.task.model_dump(mode="json")]
+    name = re.sub(r"[^\w.-]+", "_", f"{file.parent.name}-{place.name}")
+    file_name = folder / EVALUATIONS / f"{name}-{_digest(identity)[:8]}.json"
+    file_name.parent.mkdir(parents=True, exist_ok=True)
+    measured = {"weights": str(file), "data_dir": config.data_dir}
+    measured |= {"evaluation": source.model_dump(mode="json"), "images": summary["images"]}
+    write_json(file_name, measured | {"metrics": metrics})
+    logging.warning(
+        "these are not the metrics of the run in %s, which stay as they are: written to %s",
+        folder,
+        file_name,
+    )
 
 
 # --- Pseudo labels ---------------------------------------------------------------------------
@@ -306,61 +791,113 @@ def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=N
         threshold: for the report; None takes the student's thresholds.
         beam_args: arguments of an Apache Beam pipeline that labels the shards; None does it here,
             on all devices and workers of `config.runtime`.
+
+    Raises:
+        UserError: for bad data or weights, or a folder with labels of others.
     """
     if config.unlabeled is None or not config.unlabeled.given:
         raise UserError("nothing to label: set unlabeled.images (a folder) or unlabeled.records")
     folder = pathlib.Path(folder)
     distribution = distribution_lib.make(config.runtime)
-    data = data or prepare(config, folder / "data", distribution)
-    config = data.complete(config)
-    files = data.files("unlabeled")
     pseudo = config.pseudo or config_lib.PseudoConfig()
     if threshold is not None:
         pseudo = pseudo.model_copy(update={"score_threshold": threshold, "class_thresholds": {}})
-    folder.mkdir(parents=True, exist_ok=True)
-    distribution.chief_first(lambda: _claim_labels(folder, weights, data))
-    written = teacher.outputs(files, folder)
-    with distribution.one_job():
-        if beam_args is not None:
-            teacher.label_on_beam(config, weights, files, written, beam_args)
-        elif not all(os.path.exists(file) for file in written):
-            predictor = teacher.load_predictor(config, weights, distribution)
-            images = data.summaries["unlabeled"]["images"]
-            share = distribution.worker, distribution.workers
-            teacher.label(predictor, files, written, str(weights), images, *share)
-        distribution.wait()
-    if distribution.chief:
-        _report_labels(config, folder, files, written, pseudo, data)
-    distribution.wait()
-    return written, read_json(folder / "report.json")
+    with _working_in(folder, distribution):
+        if data is None:
+            classes = checkpoints.classes_of(weights)
+            names = ("unlabeled", "evaluation", *(() if classes else ("human",)))
+            data = prepare(config, folder / "data", distribution, names, classes)
+        config = data.complete(config)
+        files = data.files("unlabeled")
+        written = teacher.outputs(files, folder)
+        name = distribution.chief_first(lambda: _claim_labels(config, folder, weights, data))
+        shards = list(zip(files, written, strict=True))
+        with _reading(data, distribution):
+            if beam_args is not None:
+                teacher.label_on_beam(config, weights, shards, name, beam_args)
+            else:
+                _label(config, weights, shards, name, data, distribution)
+            distribution.wait()
+            if distribution.chief:
+                _report_labels(config, folder, files, written, pseudo, data)
+            distribution.wait()
+    return written, read_json(folder / LABEL_REPORT)
+
+
+def _label(config, weights, shards, name, data, distribution):
+    """Labels this worker's share of the shards."""
+    own = shards[distribution.worker :: distribution.workers]
+    waiting = teacher.unfinished(own)
+    if not any(distribution.gather(len(waiting))):
+        return
+    if len(waiting) < len(own):
+        logging.info("%d of %d shards are labelled already", len(own) - len(waiting), len(own))
+    predictor = teacher.load_predictor(config, weights, distribution)
+    images = round(data.summaries["unlabeled"]["images"] * len(waiting) / len(shards))
+    teacher.label(predictor, waiting, name, images)
 
 
 def _report_labels(config, folder, files, written, pseudo, data):
+    """Writes the report of the labels and their picture, unless they are there."""
     from official_selftrain.tasks import make_task
 
+    names = {str(key): name for key, name in data.class_names.items()}
+    made_of = _digest(
+        [
+            [sha256(file) for file in written],
+            _content(data.summaries["unlabeled"]),
+            pseudo.thresholds(config.task.num_classes),
+            names,
+        ]
+    )
+    before, picture = read_json_or_none(folder / LABEL_REPORT), folder / "preview.png"
+    if isinstance(before, dict) and before.get("made_of") == made_of and picture.exists():
+        return
     tally = make_task(config.task).tally(pseudo, data.class_names)
-    write_json(folder / "report.json", teacher.report(tally, written, files))
     visualize.preview(
-        folder / "preview.png", records.read(written), 12, data.class_names, pseudo.score_threshold,
+        picture, records.read(written), 12, data.class_names, pseudo.score_threshold,
         masks=config.task.kind == "segmentation",
     )  # fmt: skip
+    result = teacher.report(tally, written, files)
+    write_json(folder / LABEL_REPORT, result | {"made_of": made_of})
 
 
-def _claim_labels(folder, weights, data):
-    """Keeps the labels of two teachers, or of two sets of images, out of one folder, and removes
-    what a kill has left half written."""
-    for file in folder.glob("*.tmp"):
-        file.unlink()
-    modified = checkpoints.weights_file(weights).stat().st_mtime_ns
-    made_by = {"weights_modified": modified, "images": data.summaries["unlabeled"]["source"]}
-    record = folder / "made_by.json"
-    if not record.exists():
-        write_json(record, made_by)
-    elif read_json(record) != made_by:
-        raise UserError(
-            f"{folder} holds labels by another teacher or of other images; choose another "
-            "--model_dir, or delete the folder"
-        )
+def _claim_labels(config, folder, weights, data):
+    """Keeps labels of two teachers, sets of images or settings out of one folder.
+
+    Returns:
+        The name of the teacher.
+
+    Raises:
+        UserError: if the folder holds other labels, naming what differs.
+    """
+    unlabeled = data.summaries["unlabeled"]
+    made_by = {
+        "teacher": teacher.name_of(weights),
+        "weights": sha256(checkpoints.weights_file(weights)),
+        "unlabeled": {"content": _content(unlabeled), "images": unlabeled["images"]},
+        "task": config.task.model_dump(mode="json"),
+    }
+    before = read_json_or_none(folder / MADE_BY)
+    if isinstance(before, dict) and "weights" in before and any(folder.glob("pseudo-*.tfrecord")):
+        other = [
+            text
+            for key, text in (
+                ("weights", f"by another teacher ({before['teacher']}, not {made_by['teacher']})"),
+                ("unlabeled", f"of other images ({before['unlabeled']['images']} in all)"),
+                ("task", "with other settings of the task"),
+            )
+            if before[key] != made_by[key]
+        ]
+        if other:
+            raise UserError(
+                f"{folder} holds labels {' and '.join(other)}; choose another --model_dir, or "
+                "delete the folder"
+            )
+        return before["teacher"]  # a teacher may be moved to a folder of another name
+    write_json(folder / MADE_BY, made_by)
+    _write_classes(config, folder, data)
+    return made_by["teacher"]
 
 
 # --- The whole method ------------------------------------------------------------------------
@@ -375,6 +912,9 @@ def run(config, folder):
 
     Returns:
         `{stage: metrics}` of the trainings.
+
+    Raises:
+        UserError: for bad data or options, or if a stage fails.
     """
     from official_selftrain import report
 
@@ -383,35 +923,77 @@ def run(config, folder):
     if missing:
         raise UserError(f"`run` needs the section {missing[0]!r}; this experiment has none")
     distribution = distribution_lib.make(config.runtime)
-    distribution.chief_first(lambda: claim_folder(config, folder))
-    clock = _Clock(folder / "seconds.json" if distribution.chief else None)
-    with clock("data"):
-        data = prepare(config, folder / "data", distribution)
-        config = data.complete(config)
-    results = {}
-    with clock("teacher"):
-        results["teacher"] = train(config_lib.teacher_config(config), folder / "teacher", data)
-    best = folder / "teacher"
-    for number in range(1, config.self_training.rounds + 1):
-        suffix = "" if number == 1 else f"_{number}"
-        with clock(f"labels{suffix}"):
-            labels = folder / f"labels{suffix}"
-            pseudo_label(config, labels, best, data)
-        with clock(f"student{suffix}"):
-            student = config_lib.student_config(
-                config, os.path.abspath(labels / "pseudo-*.tfrecord"), os.path.abspath(best)
-            )
-            best = folder / f"student{suffix}"
-            pseudo_data = prepare(student, folder / "data", distribution)
-            results[best.name] = train(student, best, pseudo_data)
-    if config.self_training.control:
-        with clock("control"):
-            control = config_lib.control_config(config, os.path.abspath(folder / "teacher"))
-            results["control"] = train(control, folder / "control", data)
-    with clock("report"):
-        if distribution.chief:
-            report.write(config, folder, data, results, clock.seconds)
+    with _working_in(folder, distribution):
+        distribution.chief_first(lambda: claim_folder(config, folder))
+        clock = _Clock(folder / SECONDS if distribution.chief else None)
+        with clock("data"):
+            data = prepare(config, folder / "data", distribution, _without("pseudo"))
+            config = data.complete(config)
+        results = {}
+        with clock("teacher"):
+            results["teacher"] = train(config_lib.teacher_config(config), folder / "teacher", data)
+        best = folder / "teacher"
+        for suffix in rounds(config):
+            with clock(f"labels{suffix}"):
+                labels = folder / f"labels{suffix}"
+                pseudo_label(config, labels, best, data)
+            with clock(f"student{suffix}"):
+                student = config_lib.student_config(
+                    config, os.path.abspath(labels), os.path.abspath(best)
+                )
+                best = folder / f"student{suffix}"
+                pseudo_data = prepare(student, folder / "data", distribution)
+                results[best.name] = train(student, best, pseudo_data)
+        if config.self_training.control:
+            with clock("control"):
+                control = config_lib.control_config(config, os.path.abspath(folder / "teacher"))
+                results["control"] = train(control, folder / "control", data)
+        with clock("report"), _reading(data, distribution):
+            if distribution.chief:
+                report.write(config, folder, data, results, clock.seconds)
     return results
+
+
+def rounds(config):
+    """The ends of the names of the folders of each round: "", "_2", ..."""
+    return ["", *(f"_{number}" for number in range(2, config.self_training.rounds + 1))]
+
+
+def stages(config):
+    """`{stage: Config}` of the trainings of `run`, in its order; without their start and labels."""
+    found = {"teacher": config_lib.teacher_config(config)}
+    for suffix in rounds(config):
+        found[f"student{suffix}"] = config
+    if config.self_training.control:
+        found["control"] = config_lib.control_config(config, None)
+    return found
+
+
+def write_report(config, folder):
+    """Writes the report of a finished run again.
+
+    Raises:
+        UserError: if the folder holds no finished run.
+    """
+    from official_selftrain import report
+
+    folder = pathlib.Path(folder)
+    if not (folder / "labels" / LABEL_REPORT).exists():
+        raise UserError(f"{folder} is no finished folder of `run`: it has no labels/report.json")
+    distribution = distribution_lib.make(config.runtime)
+    with _working_in(folder, distribution):
+        _check_settings(config, folder)
+        data = prepare(config, folder / "data", distribution, _without("pseudo"))
+        config = data.complete(config)
+        found = {stage: read_json_or_none(folder / stage / METRICS) for stage in stages(config)}
+        results = {stage: metrics for stage, metrics in found.items() if metrics}
+        with _reading(data, distribution):
+            seconds = read_json_or_none(folder / SECONDS) or {}
+            report.write(config, folder, data, results, seconds, again=True)
+
+
+def _without(name):
+    return tuple(other for other in SOURCES if other != name)
 
 
 class _Clock:
@@ -419,7 +1001,7 @@ class _Clock:
 
     def __init__(self, file):
         self.file = file
-        self.seconds = read_json(file) if file and file.exists() else {}
+        self.seconds = (file and read_json_or_none(file)) or {}
 
     def __call__(self, stage):
         self.stage = stage
@@ -429,8 +1011,12 @@ class _Clock:
     def __enter__(self):
         self.began = time.perf_counter()
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         passed = time.perf_counter() - self.began
         self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + passed, 2)
         if self.file:
             write_json(self.file, self.seconds)
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted in the stage {self.stage}; the same command goes on there"
+            ) from None

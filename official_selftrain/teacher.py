@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import os
 import pathlib
 import threading
 
@@ -19,6 +20,7 @@ from official_selftrain import config as config_lib
 from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import beam, inputs, records
 from official_selftrain.errors import UserError
+from official_selftrain.files import read_json_or_none, sha256, write_json
 from official_selftrain.tasks import make_task
 
 
@@ -61,57 +63,98 @@ def outputs(files, folder):
     return [str(pathlib.Path(folder) / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
 
 
-def label(predictor, files, outputs, teacher, images=None, index=0, count=1):
-    """Writes one pseudo-labelled shard for each shard of images; finished shards are kept.
+def name_of(weights):
+    """What records call their teacher: the folder of its weights, and the start of their SHA-256.
+
+    Args:
+        weights: a `.weights.h5` file or a run folder.
+    """
+    file = checkpoints.weights_file(weights).resolve()
+    return f"{file.parent.name}-{sha256(file)[:12]}"
+
+
+def unfinished(shards):
+    """Those of the (TFRecord file of images, labelled file) that are not labelled, or damaged.
+
+    A labelled shard is whole if its SHA-256 is that of its proof, `FILE.json`. One without a proof,
+    by a kill between the two or by an earlier version, is read and gets one if it holds the images.
+    """
+    return [(file, output) for file, output in shards if not _is_whole(file, output)]
+
+
+def _is_whole(file, output):
+    if not os.path.exists(output):
+        return False
+    proof = read_json_or_none(proof_file(output))
+    if isinstance(proof, dict) and "sha256" in proof:
+        if proof["sha256"] == sha256(output):
+            return True
+    elif _same_images(file, output):
+        _write_proof(output)
+        return True
+    logging.warning("%s is damaged: it is labelled again", output)
+    return False
+
+
+def _same_images(file, output):
+    try:
+        pairs = zip(records.read([file]), records.read([output]), strict=True)
+        return all(image.image_id == labelled.image_id for image, labelled in pairs)
+    except ValueError:  # a record cannot be read, or one file is longer
+        return False
+
+
+def proof_file(output):
+    """The file that tells the checksum of a labelled shard."""
+    return f"{output}.json"
+
+
+def _write_proof(output):
+    write_json(proof_file(output), {"bytes": os.path.getsize(output), "sha256": sha256(output)})
+
+
+def label(predictor, shards, teacher, images=None):
+    """Writes a pseudo-labelled shard for each shard of images, and its proof.
 
     A shard is the unit of work: it appears when complete, so that a kill costs one at most. Labels
     that the images may have are not passed on.
 
     Args:
         predictor: `Predictor`.
-        files: TFRecord files of images.
-        outputs: files to write.
+        shards: list of (TFRecord file of images, file to write).
         teacher: name stored in the records.
-        images: in all files, for the time left; None if unknown.
-        index, count: label the shards index, index + count, ... alone.
+        images: in all shards, for the time left; None if unknown.
     """
-    own = list(zip(files, outputs, strict=True))[index::count]
-    waiting = [(file, output) for file, output in own if not pathlib.Path(output).exists()]
-    if len(waiting) < len(own):
-        logging.info("%d of %d shards are labelled already", len(own) - len(waiting), len(own))
-    total = images and round(images * len(waiting) / len(files))
-    with tqdm(total=total, desc="label", unit="image") as progress:
+    with tqdm(total=images, desc="label", unit="image") as progress:
 
         def labelled(file):
             for record, prediction in predictor([file]):
                 progress.update(1)
                 yield predictor.task.to_record(record, prediction, teacher)
 
-        for number, (file, output) in enumerate(waiting, 1):
-            progress.set_postfix_str(f"shard {number} of {len(waiting)}")
+        for number, (file, output) in enumerate(shards, 1):
+            progress.set_postfix_str(f"shard {number} of {len(shards)}")
             records.write(output, labelled(file))
+            _write_proof(output)
 
 
 # --- Apache Beam -----------------------------------------------------------------------------
 
 
-def label_on_beam(config, weights, files, outputs, arguments):
+def label_on_beam(config, weights, shards, teacher, arguments):
     """`label` by an Apache Beam pipeline, a shard at a time on each of its workers.
 
     Args:
         config: complete `Config`.
         weights: of the teacher, a file or run folder, seen by all workers.
-        files, outputs: as in `label`.
+        shards, teacher: as in `label`; those that are labelled already are kept.
         arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
 
     Raises:
         UserError: without the extra, if the pipeline fails, or with the fault that a worker met.
     """
     text = config_lib.dump(config)
-    jobs = [
-        _Shard(text, str(weights), file, output)
-        for file, output in zip(files, outputs, strict=True)
-    ]
+    jobs = [_Shard(text, str(weights), file, output, teacher) for file, output in shards]
     beam.run(jobs, arguments)
 
 
@@ -121,14 +164,15 @@ class _Shard:
     weights: str
     images: str
     file: str
+    teacher: str
 
     def finished(self):
-        return True if pathlib.Path(self.file).exists() else None
+        return True if _is_whole(self.images, self.file) else None
 
     def run(self):
         with _LOADING:
             predictor = _predictor(self.config, self.weights)
-        label(predictor, [self.images], [self.file], self.weights)
+        label(predictor, [(self.images, self.file)], self.teacher)
 
 
 _LOADING = threading.Lock()  # threads of a Beam worker share one model

@@ -18,11 +18,10 @@ def main():
     from official_selftrain import runner
 
     if cli.FLAGS.mode == "check":
-        rows = runner.check(config, cli.FLAGS.model_dir)
-        print("\n".join(f"{name}: {text}" for name, text in rows))
+        cli.print_rows(runner.check(config, cli.FLAGS.model_dir))
         return
     if cli.FLAGS.mode == "eval":
-        metrics = runner.evaluate(config, cli.FLAGS.model_dir)
+        metrics = runner.evaluate(config, cli.FLAGS.model_dir, refresh=True)
     else:
         metrics = runner.train(
             config, cli.FLAGS.model_dir, evaluate_after=cli.FLAGS.mode == "train_and_eval"

@@ -19,8 +19,6 @@ from official_selftrain.data import inputs, records
 from official_selftrain.errors import Stopped, UserError
 from official_selftrain.files import read_json_or_none, write_json, write_text
 
-CLASSES = "classes.json"  # beside the weights: how many classes, and their names
-
 
 class Training:
     """One training, from its newest checkpoint or its beginning to its weights.
@@ -207,7 +205,7 @@ class Training:
     def _finish(self):
         student, average = self.trainer.student, self.trainer.average
         classes = {"num_classes": self.config.task.num_classes, "names": self.data.class_names}
-        write_json(self.folder / CLASSES, classes)
+        write_json(self.folder / checkpoints.CLASSES, classes)
         if average is not None:
             average.swap(student)
             checkpoints.save_weights(student, self.folder, checkpoints.AVERAGE)

@@ -274,7 +274,8 @@ def _svg(figure):
 
     buffer = io.StringIO()
     figure.tight_layout()
-    figure.savefig(buffer, format="svg")
+    with plt.rc_context({"svg.hashsalt": "the same names in every file"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -43,7 +43,7 @@ ALLOWED = {
     "released": {"applications", "models", "config", "errors"},
     "serving": {"tasks", "data", "ops", "errors"},
     "cli": {"config", "errors"},
-    "preflight": {"data", "errors", "loop", "visualize"},
+    "preflight": {"data", "errors", "loop", "training", "visualize"},
     "runner": {"*"},
 }  # fmt: skip
 

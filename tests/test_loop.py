@@ -201,6 +201,38 @@ def test_checkpoint_of_another_network_and_a_broken_one_are_refused(tmp_path):
         checkpoints.Checkpoints(tmp_path, trainer()).restore()
 
 
+def test_other_files_among_the_checkpoints_are_ignored(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path, trainer())
+    saved.save(3)
+    for name in ("ckpt-best.npz", "ckpt-00000012 (1).npz", "ckpt-00000009.npz.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    assert saved.steps() == [3] and saved.restore() == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"\x89HDF\r\n\x1a\n", b"text"])
+@pytest.mark.parametrize("name", ["model.weights.h5", "model.keras"])
+def test_damaged_weights_are_told_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="do not fit this network, or are damaged") as told:
+        checkpoints.load_weights(trainer().student, tmp_path / name)
+    assert "\n" not in str(told.value)
+
+
+def test_classes_beside_weights_are_read_checked_or_absent(tmp_path):
+    (tmp_path / "model.weights.h5").touch()
+    assert checkpoints.classes_of(tmp_path) is None
+    file = tmp_path / "classes.json"
+    for text in ("", '{"num_cl'):
+        file.write_text(text)
+        assert checkpoints.classes_of(tmp_path) is None
+    file.write_text('{"num_classes": 3, "names": {"1": "cat"}}')
+    assert checkpoints.classes_of(tmp_path) == {"num_classes": 3, "names": {1: "cat"}}
+    for text in ("[]", "5", '{"num_classes": 3}', '{"num_classes": "x", "names": {}}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="classes.json must hold"):
+            checkpoints.classes_of(tmp_path)
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     model = trainer().student
     file = checkpoints.save_weights(model, tmp_path)
@@ -372,6 +404,9 @@ def test_the_best_evaluation_is_kept(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text()) == {
         "step": 1, "metric": "AP", "value": 0.5
     }  # fmt: skip
+    (tmp_path / "best.json").write_text("")  # a power cut
+    checkpoints.save_best(model, tmp_path, 3, "AP", 0.4)
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 3
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import json
 import pathlib
 
 import numpy as np
@@ -44,18 +45,48 @@ def shards(tmp_path):
 def test_every_image_is_labelled_once_and_finished_shards_are_kept(shards, tmp_path):
     task = Answers(num_classes=3, image_size=(128, 128))
     written = teacher.outputs(shards, tmp_path / "labels")
+    pairs = list(zip(shards, written, strict=True))
     predictor = teacher.Predictor(task, None, 4)
-    teacher.label(predictor, shards, written, "teacher", 15)
+    assert teacher.unfinished(pairs) == pairs
+    teacher.label(predictor, pairs, "teacher", 15)
     ids = [r.image_id for r in records.read(written)]
     assert ids == [10 * s + i for s in range(3) for i in range(5)]
     assert task.shown == 15
     # A kill leaves whole shards only; the same call does the missing one.
     before = [pathlib.Path(file).read_bytes() for file in written]
     pathlib.Path(written[1]).unlink()
-    teacher.label(predictor, shards, written, "teacher", 15)
+    assert teacher.unfinished(pairs) == [pairs[1]]
+    teacher.label(predictor, [pairs[1]], "teacher", 5)
+    assert teacher.unfinished(pairs) == []
     assert task.shown == 20
     assert [pathlib.Path(file).read_bytes() for file in written] == before
     assert all(r.origin == "pseudo" for r in records.read(written))
+
+
+def flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], flip], ids=str
+)
+@pytest.mark.parametrize("proof", ["kept", "missing", "half"])
+def test_a_damaged_shard_of_labels_is_found_with_and_without_its_proof(
+    shards, tmp_path, caplog, damage, proof
+):
+    pairs = list(zip(shards, teacher.outputs(shards, tmp_path / "labels"), strict=True))
+    for file, output in pairs:
+        stream = (r.relabelled("t", boxes=[], classes=[]) for r in records.read([file]))
+        records.write(output, stream)
+    assert teacher.unfinished(pairs) == []  # shards of earlier versions are read, and get a proof
+    file, note = (pathlib.Path(name) for name in (pairs[1][1], teacher.proof_file(pairs[1][1])))
+    assert json.loads(note.read_text())["bytes"] == file.stat().st_size
+    file.write_bytes(damage(file.read_bytes()))
+    if proof != "kept":
+        note.write_text('{"by') if proof == "half" else note.unlink()
+    assert teacher.unfinished(pairs) == [pairs[1]]
+    assert f"{file} is damaged: it is labelled again" in caplog.text
 
 
 def labelled(tmp_path, scores, name="p"):

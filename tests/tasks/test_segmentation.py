@@ -272,7 +272,8 @@ def test_records_of_the_teacher_hold_every_pixel_and_its_confidence(model, tmp_p
     files = write_images(tmp_path, (64, 96), (30, 90), (128, 128))
     task = make(labelling=True)
     written = teacher.outputs(files, tmp_path)
-    teacher.label(teacher.Predictor(task, model, 2), files, written, "teacher")
+    shards = list(zip(files, written, strict=True))
+    teacher.label(teacher.Predictor(task, model, 2), shards, "teacher")
     labelled = list(records.read(written))
     for a, prediction in zip(labelled, predict(task, model, files), strict=True):
         assert a.origin == "pseudo" and not len(a.boxes)
