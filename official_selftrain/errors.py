@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class Damaged(UserError):
+    """A file is not as it was written."""
+
+
 class Stopped(BaseException):
     """The process was asked to end, and what it had done is saved.
 

@@ -25,7 +25,7 @@ from official_selftrain import checkpoints, released, teacher, training, visuali
 from official_selftrain import config as config_lib
 from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import records, sources
-from official_selftrain.errors import UserError
+from official_selftrain.errors import Damaged, UserError
 from official_selftrain.files import (
     locked,
     read_json,
@@ -303,11 +303,13 @@ class Data:
     def __init__(self, config, folder, names=SOURCES, classes=None):
         self.folder = pathlib.Path(folder)
         self.classes = classes
-        self.summaries = {
-            name: sources.prepare(source, config.path, self.folder / name)
-            for name in names
-            if (source := getattr(config, name)) is not None and source.given
-        }
+        self.summaries = {}
+        for name in names:
+            source = getattr(config, name)
+            if source is not None and source.given:
+                with sources.hints(f"{name}."):
+                    summary = sources.prepare(source, config.path, self.folder / name)
+                self.summaries[name] = summary
         self.names = {
             name: {int(key): str(text) for key, text in summary["classes"].items()}
             for name, summary in self.summaries.items()
@@ -496,17 +498,17 @@ def _reading(data, distribution):
         with distribution.one_job():
             yield
     except Exception as error:
-        damage = data.damage() if _comes_from_tensorflow(error) else None
+        damage = data.damage() if _may_be_of_damage(error) else None
         if damage:
             raise UserError(damage) from None
         raise
 
 
-def _comes_from_tensorflow(error):
-    """Whether an error is one of TensorFlow's, or was raised on account of one."""
+def _may_be_of_damage(error):
+    """Whether an error is one of TensorFlow's or of damage, or was raised on account of one."""
     import tensorflow as tf
 
-    while error is not None and not isinstance(error, tf.errors.OpError):
+    while error is not None and not isinstance(error, (tf.errors.OpError, Damaged)):
         error = error.__context__
     return error is not None
 

@@ -16,7 +16,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-from official_selftrain.errors import UserError
+from official_selftrain.errors import Damaged, UserError
 from official_selftrain.files import matching, replace, temporary_name
 
 LARGEST_IMAGE = 2**29 - 1  # pixels; TensorFlow decodes no more
@@ -485,7 +485,7 @@ def _serialized(file, fault):
         for later, offset in enumerate(offsets[index:], index):
             serialized = _undamaged(file, offset)
             if serialized is None:
-                fault(UserError(f"record {later} of {file} is damaged (its checksum is wrong)"))
+                fault(Damaged(f"record {later} of {file} is damaged (its checksum is wrong)"))
             else:
                 yield later, serialized
     if broken:
@@ -511,7 +511,7 @@ def _offsets(file):
 
 
 def _breaks_off(file, index):
-    return UserError(
+    return Damaged(
         f"{file} breaks off at record {index}: it was cut, is damaged or is no TFRecord file; copy "
         "it again, or remove it and repeat the command that wrote it"
     )

@@ -1,8 +1,30 @@
 """What is wrong with single records and annotations, and what of a source is left out."""
 
+import contextlib
 import logging
 
 from official_selftrain.errors import UserError
+
+
+@contextlib.contextmanager
+def hints(prefix):
+    """Names the option that goes on without a bad record as it is called where the user is.
+
+    Args:
+        prefix: such as "human." in a run, or "--" of a flag.
+
+    Raises:
+        UserError: what is raised inside, with the hint of `Problems.add` changed.
+    """
+    try:
+        yield
+    except UserError as error:
+        if HINT not in str(error):
+            raise
+        raise UserError(str(error).replace(HINT, f"({prefix}{HINT[1:]}")) from None
+
+
+HINT = "(on_bad_record=skip goes on without it)"
 
 
 class Unskipped(UserError):
@@ -38,7 +60,7 @@ class Problems:
         if isinstance(error, Unskipped):
             raise error
         if not self.skip:
-            raise Unskipped(f"{error} (on_bad_record=skip goes on without it)") from None
+            raise Unskipped(f"{error} {HINT}") from None
         logging.warning("skipped: %s", error)
         self.messages.append(str(error))
 
