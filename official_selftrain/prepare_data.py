@@ -32,12 +32,14 @@ def main():
         raise UserError("say where the images are: --images, --records or --tfds")
 
     from official_selftrain.data import sources, splits
+    from official_selftrain.data.sources.problems import hints
 
     if FLAGS.disjoint_from:
         next(sources.read_index(FLAGS.disjoint_from), None)  # a wrong name is told before the work
-    summary = sources.prepare(
-        source, str, FLAGS.output, workers=FLAGS.workers or None, beam_args=FLAGS.beam or None
-    )
+    with hints("--"):
+        summary = sources.prepare(
+            source, str, FLAGS.output, workers=FLAGS.workers or None, beam_args=FLAGS.beam or None
+        )
     if FLAGS.disjoint_from:
         sources.check_disjoint(FLAGS.disjoint_from, FLAGS.output, "the two must not overlap")
     names = {int(key): name for key, name in summary["classes"].items()}

@@ -25,6 +25,7 @@ from official_selftrain import checkpoints, released, teacher, training, visuali
 from official_selftrain import config as config_lib
 from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import records, sources
+from official_selftrain.data.sources.problems import hints
 from official_selftrain.errors import Damaged, UserError
 from official_selftrain.files import (
     locked,
@@ -307,7 +308,7 @@ class Data:
         for name in names:
             source = getattr(config, name)
             if source is not None and source.given:
-                with sources.hints(f"{name}."):
+                with hints(f"{name}."):
                     summary = sources.prepare(source, config.path, self.folder / name)
                 self.summaries[name] = summary
         self.names = {

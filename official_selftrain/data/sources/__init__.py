@@ -7,6 +7,5 @@ from official_selftrain.data.sources.prepare import (
     shared_images,
     verify,
 )
-from official_selftrain.data.sources.problems import hints
 
-__all__ = ["hints", "check_disjoint", "prepare", "read_index", "shared_images", "verify"]
+__all__ = ["check_disjoint", "prepare", "read_index", "shared_images", "verify"]
