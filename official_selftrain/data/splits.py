@@ -83,13 +83,17 @@ def write(images, prefix, percentages, seed=0, stratified=False, names=None):
         `{percentage: file}`.
 
     Raises:
-        UserError: for two images of one name, a percentage out of range, or a stratified subset too
-            small to hold every class.
+        UserError: for no image, two images of one name, a name of several lines, a percentage out
+            of range, or a stratified subset too small to hold every class.
     """
-    counted = collections.Counter(name for name, _ in images)
-    name, count = counted.most_common(1)[0]
+    if not images:
+        raise UserError("there is no image to draw a subset from")
+    name, count = collections.Counter(name for name, _ in images).most_common(1)[0]
     if count > 1 or not name:
         raise UserError(f"{count} images are called {name!r}; lists of names need different ones")
+    broken = next((name for name, _ in images if len(name.splitlines()) > 1), None)
+    if broken is not None:
+        raise UserError(f"the name {broken!r} has several lines, a list one a name; rename it")
     if not all(0 < percentage <= 100 for percentage in percentages):
         raise UserError(f"percentages are above 0 and at most 100; given {percentages}")
     ordered = order(images, seed, stratified)

@@ -75,6 +75,8 @@ def test_stratified_subsets_keep_every_class_in_proportion():
         (IMAGES, [0], "above 0 and at most 100"),
         (IMAGES, [120], "above 0 and at most 100"),
         (IMAGES + IMAGES[:1], [10], "2 images are called '000000.jpg'"),
+        ([], [10], "no image to draw"),
+        ([("a\nb", [1])], [10], r"the name 'a\\nb' has several lines"),
         ([("a", [1]), ("b", [2]), ("c", [3])], [40], "40 % is 1 of 3 images, without 2 of 3"),
     ],
 )

@@ -12,7 +12,6 @@ from official_selftrain.data.sources.boxes import LARGEST_CLASS, Whole
 from official_selftrain.errors import UserError
 from official_selftrain.files import read_text
 
-YAML = (".yaml", ".yml")
 CLASS_LISTS = (
     "data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "predefined_classes.txt",
     "labels.txt", "label_map.txt",
@@ -69,6 +68,10 @@ _KeypointShape = tuple[
 ]
 
 
+def is_yaml(path):
+    return path is not None and pathlib.PurePath(path).suffix.lower() in (".yaml", ".yml")
+
+
 class DataYaml(pydantic.BaseModel):
     """What of a `data.yaml` says how YOLO labels are to be read."""
 
@@ -112,10 +115,9 @@ def read_class_list(path, first):
     Raises:
         UserError: if it cannot be read, is empty, or names a class twice.
     """
-    suffix = pathlib.PurePath(path).suffix.lower()
-    if suffix in YAML:
+    if is_yaml(path):
         names = _yaml_names(path)
-    elif suffix in (".json", ".xml", ".csv"):
+    elif pathlib.PurePath(path).suffix.lower() in (".json", ".xml", ".csv"):
         raise UserError(f"the class list {path} must be text, one name a line, or a data.yaml")
     else:
         lines = read_text(path, "class list").rstrip().splitlines()
@@ -128,6 +130,11 @@ def read_class_list(path, first):
         names = dict(enumerate(lines))
     if not names:
         raise UserError(f"the class list {path} names no class")
+    if first and len(names) > LARGEST_CLASS:
+        raise UserError(
+            f"the class list {path} names {len(names):,} classes; at most {LARGEST_CLASS:,} are "
+            "possible. Is it another kind of list?"
+        )
     return class_names(
         ((first + key, name, f"{path}: names, class {key}") for key, name in names.items()),
         f"the class list {path}",

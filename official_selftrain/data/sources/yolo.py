@@ -1,6 +1,7 @@
 """YOLO text as fields of records."""
 
 import contextlib
+import logging
 
 from official_selftrain.data.sources import lists
 from official_selftrain.data.sources.boxes import LARGEST_CLASS, Boxes, finite, number, whole
@@ -22,11 +23,23 @@ class Yolo(PerImage):
 
     def __init__(self, folder, paths, left_out, class_names, class_list=None):
         super().__init__(folder, paths, left_out, class_names)
-        self._near = class_list or lists.near_class_list(folder)
+        near = lists.near_class_list(folder)
+        if near and not class_list:
+            logging.warning("the classes have no names; are they in %s? (class_list)", near)
+        self._yaml = next((p for p in (class_list, near) if lists.is_yaml(p)), None)
         self._keypoints = None
-        if self._near and str(self._near).lower().endswith(lists.YAML):
-            self._keypoints = lists.read_data_yaml(self._near).kpt_shape
-            self.files = [*self.files, self._near] if not class_list else self.files
+        if self._yaml:
+            self.files = [*self.files, self._yaml]
+            self._keypoints = self._keypoint_shape(given=self._yaml == class_list)
+
+    def _keypoint_shape(self, given):
+        try:
+            return lists.read_data_yaml(self._yaml).kpt_shape
+        except UserError as error:
+            if given:
+                raise
+            logging.warning("%s; it is not used", error)
+            return None
 
     def listed_size(self, path):
         """None: YOLO knows no sizes."""
@@ -95,7 +108,7 @@ class Yolo(PerImage):
             points, values = self._keypoints
             if count not in (4, 4 + points * values):
                 raise UserError(
-                    f"{where} must be `class x y width height` and, by kpt_shape of {self._near}, "
+                    f"{where} must be `class x y width height` and, by kpt_shape of {self._yaml}, "
                     f"{points} keypoints of {values} numbers; given {count} numbers after the class"
                 )
         elif count != 4 and (count < 6 or count % 2):
