@@ -6,8 +6,10 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain import distribution
-from official_selftrain.config import RuntimeConfig
+from official_selftrain.config import RuntimeConfig, SourceConfig
 from official_selftrain.data import records
+from official_selftrain.data.sources import readers
+from official_selftrain.data.sources.problems import Problems
 
 
 def two_replicas():
@@ -19,6 +21,19 @@ def loss_of(task, outputs, labels, shared=lambda count: count):
     """The losses of a batch; `shared` makes its count that of a larger one."""
     sums, count = task.loss_sums(outputs, labels)
     return {name: value / task.normalizer(shared(count)) for name, value in sums.items()}
+
+
+def read_source(folder, **settings):
+    """`{name: record}` of a source, and its problems, without TFRecords between."""
+    source = SourceConfig(**{"images": "images", **settings})
+    reader = readers.open_reader(source, lambda p: str(folder / p))
+    problems = Problems(source.on_bad_record == "skip")
+    found = {r.name: r for unit in reader.units for r in reader.read(unit, problems)}
+    problems.messages += reader.skipped
+    for kind, (count, first) in reader.left_out.items():
+        problems.left_out.setdefault(kind, [0, first])[0] += count
+    problems.class_names = reader.class_names
+    return found, problems
 
 
 def png(height=4, width=6, value=7):

@@ -4,12 +4,11 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers import read_source as read
 from PIL import Image
 
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
-from official_selftrain.data.sources import readers
-from official_selftrain.data.sources.problems import Problems
 from official_selftrain.errors import UserError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -53,18 +52,6 @@ def save_mask(folder, name, pixels, mode="L"):
 def prepare(folder, **settings):
     source = SourceConfig(**{"images": "images", **settings})
     return sources.prepare(source, lambda p: str(folder / p), str(folder / "out/train"))
-
-
-def read(folder, **settings):
-    """`{name: record}` and the problems, without TFRecords between."""
-    source = SourceConfig(**{"images": "images", **settings})
-    reader = readers.open_reader(source, lambda p: str(folder / p))
-    problems = Problems(source.on_bad_record == "skip")
-    found = {r.name: r for unit in reader.units for r in reader.read(unit, problems)}
-    problems.messages += reader.skipped
-    problems.left_out |= reader.left_out
-    problems.class_names = reader.class_names
-    return found, problems
 
 
 def written(summary):
