@@ -22,8 +22,8 @@ class PerImage:
     """
 
     def __init__(self, folder, paths, left_out, class_names):
-        self.folder, self.files, self.left_out = folder, paths, left_out
-        self.class_names = class_names
+        self.folder, self.left_out, self.class_names = folder, left_out, class_names
+        self.files, self._paths = paths, paths
 
     def entries(self, names, problems):
         """`{image name: path of its labels or None}`.
@@ -35,7 +35,7 @@ class PerImage:
         Raises:
             UserError: if it is not clear which labels belong to which image.
         """
-        paths = {path.relative_to(self.folder).as_posix(): path for path in self.files}
+        paths = {path.relative_to(self.folder).as_posix(): path for path in self._paths}
         found = name_lookup.pair(names, paths, str(self.folder))
         strangers = [
             label for label in paths.keys() - found.values() if not self._is_class_list(label)

@@ -167,7 +167,7 @@ def _images(source, path):
     if source.annotations:
         class_list = path(source.class_list) if source.class_list else None
         labels = label_files.open_labels(path(source.annotations), names, class_list)
-        entries = _entries(labels, Names(store.names, str(store)), problems)
+        entries = _entries(labels, Names(store.names, str(store)), problems, source.annotations)
         left_out.append(labels.left_out)
         names = ({0: "background"} if source.masks else {}) | labels.class_names
     where = path(source.annotations or source.images)
@@ -196,7 +196,7 @@ def _images(source, path):
     )
 
 
-def _entries(labels, names, problems):
+def _entries(labels, names, problems, where):
     """`{image name: raw labels}`; whatever goes wrong names the labels."""
     try:
         return labels.entries(names, problems)
@@ -204,7 +204,7 @@ def _entries(labels, names, problems):
         raise
     except Exception as error:
         raise UserError(
-            f"the labels {labels.files[0]} cannot be read: {type(error).__name__}: {error}"
+            f"the labels {where} cannot be read: {type(error).__name__}: {error}"
         ) from None
 
 
