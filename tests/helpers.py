@@ -1,6 +1,8 @@
 """Small images and records for tests."""
 
+import contextlib
 import io
+import re
 
 import numpy as np
 from PIL import Image
@@ -10,6 +12,7 @@ from official_selftrain.config import RuntimeConfig, SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import readers
 from official_selftrain.data.sources.problems import Problems
+from official_selftrain.errors import UserError
 
 
 def two_replicas():
@@ -34,6 +37,15 @@ def read_source(folder, **settings):
         problems.left_out.setdefault(kind, [0, first])[0] += count
     problems.class_names = reader.class_names
     return found, problems
+
+
+@contextlib.contextmanager
+def told():
+    """Allows an error that a check wrote, not one that only the last net caught."""
+    try:
+        yield
+    except UserError as error:
+        assert not re.search(r"cannot be read: [A-Za-z]+: ", str(error)), error
 
 
 def png(height=4, width=6, value=7):

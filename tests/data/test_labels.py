@@ -1,14 +1,19 @@
 """VOC XML, YOLO text, masks and folders of classes, and what people get wrong in them."""
 
+import io
 import pathlib
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from helpers import read_source as read
+from helpers import told
 from PIL import Image
 
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
+from official_selftrain.data.sources import lists
 from official_selftrain.errors import UserError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -295,3 +300,369 @@ def test_real_masks_and_boxes(shared_data, tmp_path):
     names = pathlib.Path(path("mask_classes.txt")).read_text().split("\n")
     assert (summary["images"], summary["masks"]) == (30, 30)
     assert list(summary["classes"].values()) == [name for name in names if name]
+
+
+# --- Encodings -------------------------------------------------------------------------------
+
+VELO = voc(thing(7, 5, 36, 24, name="Vélo"))
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        (None, "utf-8"),
+        (None, "utf-8-sig"),
+        ("UTF-8", "utf-8"),
+        ("ISO-8859-1", "latin-1"),
+        ("windows-1252", "cp1252"),
+        ("UTF-16", "utf-16"),
+        (None, "utf-16"),
+        ("utf-16", "utf-8"),  # as some programs write it
+        ("gb2312", "gb2312"),
+        ("Big5", "big5"),
+    ],
+)
+def test_xml_is_read_in_the_encoding_that_it_declares(folder, declared, encoding):
+    head = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    name = "自行车" if encoding == "gb2312" else "車" if encoding == "big5" else "Vélo"
+    write(folder, {f"xml/im_{i}.xml": voc() for i in (1, 2)} | {"c.txt": f"x\n{name}\n"})
+    data = (head + VELO.replace("Vélo", name)).encode(encoding)
+    (folder / "xml/im_0.xml").write_bytes(data)
+    found, _ = read(folder, annotations="xml", class_list="c.txt")
+    assert found["im_0.jpg"].classes.tolist() == [2]
+
+
+def test_xml_in_another_encoding_than_it_declares_is_told(folder):
+    write(folder, {f"xml/im_{i}.xml": voc() for i in range(3)} | {"c.txt": "Vélo\n"})
+    (folder / "xml/im_0.xml").write_bytes(VELO.encode("latin-1"))
+    with pytest.raises(UserError, match="im_0.xml is not valid XML: .*is it in the encoding that"):
+        read(folder, annotations="xml", class_list="c.txt")
+
+
+def test_labels_with_byte_order_marks_and_any_line_ends_are_read(folder):
+    write(folder, {"labels/im_1.txt": ""})
+    (folder / "labels/im_0.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.2 0.4\r\n\r\n")
+    (folder / "c.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n\r\n")
+    (folder / "l.txt").write_bytes(b"\xef\xbb\xbfim_0.jpg\r\n\r\n im_2.jpg \r\n")
+    found, problems = read(folder, annotations="labels", class_list="c.txt", image_list="l.txt")
+    assert sorted(found) == ["im_0.jpg", "im_2.jpg"]
+    assert problems.class_names == {1: "cat", 2: "dog"}
+    assert found["im_0.jpg"].classes.tolist() == [1]
+
+
+def test_voc_reads_what_exporters_write_besides(folder):
+    body = (
+        "<folder>else</folder><filename>other.png</filename><size><width>0</width></size>"
+        "<object><name> dog </name><pose/><truncated>Unspecified</truncated><difficult/>"
+        "<bndbox><xmin>7.0</xmin><ymin>5</ymin><xmax>36</xmax><ymax>2.4e1</ymax></bndbox>"
+        "<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part></object>"
+    )
+    for size in ("<depth>3</depth>", ""):
+        xml = {f"xml/im_{i}.xml": f"<annotation>{body}{size}</annotation>" for i in range(3)}
+        write(folder, xml)
+        found, _ = read(folder, annotations="xml")
+        np.testing.assert_allclose(found["im_0.jpg"].boxes, [[0.1, 0.1, 0.6, 0.6]])
+        assert not found["im_0.jpg"].is_crowd[0]
+
+
+# --- What data.yaml says of a line --------------------------------------------------------------
+
+POSE = "0 0.5 0.5 0.4 0.4 0.45 0.45 0.55 0.55 0.5 0.6"
+
+
+@pytest.mark.parametrize("class_list", ["data.yaml", "classes.txt", None])
+def test_keypoints_after_a_box_are_not_its_corners(folder, class_list):
+    """Whether data.yaml is given or only lies above the labels."""
+    write(folder, {
+        "labels/im_0.txt": f"{POSE}\n0 0.5 0.5 0.4 0.4",
+        "data.yaml": "names: [person]\nkpt_shape: [3, 2]\n",
+        "classes.txt": "person\n",
+    })  # fmt: skip
+    found, _ = read(folder, annotations="labels", class_list=class_list)
+    np.testing.assert_allclose(found["im_0.jpg"].boxes, [[0.3, 0.3, 0.7, 0.7]] * 2, rtol=1e-6)
+    write(folder, {"labels/im_0.txt": f"{POSE} 0.1 0.1"})
+    with pytest.raises(UserError, match="3 keypoints of 2 numbers; given 12 numbers after"):
+        read(folder, annotations="labels", class_list=class_list)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("names: [a, b]", {1: "a", 2: "b"}),
+        ("names: {0: a, 1: b}", {1: "a", 2: "b"}),
+        ("names: {1: b, 0: a}", {1: "a", 2: "b"}),
+        ("names: {0: a, 2: c}\nnc: 3", {1: "a", 3: "c"}),
+        ("names: {'0': a, '7': b}", {1: "a", 8: "b"}),
+        ("names: [1, 2]\nnc: 2", {1: "1", 2: "2"}),
+        ("names:\n- ' a  b '\n- e\u0301\nnc: '2'", {1: "a b", 2: "é"}),
+        ("train: x\nnc: 1\nnames: ['yes']\nkpt_shape: [17, 3]", {1: "yes"}),
+        ("names: [a, b]\nnc: 3", "nc says 3 classes, names has 2"),
+        ("names: [a, a]", "has 'a' twice, as class 1 and 2; names must differ"),
+        ("names: [yes, no]", "names, class 0: a class name must be text; given true.*in quotes"),
+        ("names: [a, null]", "class 1: a class name must be text; given null"),
+        ("names: [a, '']", "class 1: a class name must be text; given ''"),
+        ("names: [[a], [b]]", "class 0: a class name must be text"),
+        ("names: {a: 0, b: 1}", "names must be a list of names, or a mapping of ids"),
+        ("names: {-1: a}", "ids of names are 0 to 10000; given -1"),
+        ("names: {3000000000: a}", "ids of names are 0 to 10000; given 3000000000"),
+        ("names: 5", "names must be a list of names.*given 5"),
+        ("names: cat", "names must be a list of names.*given cat"),
+        ("names: []", "names no class"),
+        ("nc: 3", "names no class"),
+        ("nc: many\nnames: [a]", "nc must be the number of classes; given many"),
+        ("kpt_shape: 17\nnames: [a]", r"kpt_shape must be \[number of keypoints.*given 17"),
+        ("kpt_shape: [17, 5]\nnames: [a]", r"kpt_shape must be \[number of keypoints"),
+        ("[a, b]", "must hold keys and values"),
+        ("names: [a", "not valid YAML"),
+        ("", "must hold keys and values"),
+        ("names: !!python/object:os.system [a]", "not valid YAML"),
+    ],
+)
+def test_data_yaml_names_the_classes_or_is_told(folder, text, expected):
+    write(folder, {"data.yaml": text})
+    if isinstance(expected, dict):
+        assert lists.read_class_list(folder / "data.yaml", 1) == expected
+    else:
+        with pytest.raises(UserError, match=f"data.yaml.*{expected}"):
+            lists.read_class_list(folder / "data.yaml", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.txt", "cat\n\ndog\n", "c.txt: line 2 is blank; the lines number the classes"),
+        ("c.txt", "\n \n", "c.txt names no class"),
+        ("c.txt", "cat\ndog\ncat \n", "has 'cat' twice, as class 1 and 3"),
+        ("c.txt", "x\n" + "\n".join(map(str, range(10_000))), "names 10,001 classes; at most"),
+        ("c.json", '["cat"]', "must be text, one name a line, or a data.yaml"),
+    ],
+)
+def test_class_lists_that_would_number_wrongly_are_told(folder, name, text, message):
+    write(folder, {name: text})
+    with pytest.raises(UserError, match=message):
+        lists.read_class_list(folder / name, 1)
+
+
+def test_a_class_list_that_lies_near_is_mentioned(folder, caplog):
+    write(folder, {"labels/train/im_0.txt": "0 0.5 0.5 0.1 0.1", "data.yaml": "names: [a]"})
+    read(folder, annotations="labels/train")
+    assert f"are they in {folder}/data.yaml? (class_list)" in caplog.text
+    write(folder, {f"xml/im_{i}.xml": voc(thing(7, 5, 36, 24, name="a")) for i in range(3)})
+    with pytest.raises(UserError, match=r"others need class_list.*\(class_list=.*data.yaml\?\)"):
+        read(folder, annotations="xml")
+
+
+# --- Which label belongs to which image -------------------------------------------------------
+
+
+def two_cameras(folder):
+    for camera in (1, 2):
+        (folder / f"cams/cam{camera}").mkdir(parents=True)
+        Image.new("RGB", (60, 40)).save(folder / f"cams/cam{camera}/0001.png")
+
+
+def test_masks_and_labels_belong_to_the_image_of_their_path(folder):
+    two_cameras(folder)
+    for camera in (1, 2):
+        (folder / f"masks/cam{camera}").mkdir(parents=True)
+        save_mask(folder, f"cam{camera}/0001.png", np.full((40, 60), camera))
+        write(folder, {f"labels/cam{camera}/0001.txt": f"{camera} 0.5 0.5 0.2 0.2"})
+    found, _ = read(folder, images="cams", masks="masks")
+    values = {name: np.asarray(Image.open(io.BytesIO(r.mask))).max() for name, r in found.items()}
+    assert values == {"cam1/0001.png": 1, "cam2/0001.png": 2}
+    found, _ = read(folder, images="cams", annotations="labels")
+    assert [found[f"cam{c}/0001.png"].classes[0] for c in (1, 2)] == [2, 3]
+
+
+def test_a_mask_for_two_images_is_refused(folder):
+    two_cameras(folder)
+    save_mask(folder, "0001.png", np.zeros((40, 60)))
+    with pytest.raises(UserError, match="'cam1/0001.png' and 'cam2/0001.png' would share"):
+        read(folder, images="cams", masks="masks")
+    write(folder, {"l.txt": "cam1/0001.png\n"})
+    (folder / "masks/cam1").mkdir()
+    (folder / "masks/0001.png").rename(folder / "masks/cam1/0001.png")
+    assert [*read(folder, images="cams", masks="masks", image_list="l.txt")[0]] == ["cam1/0001.png"]
+
+
+def test_labels_without_an_image_are_skipped_where_that_is_allowed(folder):
+    write(folder, {f"xml/im_{i}.xml": voc() for i in range(3)} | {"xml/gone.xml": voc()})
+    found, problems = read(folder, annotations="xml", on_bad_record="skip")
+    assert len(found) == 3 and "1 annotations" in problems.messages[0]
+
+
+def test_hidden_files_and_links_among_labels_are_counted_or_followed(folder):
+    write(folder, {"store/im_1.txt": "1 0.5 0.5 0.2 0.2", "labels/im_0.txt": ""})
+    (folder / "labels/more").symlink_to(folder / "store")
+    (folder / "labels/round").symlink_to(folder / "labels")
+    (folder / "labels/._im_0.txt").write_bytes(b"\x00\x05\x16\x07" + bytes(40))
+    (folder / "labels/notes.docx").write_bytes(b"PK")
+    found, problems = read(folder, annotations="labels")
+    assert found["im_1.jpg"].classes.tolist() == [2]
+    assert {kind: count for kind, (count, _) in problems.left_out.items()} == {
+        "hidden files and folders": 1, "links to folders that are read already": 1,
+        ".docx files": 1,
+    }  # fmt: skip
+
+
+def test_a_folder_of_another_kind_is_told(folder):
+    write(folder, {"json/train.json": "{}", "xml/im_0.xml": voc(), "xml/im_0.txt": "x"})
+    with pytest.raises(UserError, match="is it the COCO file .*json/train.json?"):
+        read(folder, annotations="json")
+    write(folder, {f"xml/im_{i}.xml": voc() for i in range(3)})
+    _, problems = read(folder, annotations="xml")
+    assert problems.left_out["text files beside XML files"][0] == 1
+
+
+# --- Lists of images -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("im_0\nim_0.jpg\n", ["im_0.jpg"]),
+        ("./images/im_1.jpg\n", ["im_1.jpg"]),
+        ("C:\\data\\IM_1.JPG\n", ["im_1.jpg"]),
+        ("# the good ones\nim_2.jpg\n", ["im_2.jpg"]),
+        ("im_0 1\nim_1 -1\nim_2  0\n", ["im_0.jpg", "im_2.jpg"]),
+    ],
+)
+def test_an_image_list_takes_the_images_that_it_means(folder, text, names):
+    write(folder, {"l.txt": text})
+    assert sorted(read(folder, image_list="l.txt")[0]) == names
+
+
+def test_names_that_end_in_a_number_are_no_columns(folder):
+    for name in ("photo 0", "photo 1"):
+        Image.new("RGB", (8, 8)).save(folder / f"images/{name}.jpg")
+    write(folder, {"l.txt": "photo 1\n"})
+    assert [*read(folder, image_list="l.txt")[0]] == ["photo 1.jpg"]
+
+
+def test_repeated_and_unknown_names_of_lists_are_counted(folder):
+    write(folder, {"l.txt": "im_0\nim_0.jpg\nim_1\nim_7\n", "x.txt": "im_1.jpg\nim_9.jpg\n"})
+    with pytest.raises(UserError, match="1 images of the image list are not .*'im_7'; did you"):
+        read(folder, image_list="l.txt")
+    found, problems = read(
+        folder, image_list="l.txt", exclude_lists=("x.txt",), on_bad_record="skip"
+    )
+    assert [*found] == ["im_0.jpg"] and len(problems.messages) == 1
+    assert problems.left_out["names in exclude_lists without an image"] == [1, "im_9.jpg"]
+    assert problems.left_out["names in lists of images named before"][0] == 1
+
+
+def test_a_listed_stem_of_two_images_is_refused_with_both(folder):
+    Image.new("RGB", (8, 8)).save(folder / "images/im_0.png")
+    write(folder, {"l.txt": "im_0\n"})
+    with pytest.raises(UserError, match="l.txt: 'im_0' can mean 'im_0.jpg' and 'im_0.png'"):
+        read(folder, image_list="l.txt")
+
+
+# --- Orientation --------------------------------------------------------------------------------
+
+
+def turn(folder, orientation, size=(60, 40)):
+    """im_0.jpg with pixels of `size` and an EXIF orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(folder / "images/im_0.jpg", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored", "listed", "shape", "told"),
+    [
+        (6, (60, 40), (40, 60), (60, 40), 0),  # listed as shown: turned
+        (6, (60, 40), (60, 40), (40, 60), 0),  # listed as stored
+        (6, (60, 40), None, (60, 40), 1),
+        (3, (60, 40), (60, 40), (40, 60), 1),  # fits both
+        (3, (60, 40), None, (40, 60), 1),
+        (8, (50, 50), (50, 50), (50, 50), 1),
+        (1, (60, 40), None, (40, 60), 0),
+    ],
+)
+def test_the_annotated_size_decides_whether_an_image_is_turned(
+    folder, orientation, stored, listed, shape, told
+):
+    turn(folder, orientation, stored)
+    write(folder, {f"xml/im_{i}.xml": voc() for i in (1, 2)})
+    write(folder, {"xml/im_0.xml": voc(thing(1, 1, 20, 10), size=listed)})
+    found, problems = read(folder, annotations="xml")
+    record = found["im_0.jpg"]
+    assert (record.height, record.width) == shape and problems.turned == told
+    np.testing.assert_allclose(record.boxes, [[0, 0, 10 / shape[0], 20 / shape[1]]], rtol=1e-6)
+    as_stored = record.encoded == (folder / "images/im_0.jpg").read_bytes()
+    assert as_stored == (orientation == 1 or (orientation == 6 and listed == stored))
+
+
+def test_a_size_that_fits_neither_way_is_told_with_the_orientation(folder):
+    turn(folder, 6)
+    write(folder, {f"xml/im_{i}.xml": voc() for i in (1, 2)})
+    write(folder, {"xml/im_0.xml": voc(thing(1, 1, 20, 10), size=(30, 30))})
+    with pytest.raises(
+        UserError, match="image im_0.jpg, turned as its EXIF orientation says: .*is 3"
+    ):
+        read(folder, annotations="xml")
+
+
+def test_yolo_boxes_refer_to_the_image_as_shown_and_this_is_told(folder, caplog):
+    turn(folder, 6)
+    write(folder, {"labels/im_0.txt": "0 0.5 0.25 0.2 0.1"})
+    found, problems = read(folder, annotations="labels")
+    assert (found["im_0.jpg"].height, found["im_0.jpg"].width) == (60, 40)
+    assert problems.turned == 1 and "'im_0.jpg' and perhaps others have an EXIF" in caplog.text
+
+
+@pytest.mark.parametrize(("mask", "shape"), [((60, 40), (60, 40)), ((40, 60), (40, 60))])
+def test_the_size_of_a_mask_decides_too(folder, mask, shape):
+    turn(folder, 6)
+    for index in (1, 2):
+        save_mask(folder, f"im_{index}.png", np.zeros((40, 60)))
+    save_mask(folder, "im_0.png", np.zeros(mask))
+    found, problems = read(folder, masks="masks")
+    assert (found["im_0.jpg"].height, found["im_0.jpg"].width) == shape and not problems.turned
+
+
+# --- Whatever is in a file ------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    ["0", "1", "0.5", "0.1", "-1", "1e999", "nan", "1_0", "0,5", "٣", "9" * 400, "\x00", "é", "#"]
+) | st.text(max_size=4)
+TAGS = st.sampled_from(
+    ["annotation", "object", "name", "size", "width", "height", "bndbox", "xmin", "ymin", "xmax",
+     "ymax", "difficult", "x:y", "é", ""]
+)  # fmt: skip
+XML = st.recursive(
+    WORDS | st.sampled_from(["<![CDATA[<]]>", "&amp;", "&x;", "<!-- -->", "<?x?>", "<", "dog"]),
+    lambda inner: st.builds(
+        lambda tag, parts, end: f"<{tag}>{''.join(parts)}</{end or tag}>",
+        TAGS, st.lists(inner, max_size=5), st.just("") | TAGS,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+FUZZ = hypothesis.settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    database=None,
+)
+
+
+@FUZZ
+@hypothesis.given(lines=st.lists(st.lists(WORDS, max_size=8).map(" ".join), max_size=4))
+def test_any_lines_of_yolo_are_read_or_told(folder, lines):
+    path = folder / "labels/im_0.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogatepass"))
+    with told():
+        read(folder, annotations="labels")
+
+
+@FUZZ
+@hypothesis.given(body=XML | st.binary(max_size=30), root=st.booleans())
+def test_any_xml_is_read_or_told(folder, body, root):
+    write(folder, {f"xml/im_{i}.xml": voc() for i in range(3)})
+    data = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
+    data = b"<annotation>" + data + b"</annotation>" if root else data
+    (folder / "xml/im_0.xml").write_bytes(data)
+    with told():
+        read(folder, annotations="xml")

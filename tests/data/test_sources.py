@@ -1,4 +1,3 @@
-import contextlib
 import json
 import pathlib
 import unicodedata
@@ -7,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from helpers import read_source
+from helpers import read_source, told
 from PIL import Image
 
 from official_selftrain.config import SourceConfig
@@ -485,7 +484,7 @@ def test_any_value_in_any_field_of_coco_is_read_or_told(folder, place, value, sk
 
     try:
         edit(folder, change)
-        with contextlib.suppress(UserError):
+        with told():
             settings = {"on_bad_record": "skip"} if skip else {}
             read_source(folder, annotations="labels.json", **settings)
     finally:
