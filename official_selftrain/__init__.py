@@ -4,6 +4,7 @@ Importing the package starts no device and reads no flag; public names load when
 """
 
 import importlib
+import os
 import sys
 
 __version__ = "0.1.0"
@@ -32,9 +33,15 @@ __all__ = sorted(_PUBLIC)
 # by itself, so that a misspelt flag is answered without waiting for Keras.
 if sys.argv[:1] != ["-m"]:
     import official_selftrain.applications.layers  # noqa: F401
+else:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow reads it when it is imported
 
 
 def __getattr__(name):
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__():
+    return [*globals(), *__all__]

@@ -86,9 +86,9 @@ Text = Annotated[str, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_
 Fraction = Annotated[(float, pydantic.Field(ge=0, le=1), *_limits())]
 BelowOne = Annotated[(float, pydantic.Field(ge=0, lt=1), *_limits())]
 
-MAX_CLASSES = 10_000
+MAX_CLASSES, MAX_SIDE = 10_000, 8192
 Classes = _whole(MAX_CLASSES, "each class has weights of its own in the last layer", 2)
-Side = _whole(8192, "memory grows with the pixels of an image")
+Side = _whole(MAX_SIDE, "memory grows with the pixels of an image")
 Batch = _whole(16_384, "all images of a batch are in memory at a time")
 Buffer = _whole(1_000_000, "so many encoded images are kept in memory")
 Threads = _whole(1024, "more threads than cores gain nothing", 0)
@@ -797,6 +797,7 @@ def _short(value):
 
 
 def _nearest(name, known, cutoff=0.6):
+    name = str(name)
     same = [other for other in known if other.lower() == name.lower()]
     return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 

@@ -23,16 +23,13 @@ def main():
     if not weights:
         raise UserError("give --weights or --model_dir, a finished training")
     size = cli.image_size(FLAGS.image_size) or config.task.image_size
-    if min(size) < 1:
-        raise UserError(f"--image_size must be positive; given {FLAGS.image_size}")
-    # Not `config.changed`: a SpineNet also takes sizes that training does not, multiples of 8.
-    task = config.task.model_copy(
-        update={
-            "image_size": size,
-            "num_classes": num_classes(config, weights),
-            "precision": "float32",  # as the weights are; other formats know no other
-        }
+    task = config_lib.changed(
+        config.task,
+        num_classes=num_classes(config, weights),
+        precision="float32",  # as the weights are; other formats know no other
     )
+    # Not `changed`: a network may be exported at a size that training refuses.
+    task = task.model_copy(update={"image_size": size})
 
     from official_selftrain import serving
     from official_selftrain.models import build_model

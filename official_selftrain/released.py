@@ -813,7 +813,7 @@ def convert(checkpoint, config_values, image_size=None):
     config = config_lib.make(experiment(config_values, found))
     if image_size is not None and not any(side % 128 for side in image_size):
         config = config.override({"task.image_size": image_size})
-    # SpineNet itself bears sizes that training does not: multiples of 8.
+    # SpineNet itself bears sizes that training does not, multiples of 8: so not `changed`.
     size = image_size or config.task.image_size
     try:
         model = build_model(config.task.model_copy(update={"image_size": tuple(size)}))

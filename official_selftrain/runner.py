@@ -804,7 +804,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=N
     distribution = distribution_lib.make(config.runtime)
     pseudo = config.pseudo or config_lib.PseudoConfig()
     if threshold is not None:
-        pseudo = pseudo.model_copy(update={"score_threshold": threshold, "class_thresholds": {}})
+        pseudo = config_lib.changed(pseudo, score_threshold=threshold, class_thresholds={})
     with _working_in(folder, distribution):
         if data is None:
             classes = checkpoints.classes_of(weights)

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from official_selftrain import extras, files
+from official_selftrain.config import changed
 from official_selftrain.data import augment
 from official_selftrain.errors import UserError
 from official_selftrain.ops import nms as nms_ops
@@ -41,8 +42,9 @@ class Detector:
         from official_selftrain.tasks.detection import DetectionTask
 
         sigma = SOFT_SIGMA if nms == "soft" else 0.0
-        settings = config.nms.model_copy(update={"soft_sigma": sigma})
-        self.task = DetectionTask(config, nms=settings)
+        settings = changed(config.nms, soft_sigma=sigma)
+        # Not `changed`: an exported network may be of a size that training refuses.
+        self.task = DetectionTask(config.model_copy(update={"nms": settings}))
         self.model = model
         self.suppress = nms != "none"
 
@@ -137,6 +139,7 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     check_output(folder, "saved_model")
     check_finite(model)
     size = tuple(model.input.shape[1:3])
+    # Not `changed`: a network may be exported at a size that training refuses.
     config = config.model_copy(update={"image_size": size})
     segments = config.kind == "segmentation"
     serve = ClassMap(model, config) if segments else Detector(model, config, nms)

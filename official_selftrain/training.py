@@ -14,6 +14,7 @@ import re
 from tqdm import tqdm
 
 from official_selftrain import checkpoints, released, teacher
+from official_selftrain import config as config_lib
 from official_selftrain import loop as loop_lib
 from official_selftrain.data import inputs, records
 from official_selftrain.errors import Stopped, UserError
@@ -42,7 +43,7 @@ class Training:
         _warn_of_precision(config)
         # One replica has no one to share statistics with; saying so is faster.
         synchronized = config.task.bn_synchronized and distribution.replicas > 1
-        self.task = make_task(config.task.model_copy(update={"bn_synchronized": synchronized}))
+        self.task = make_task(config_lib.changed(config.task, bn_synchronized=synchronized))
         with distribution.scope():
             self.trainer = make_trainer(config, self.task)
         self.saved = checkpoints.Checkpoints(

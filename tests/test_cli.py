@@ -1,12 +1,17 @@
 """The commands as typed: one line on a mistake, exit status 2, no stack trace."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from helpers import png
+
+import official_selftrain as ost
+from official_selftrain import cli
+from official_selftrain.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -40,11 +45,121 @@ def test_mistakes_take_one_line(name, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_misspelt_flag_and_mode_are_answered():
-    done = command("train", "--experimnt=demo")
-    assert done.returncode == 1 and "Did you mean: experiment" in done.stderr
-    done = command("train", "--mode=evaluate")
-    assert done.returncode == 1 and "train|eval|train_and_eval" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--experimnt=demo"], "unknown flag --experimnt; did you mean '--experiment'?"),
+        (["--mode=evaluate"], "--mode=evaluate: value should be one of <train|eval|"),
+        (["--mode"], "Missing value for flag --mode"),
+        (["--flagfile=/nowhere"], "Unable to open flagfile"),
+        (["--experiment=\x1b]0;title\x07\udcff\n"], r"'\x1b]0;title\x07\udcff\n'"),
+    ],
+)
+def test_mistakes_in_flags_take_one_line_and_status_2(arguments, message):
+    done = command("train", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1 and done.stderr.isprintable() is False
+    assert not set(done.stderr) & {"\x1b", "\x07"}
+
+
+def test_help_shows_the_flags_of_the_command_and_none_of_absl():
+    done = command("train", "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Trains one model")
+    for text in ("--experiment=", "--params_override=", "train|eval|train_and_eval|check"):
+        assert text in done.stdout
+    assert "default: train_and_eval" in done.stdout
+    assert "--pdb" not in done.stdout and "repeat this option" not in done.stdout
+    assert "FILE.py is Python and is executed" in " ".join(done.stdout.split())
+    assert "--pdb" in command("train", "--helpfull").stdout
+
+
+PROGRAM = """
+import os, sys
+sys.argv[0] = "-m"  # as for a command: without Keras
+from official_selftrain import cli
+from official_selftrain.errors import Stopped, UserError
+def main():
+    import logging
+    logging.warning("clear \\x1b[2J\\n%s", "\\ud800")
+    print("name \\x1b[31m \\ud800\\ttab\\nnext")
+    {body}
+cli.main(main)
+"""
+
+
+def program(body, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.replace("{body}", body)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("pass", 0, None),
+        ("raise UserError('a\\nb')", 2, r"error: a\nb"),
+        ("open('/nowhere/file')", 2, "error: [Errno 2] No such file or directory: '/nowhere/file'"),
+        ("raise MemoryError", 2, "error: the memory of this machine is not enough"),
+        ("raise KeyboardInterrupt", 130, "interrupted; what was finished before"),
+        ("raise Stopped('stopped at step 7')", 143, "stopped at step 7"),
+        ("sys.modules['jax'] = None; import jax", 2, "pip install 'official_selftrain[jax]'"),
+        ("sys.modules['tensorflow'] = None; import tensorflow", 2, "official_selftrain[tf-cpu]'"),
+        ("{}['x' + chr(27)]", 1, r"internal error at <string>:10: KeyError: 'x\x1b'; the stack"),
+        ("sys.exit(3)", 3, None),
+    ],
+)
+def test_every_end_of_a_command_is_one_line_with_its_status(tmp_path, body, status, message):
+    done = program(body, TMPDIR=str(tmp_path))
+    assert done.returncode == status, done.stderr
+    assert done.stdout == "name \\x1b[31m \\ud800\ttab\nnext\n"
+    logged, *lines = done.stderr.splitlines()
+    assert logged.endswith(r"warning: clear \x1b[2J\n\ud800")
+    assert len(lines) == (message is not None)
+    if message is not None:
+        assert message in lines[0]
+    traces = list(tmp_path.glob("official_selftrain-*.txt"))
+    assert len(traces) == (status == 1)
+    if traces:
+        assert str(traces[0]) in lines[0]
+        assert traces[0].read_text().startswith("Traceback (most recent call last)")
+
+
+def test_names_are_printed_where_the_encoding_lacks_them():
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = program(r"print('K\xf6ln')", **ascii_only)
+    assert done.returncode == 0 and done.stdout.endswith("K\\xf6ln\n")
+
+
+def test_a_closed_pipe_ends_a_command_without_a_word():
+    done = subprocess.run(
+        f"{sys.executable} -m official_selftrain.train --experiment=list | true; "
+        "echo ${PIPESTATUS[0]}",
+        capture_output=True, text=True, cwd=ROOT, shell=True, executable="/bin/bash",
+    )  # fmt: skip
+    assert done.stderr == "" and done.stdout in ("141\n", "0\n")
+
+
+def test_an_experiment_without_a_description_is_listed(monkeypatch):
+    experiments = {"mine": {"published": "3", "trainer": {}}, "other": {"description": 5}}
+    monkeypatch.setattr(cli.config_lib, "load_experiments", lambda: experiments)
+    rows = [line.split() for line in cli.listing().splitlines()[1:]]
+    assert rows == [["mine"], ["other", "5"]]
+
+
+@pytest.mark.parametrize("text", ["0", "1,2,3", "-1", "a", "²", "99999", "1e3", ""])
+def test_an_impossible_image_size_is_refused(text):
+    with pytest.raises(UserError, match="--image_size takes"):
+        cli.image_size(text)
+
+
+def test_public_names_are_listed():
+    assert {"DetectionTask", "RetinaNet", "SelfTrainer", "UserError"} <= set(dir(ost))
 
 
 def test_list_prints_every_experiment():

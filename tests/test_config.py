@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 
@@ -35,23 +36,297 @@ def test_precedence(tmp_path):
     [
         ("trainer.step=3", "unknown key 'trainer.step'; did you mean 'steps'"),
         ("pseudo.score_treshold=0.3", "did you mean 'score_threshold'"),
+        ("trainr.steps=3", "unknown key 'trainr'; did you mean 'trainer'"),
+        ("task.anchor_sise=3", "unknown key 'task.anchor_sise'; did you mean 'anchor_size'"),
+        ("task.nms.pre_nm=3", "unknown key 'task.nms.pre_nm'; did you mean 'pre_nms'"),
+        ("anchor_size=3", "unknown key 'anchor_size'; it is task.anchor_size$"),
+        ("anchor_sise=3", "unknown key 'anchor_sise'; did you mean 'task.anchor_size'"),
+        ("on_bad_record=skip", "it is human.on_bad_record or unlabeled.on_bad_record or"),
+        ("trainer.batch_size=3", "it is human.batch_size or pseudo.batch_size or evaluation"),
+        ("nms.pre_nms=3", "unknown key 'nms'; it is task.nms"),
+        ("{trainer.steps: 5}", "in a file, write it as trainer: {steps: ...}"),
+        ("{1: 2}", "1: a key must be a text"),
+        ("task.xyz=1", "unknown key 'task.xyz'; known: num_classes, image_size, backbone"),
+        ("task.backbone_sizes={endpoint_filter: 32}", "did you mean 'endpoint_filters'"),
+        ("task.backbone_sizes={width: 1.0}", "of a SpineNet among those of an EfficientNet"),
+        ("task.backbone=spinenet49s", "unknown value 'spinenet49s'; did you mean 'spinenet49S'"),
+        ("task.backbone=vgg16", "task.backbone: must be 'spinenet49S', 'spinenet49'"),
+        ("task.kind=segmantation", "task.kind: must be detection or segmentation .*'segmantation'"),
+        (
+            "task.kind=segmentation",
+            "experiment 'demo': task.anchor_size, .* of task.kind=detection",
+        ),
+        ("task=5", "task: must be a section, keys with values .given 5"),
+        ("human=null", "human: must be a section, keys with values .given None"),
         ("trainer.steps=2.5", "trainer.steps: .*integer"),
+        ("trainer.steps=true", "trainer.steps: must be a number .given True"),
+        ("trainer.steps=", "trainer.steps: .*integer.*given None"),
+        ("trainer.seed=1e20", "trainer.seed: must be at most 4,294,967,295: random generators"),
+        ("task.anchor_size=-1", "task.anchor_size: must be greater than 0 .given -1"),
+        ("task.bn_epsilon=.nan", "task.bn_epsilon: must be a finite number"),
+        ("published=.inf", "published: must be a finite number"),
         ("self_training.alpha=fast", "self_training.alpha: .*given 'fast'"),
         ("self_training.alpha=-1", "greater than or equal to 0"),
-        ("task.image_size=[100,128]", "divisible by 128"),
+        ("self_training.decay=fast", "self_training.decay: must be 'auto' .given 'fast'.$"),
+        (
+            "self_training.decay=2",
+            "self_training.decay: must be less than or equal to 1 .given 2.$",
+        ),
+        (
+            "task.image_size=[100,128]",
+            "divisible by 128 = 2.7; given .100, 128., the nearest is .128",
+        ),
+        ("task.image_size=[96,600]", r"the nearest is \[128, 640\]"),
+        ("task.image_size=640", r"must be height and width in pixels, such as \[640, 640\]"),
+        ("task.image_size=[a,b]", "task.image_size: must be a valid integer.*'a'.$"),
+        ("task.image_size=[128]", "task.image_size: has too few numbers"),
+        ("task.image_size=[128,128,3]", "task.image_size: .*at most 2"),
         ("runtime.strategy=pod", "'default', 'mirrored', 'multi_worker_mirrored'"),
         ("human.images=x", "one of records, images, tfds, embedded, not images and embedded"),
+        ("human.images=", "human.images=': is an empty"),
+        ("human.images=[a,b]", "human.images: must be one text; several files are a glob, or"),
+        ("human.images=2017", "human.images: must be a text; put it in quotes"),
+        ("human.images={a: b}", "human.images: must be a valid string"),
+        ("human.exclude_lists=a.txt", "human.exclude_lists: must be a list, such as .a, b."),
+        ("human.masks=masks", "masks needs `images`"),
+        ("human.class_list=names.txt", "class_list needs `images` or `records`"),
+        (r'data_dir="a\0b"', "data_dir: holds a NUL character"),
+        (r'data_dir="\ud800"', "data_dir: is not UTF-8"),
         ("optimizer.warmup_steps=5000", "more than trainer.steps"),
         ("human.jitter=[2.0,0.5]", "smallest scale comes first"),
-        ("self_training.teacher={trainer.stps: 3}", "did you mean 'steps'"),
+        ("pseudo.class_thresholds={9: 0.5},task.num_classes=7", "class 9, but .* from 1 to 6"),
+        ("pseudo.class_thresholds={0: 0.5}", "class 0, but the classes are numbered from 1"),
+        (
+            "pseudo.class_thresholds={king: 0.5}",
+            "pseudo.class_thresholds.king: must be a valid int",
+        ),
+        (
+            "self_training.teacher={trainer.stps: 3}",
+            "self_training.teacher: unknown .* mean 'steps'",
+        ),
+        ("self_training.teacher={trainer.steps: -3}", "self_training.teacher: trainer.steps: must"),
+        ("self_training.teacher=5", "self_training.teacher: must be a section"),
         ("trainer.steps", "key=value"),
+        ("a..b=1", "key=value"),
         ("{trainer: {steps: 1, steps: 2}}", "'steps' twice"),
-        ("nothing.yaml", "cannot read the config file"),
+        ("trainer.steps=[1,2", "'trainer.steps=.1,2', line 1, column 5: not valid YAML"),
+        ("nothing.yaml", "cannot read the config file nothing.yaml"),
     ],
 )
 def test_mistakes_are_answered_with_the_key(override, message):
+    if message.endswith("': is an empty"):  # no value at all is null
+        assert config_lib.resolve("demo", overrides=[override]).human.images is None
+        return
+    with pytest.raises(UserError, match=message) as told:
+        config_lib.resolve("demo", overrides=[override])
+    assert "\n" not in str(told.value)
+
+
+def test_every_mistake_is_told_once_with_the_file_that_it_is_in(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: {anchor_sise: 3}\ntrainer: {sed: 1}\n")
+    with pytest.raises(UserError) as told:
+        config_lib.resolve("demo", str(file), ["trainer.step=3"])
+    assert str(told.value) == (
+        f"{file}: unknown key 'task.anchor_sise'; did you mean 'anchor_size'?; "
+        "unknown key 'trainer.sed'; did you mean 'seed'?; "
+        "--params_override 'trainer.step=3': unknown key 'trainer.step'; did you mean 'steps'?"
+    )
+    saved = tmp_path / "config.yaml"
+    saved.write_text(config_lib.dump(config_lib.resolve("demo")).replace("anchor_size", "anchr"))
+    with pytest.raises(UserError, match=f"^{saved}: unknown key 'task.anchr'"):
+        config_lib.load(saved)
+
+
+def test_settings_of_the_other_kind_of_task_are_named_together(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: {kind: segmentation}")
+    message = (
+        "^experiment 'folder': task.anchor_size, task.head_filters: settings of "
+        "task.kind=detection, and this task is segmentation; start from an experiment of that kind$"
+    )
     with pytest.raises(UserError, match=message):
-        config_lib.teacher_config(config_lib.resolve("demo", overrides=[override]))
+        config_lib.resolve("folder", str(file))
+
+
+def test_a_file_without_experiment_says_what_to_add(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("human: {images: a}\ntrainer: {steps: 3000}")
+    with pytest.raises(UserError, match="give --experiment=NAME.*or.*a line `experiment: NAME`"):
+        config_lib.resolve(config_file=str(file))
+    file.write_text("experiment: mine\n" + file.read_text())
+    assert config_lib.resolve(config_file=str(file)).experiment == "mine"
+
+
+def _fields(group, prefix=""):
+    """Dotted keys of all settings, those of both kinds of tasks among them."""
+    for name, field in group.model_fields.items():
+        members = config_lib._members(field.annotation)
+        if not members:
+            yield prefix + name
+        for member in members.values():
+            yield from _fields(member, f"{prefix}{name}.")
+
+
+def test_no_open_number_takes_what_no_machine_bears():
+    """Infinity, NaN and 10^12 are refused by every number of every section."""
+    base = {
+        "detection": config_lib.resolve("demo").model_dump(),
+        "segmentation": config_lib.resolve("demo_segmentation").model_dump(),
+    }
+    refused = 0
+    for key in set(_fields(config_lib.Config)):
+        kind = "segmentation" if key.rpartition(".")[2] in SEGMENTATION else "detection"
+        if key.endswith((".width", ".depth")):
+            kind = "segmentation"
+        for value in (math.inf, -math.inf, math.nan, 1e12, -1e12, 10**30, [math.inf, 1e12]):
+            values = config_lib.merge(base[kind], config_lib.nested(key, value))
+            if key.startswith("task.backbone_sizes"):
+                values["task"]["backbone_sizes"] = {key.rpartition(".")[2]: value}
+            if key == "published" and value in (1e12, -1e12, 10**30):
+                continue  # a number to print
+            with pytest.raises(UserError, match="task|" + key.rpartition(".")[2]):
+                config_lib.make(values)
+            refused += 1
+    assert refused > 90 * 7
+
+
+SEGMENTATION = set(config_lib.SegmentationConfig.model_fields) - set(
+    config_lib.DetectionConfig.model_fields
+)
+
+
+@pytest.mark.parametrize(
+    ("key", "largest"),
+    [
+        ("task.num_classes", 10_000),
+        ("task.max_instances", 10_000),
+        ("human.batch_size", 16_384),
+        ("human.shuffle_buffer", 1_000_000),
+        ("runtime.input_threads", 1024),
+        ("trainer.seed", 2**32 - 1),
+        ("trainer.steps", 10**9),
+        ("optimizer.learning_rate", 1000.0),
+    ],
+)
+def test_the_largest_value_is_taken_and_the_next_one_refused_with_it(key, largest):
+    config_lib.resolve("demo", overrides=[f"{key}={largest}"])
+    with pytest.raises(UserError, match=f"{key}: must be at most {largest:,}: [a-z]"):
+        config_lib.resolve("demo", overrides=[f"{key}={largest + 1}"])
+
+
+def test_thresholds_of_absent_classes_are_refused_once_the_classes_are_known():
+    config = config_lib.resolve("demo", overrides=["pseudo.class_thresholds={9: 0.5}"])
+    with pytest.raises(UserError, match="class 9, but the classes are numbered from 1 to 5"):
+        config.override({"task.num_classes": 6})
+    assert config.override({"task.num_classes": 10}).task.num_classes == 10
+
+
+def test_masks_have_at_most_255_classes():
+    with pytest.raises(UserError, match="must be at most 255: a mask has 8 bits"):
+        config_lib.resolve("demo_segmentation", overrides=["task.num_classes=256"])
+
+
+def test_changed_checks_names_and_values():
+    nms = config_lib.changed(config_lib.NmsConfig(), soft_sigma=0.3)
+    assert (nms.soft_sigma, nms.pre_nms) == (0.3, 5000)
+    with pytest.raises(UserError, match="unknown key 'num_clases'; did you mean 'num_classes'"):
+        config_lib.changed(config_lib.DetectionConfig(), num_clases=91)
+    with pytest.raises(UserError, match="soft_sigma: must be greater than or equal to 0"):
+        config_lib.changed(nms, soft_sigma=-1.0)
+
+
+# --- Files -----------------------------------------------------------------------------------
+
+
+def load(tmp_path, content, name="c.yaml"):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return config_lib.load_file(file)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "values"),
+    [
+        ("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}", {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}),
+        ("a: {<<: [{b: 1}, {b: 2, c: 3}]}", {"a": {"b": 1, "c": 3}}),
+        (b"\xef\xbb\xbfa: 1", {"a": 1}),
+        ("a: 1".encode("utf-16"), {"a": 1}),
+        ("a: no\nb: on\nc: Y", {"a": "no", "b": "on", "c": "Y"}),
+        ("a: true\nb: False", {"a": True, "b": False}),
+        ("a: 2024-01-01", {"a": "2024-01-01"}),
+        ("a: 16:9\nb: 010\nc: 0x10", {"a": "16:9", "b": "010", "c": 16}),
+        ("a: 1e-3\nb: 1E5\nc: -.5\nd: 1.", {"a": 0.001, "b": 1e5, "c": -0.5, "d": 1.0}),
+        ("a: \nb: ~\nc: null", {"a": None, "b": None, "c": None}),
+    ],
+)
+def test_plain_values_and_merges_of_yaml(tmp_path, content, values):
+    assert load(tmp_path, content) == values
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("t:\n  a: 1\n  b: 2\n  a: 3\n", "the key 'a' twice, in line 2 and in line 4"),
+        ("t: {<<: {a: 1}, b: 2, b: 3}", "the key 'b' twice"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a: " + "{a: " * 200 + "1" + "}" * 200, "nested too deeply, more than 50 levels"),
+        (BOMB, "more than 100,000 values"),
+        ("a: &x [*x]", "nested too deeply, more than 50 levels, or holds itself"),
+        ("a: &x {b: *x}", "or holds itself"),
+        (b"\xff\xfa", "not UTF-8"),
+        ("a:\n\tb: 1", r"c.yaml, line 2, column 1: not valid YAML: .*'\\t'"),
+        ("", "must hold keys and values"),
+        ("- a\n", "must hold keys and values"),
+        ("a: 1\n---\nb: 2", "line 2, column 1: not valid YAML: .*another document"),
+        ("a: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
+        ("a: !!int foo", "not valid YAML: invalid literal"),
+        ("a: !!timestamp 2024-99-99", "not valid YAML: month must be"),
+        ("a: !!python/object/apply:os.system [ls]", "line 1, column 4: .*os.system"),
+        ("? [1, 2]\n: 3", "unhashable key"),
+        ("a: *x", "undefined alias 'x'"),
+        ("a: {<<: 5}", "expected a mapping"),
+        (b"a\0b: 1", "special characters are not allowed"),
+    ],
+)
+def test_broken_yaml_takes_one_line_with_the_file(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as told:
+        load(tmp_path, content)
+    assert "c.yaml" in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1, "a": 2}', "the key 'a' twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 100 + "1" + "}" * 100, "nested too deeply"),
+        ("", "not valid JSON"),
+        ("[1]", "must hold keys and values"),
+    ],
+)
+def test_broken_json_takes_one_line_with_the_file(tmp_path, content, message):
+    with pytest.raises(UserError, match=message) as told:
+        load(tmp_path, content, "c.json")
+    assert "c.json" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_json_may_be_indented_by_tabs(tmp_path):
+    assert load(tmp_path, '\ufeff{\n\t"a": {\n\t\t"b": 1e-3}}', "c.json") == {"a": {"b": 0.001}}
+
+
+def test_a_quote_inside_a_word_of_an_override_is_a_letter():
+    parsed = config_lib.parse_override("description=it's,trainer.steps=7,human.images='a,b'")
+    assert parsed == {
+        "description": "it's",
+        "trainer": {"steps": 7},
+        "human": {"images": "a,b"},
+    }
 
 
 def test_misspelt_experiment_names_the_nearest():
@@ -67,6 +342,46 @@ def test_experiment_of_ones_own_file(tmp_path):
         "EXPERIMENTS = {'mine': {'human': {'images': 'x'}, 'trainer': {'steps': 5000}}}"
     )
     assert config_lib.resolve(f"{file}:mine").trainer.steps == 5000
+    with pytest.raises(UserError, match="'mein' in .*mine.py; did you mean 'mine'"):
+        config_lib.resolve(f"{file}:mein")
+    with pytest.raises(UserError, match="FILE.py:NAME says which one of the file: .*mine.py:mine"):
+        config_lib.resolve(str(file))
+    with pytest.raises(UserError, match="mien.py does not exist; did you mean 'mine.py'"):
+        config_lib.resolve(f"{tmp_path}/mien.py:mine")
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("a = 1\nb = = 2\n", "mine.py, line 2, is not valid Python"),
+        ("a = 1\n\nraise KeyError('x')", "mine.py, line 3, cannot be executed: KeyError: 'x'"),
+        ("import sys\nsys.exit(0)", "mine.py, line 2, cannot be executed: SystemExit: 0"),
+        ("import no_such_module", "line 1, cannot be executed: ModuleNotFoundError: .*no_such"),
+        ("def f():\n  return 1 / 0\n\nf()", "mine.py, line 2, cannot be executed: ZeroDivision"),
+        (
+            "EXPERIMENTS = [1]",
+            r"must define EXPERIMENTS, a dict of names and settings; it is \[1\]",
+        ),
+        ("", "must define EXPERIMENTS, a dict of names and settings; it is missing"),
+        ("EXPERIMENTS = {'mine': 5}", "a dict of names and settings; 'mine' is 5"),
+        ("EXPERIMENTS = {5: {}}", "a dict of names and settings; 5 is {}"),
+        ("EXPERIMENTS = {'mine': {}}\nEXPERIMENTS['mine']['a'] = EXPERIMENTS", "holds itself"),
+        ("EXPERIMENTS = {'mine': {'trainer': len}}", "trainer: must be a section"),
+        ("x = '\0'", "is not valid Python"),
+    ],
+)
+def test_broken_experiment_files_take_one_line(tmp_path, code, message):
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    with pytest.raises(UserError, match=message) as told:
+        config_lib.resolve(f"{file}:mine")
+    assert "mine" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_tuples_of_an_experiment_file_come_back_from_yaml_as_they_were(tmp_path):
+    changes = {"self_training.teacher": {"task.image_size": (256, 256)}}
+    config = config_lib.resolve("demo").override(changes)
+    assert config_lib.make(config_lib.load_yaml(config_lib.dump(config), "c")) == config
 
 
 def test_stage_configs():

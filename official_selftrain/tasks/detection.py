@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from official_selftrain import losses, metrics
-from official_selftrain.config import DetectionConfig
+from official_selftrain.config import DetectionConfig, changed
 from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
@@ -37,13 +37,19 @@ class DetectionTask:
     `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `augment.plan_resize`.
 
     Args:
-        config: `DetectionConfig` with `num_classes` set.
+        config: `DetectionConfig` with `num_classes` set; None takes the defaults.
+        changes: fields of it in place of those of `config`.
+
+    Raises:
+        UserError: for a field that does not exist or a value that is out of range.
     """
 
     headline = "AP"  # the metric that tells which weights are best
 
     def __init__(self, config=None, **changes):
-        self.config = (config or DetectionConfig()).model_copy(update=changes)
+        self.config = config or DetectionConfig()
+        if changes:
+            self.config = changed(self.config, **changes)
         self.anchors = anchor_ops.anchor_boxes(
             self.config.image_size, anchor_size=self.config.anchor_size
         )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from official_selftrain import losses, metrics
 from official_selftrain.applications.layers import BilinearUpsample
-from official_selftrain.config import SegmentationConfig
+from official_selftrain.config import SegmentationConfig, changed
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
 from official_selftrain.metrics import IGNORE_LABEL
@@ -48,13 +48,17 @@ class SegmentationTask:
     Args:
         config: `SegmentationConfig` with `num_classes` set.
         labelling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
+        changes: fields of the config in place of those of `config`.
+
+    Raises:
+        UserError: for a field that does not exist or a value that is out of range.
     """
 
     headline = "mIoU"  # the metric that tells which weights are best
 
     def __init__(self, config=None, labelling=False, **changes):
-        self.config = (config or SegmentationConfig()).model_copy(update=changes)
-        config = self.config
+        config = config or SegmentationConfig()
+        self.config = config = changed(config, **changes) if changes else config
         self.scales = config.label_scales if labelling else config.eval_scales
         self.flip = config.label_flip if labelling else config.eval_flip
         self.at_network_size = config.eval_size == "network" and not labelling
@@ -76,6 +80,7 @@ class SegmentationTask:
                 f"scales {self.scales}: a SpineNet has one image size; set task.eval_scales and "
                 "task.label_scales to [1.0]"
             )
+        # Not `changed`: no config has an open size.
         any_size = build_model(self.config.model_copy(update={"image_size": (None, None)}))
         any_size.set_weights(model.get_weights())
         return any_size
