@@ -10,6 +10,7 @@ import pathlib
 from absl import flags
 
 from official_selftrain import checkpoints, cli, files
+from official_selftrain.config import changed
 from official_selftrain.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -23,7 +24,7 @@ def main():
     if not weights:
         raise UserError("give --weights or --model_dir, a finished training")
     size = cli.image_size(FLAGS.image_size) or config.task.image_size
-    task = config_lib.changed(
+    task = changed(
         config.task,
         num_classes=num_classes(config, weights),
         precision="float32",  # as the weights are; other formats know no other

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -106,7 +107,7 @@ def program(body, **environment):
         ("raise UserError('a\\nb')", 2, r"error: a\nb"),
         ("open('/nowhere/file')", 2, "error: [Errno 2] No such file or directory: '/nowhere/file'"),
         ("raise MemoryError", 2, "error: the memory of this machine is not enough"),
-        ("raise KeyboardInterrupt", 130, "interrupted; what was finished before"),
+        ("raise KeyboardInterrupt", 130, "Ctrl-C: what was finished is kept"),
         ("raise Stopped('stopped at step 7')", 143, "stopped at step 7"),
         ("sys.modules['jax'] = None; import jax", 2, "pip install 'official_selftrain[jax]'"),
         ("sys.modules['tensorflow'] = None; import tensorflow", 2, "official_selftrain[tf-cpu]'"),
@@ -198,12 +199,16 @@ def test_prepare_data_writes_shards_summary_and_picture(tmp_path):
 @pytest.mark.parametrize(
     ("number", "status", "message"), [("SIGTERM", 143, "SIGTERM: what"), ("SIGINT", 130, "Ctrl-C:")]
 )
-def test_a_command_that_is_asked_to_end_anywhere_says_where_it_goes_on(number, status, message):
-    code = (
-        "import signal; from official_selftrain import cli; "
-        f"cli.main(lambda: signal.raise_signal(signal.{number}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == status
-    assert done.stderr.startswith(message) and "the same command goes on" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_command_that_is_asked_to_end_anywhere_says_where_it_goes_on(
+    number, status, message, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", ["train"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            cli.main(lambda: signal.raise_signal(signal.Signals[number]))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    error = capsys.readouterr().err
+    assert left.value.code == status and error.startswith(message) and error.count("\n") == 1
+    assert "the same command goes on" in error

@@ -402,7 +402,7 @@ def test_a_damaged_class_list_asks_for_the_number(tmp_path, content):
         ),
         (
             ["--experiment=coco_spinenet49", "--output=x", "--weights=no", "--image_size=0"],
-            "--image_size must be positive",
+            "--image_size takes sides from 1 to 8192 pixels",
         ),
     ],
 )
