@@ -20,13 +20,13 @@ def main():
     if folder and not (weights or cli.FLAGS.experiment or cli.FLAGS.config_file):
         trained = sorted(file.parent for file in pathlib.Path(folder).glob("*/model.weights.h5"))
         stages = {stage.name: cli.config_from_flags(folder=stage) for stage in trained}
+    config = None if stages else cli.config_from_flags()
 
     from official_selftrain import runner
 
     if stages:
         results = runner.evaluate_stages(stages, folder)
     else:
-        config = cli.config_from_flags()
         results = {"": runner.evaluate(config, folder, weights=weights, refresh=True)}
     for stage, metrics in results.items():
         print(f"\n{stage}" if stage else "")

@@ -119,13 +119,7 @@ def _check_settings(config, folder):
 def _saved_config(folder):
     """The config of the run in a folder, None if there is none."""
     file = folder / CONFIG
-    if not file.exists():
-        return None
-    values = config_lib.load_file(file)
-    try:
-        return config_lib.make(values)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
+    return config_lib.load(file) if file.exists() else None
 
 
 def _has_results(folder):
