@@ -192,7 +192,7 @@ def sha256(path):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder, name=".lock"):
     """Keeps other processes out of a folder, which is made if missing.
 
     The lock ends with the process, however that ends. Yields whether the file system knows locks.
@@ -205,7 +205,7 @@ def locked(folder):
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+        file = open(folder / name, "a+", encoding="utf-8")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder}: {error.strerror}") from None
     with file:

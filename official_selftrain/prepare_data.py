@@ -14,6 +14,10 @@ from official_selftrain import cli, config
 from official_selftrain.errors import UserError
 
 FLAGS = flags.FLAGS
+# What of the summary is printed; PREFIX.json has the rest, such as each skipped record.
+SHOWN = (
+    "images", "boxes", "masks", "empty", "most_boxes", "turned", "classes", "left_out", "content",
+)  # fmt: skip
 
 
 def main():
@@ -49,7 +53,7 @@ def main():
         lists = splits.write(images, FLAGS.output, percentages, FLAGS.seed, FLAGS.stratified, names)
     if FLAGS.preview:
         _preview(summary["files"], names)
-    shown = {key: summary[key] for key in ("images", "boxes", "masks", "empty", "classes")}
+    shown = {key: summary[key] for key in SHOWN}
     shown |= {"skipped": len(summary["skipped"]), "files": len(summary["files"])}
     print(json.dumps(shown | ({"splits": list(lists.values())} if lists else {})))
 

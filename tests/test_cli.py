@@ -183,12 +183,18 @@ def test_prepare_data_writes_shards_summary_and_picture(tmp_path):
     assert "bad.png cannot be decoded" in done.stderr.splitlines()[-1]
     done = command("prepare_data", *arguments, "--on_bad_record=skip")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
+    shown = json.loads(done.stdout)
+    summary = json.loads((tmp_path / "out/all.json").read_text())
+    assert shown.pop("content") == summary["content"]
+    assert shown == {
         "images": 3,
         "boxes": 0,
         "masks": 0,
         "empty": 3,
+        "most_boxes": 0,
+        "turned": 0,
         "classes": {},
+        "left_out": {},
         "skipped": 1,
         "files": 1,
     }

@@ -541,7 +541,7 @@ def write(path, records):
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"cannot write {path}: {error}") from None
 
-    temporary = temporary_name(path)
+    temporary, writer = temporary_name(path), None
     count = 0
     try:
         with writing():
@@ -556,5 +556,8 @@ def write(path, records):
             writer.close()
             replace(temporary, path)
     finally:
+        with contextlib.suppress(tf.errors.OpError):
+            if writer is not None:
+                writer.close()
         pathlib.Path(temporary).unlink(missing_ok=True)
     return count

@@ -2,10 +2,15 @@
 
 from official_selftrain.data.sources.prepare import (
     check_disjoint,
+    find_damage,
     prepare,
     read_index,
+    read_summary,
     shared_images,
     verify,
 )
 
-__all__ = ["check_disjoint", "prepare", "read_index", "shared_images", "verify"]
+__all__ = [
+    "check_disjoint", "find_damage", "prepare", "read_index", "read_summary", "shared_images",
+    "verify",
+]  # fmt: skip

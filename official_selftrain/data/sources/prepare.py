@@ -1,13 +1,14 @@
 """Writes sources as TFRecord shards: in parallel, resumable, checksummed.
 
 A shard is the unit of work. Each is written under a temporary name and renamed, then its tally is
-written beside it; a shard with a tally is done. When all are done the tallies become the summary
-`NAME.json` and the index `NAME.index.tsv`, a line an image: name, id, digest of the image file, and
-the class ids in it.
+written beside it: counts, index, and the SHA-256 that proves that the shard is whole. The summary
+`NAME.json` and the index `NAME.index.tsv`, a line an image with name, id, digest of the image file
+and the class ids in it, are made of the tallies, and made again when they are missing or damaged.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -16,6 +17,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import threading
 from typing import Any
 
@@ -25,21 +27,25 @@ from tqdm import tqdm
 
 from official_selftrain import files
 from official_selftrain.data import records
-from official_selftrain.data.sources import readers, stores
-from official_selftrain.data.sources.problems import Problems
+from official_selftrain.data.sources import lists, readers, stores
+from official_selftrain.data.sources.problems import Problems, merged, tell
 from official_selftrain.errors import UserError
 
+FORMAT = 2  # of the tallies; another one is read again
 # What of a source changes the records made of it.
 SOURCE_FIELDS = {
     "records", "images", "annotations", "masks", "image_list", "exclude_lists", "class_list",
     "label_by_folder", "tfds", "split", "embedded", "on_bad_record",
 }  # fmt: skip
+COUNTS = ("images", "boxes", "masks", "empty")
+BY_NUMBER = ("classes", "images_per_class", "boxes_per_image")  # in JSON their keys are texts
 
 
 def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
-    """Writes a source as TFRecord shards, once; a finished folder is used again.
+    """Writes a source as TFRecord shards, once; what is whole of an earlier call is used again.
 
-    TFRecords are used where they are, and only counted, unless bad records are to be skipped.
+    TFRecords are used where they are, and only counted, unless they are compressed or bad records
+    are to be skipped. A shard that is missing or damaged is made again alone.
 
     Args:
         source: a `config.SourceConfig`.
@@ -51,86 +57,87 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
             All workers must see the sources and the output under the same paths.
 
     Returns:
-        The summary: `files`, `sha256` and `bytes` of each, `images`, `boxes`, `masks`, `empty`
-        (images without boxes or mask), `classes` (names by id, where known), `largest_class`,
-        `images_per_class` (by boxes, mask or label), `skipped` (messages).
+        The summary: `files`, `sha256` and `bytes` of each, `content` (SHA-256 of these SHA-256s,
+        the identity of the data), `images`, `boxes`, `masks`, `empty` (images without boxes or
+        mask), `classes` (names by id, where known), `largest_class`, `images_per_class` (by boxes,
+        mask or label), `boxes_per_image` (images by their number of boxes that are no crowds),
+        `most_boxes`, `left_out` (`{kind: [count, first example]}`), `skipped` (messages), `turned`
+        (labelled images that are taken as EXIF shows them though no annotated size confirms it),
+        `source` (fingerprint, which tells when to read the source again).
 
     Raises:
-        UserError: for anything wrong with the source.
+        UserError: for anything wrong with the source, or if another process writes it.
     """
     reader = readers.open_reader(source, path)
     key = _fingerprint(source, reader)
-    summary = _finished(name, key)
-    if summary is not None:
-        return summary
-    try:
-        pathlib.Path(name).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {name}: {error.strerror}") from None
-    in_place = bool(source.records) and source.on_bad_record == "stop"
-    jobs = [
-        _Job(_shard(name, index, len(reader.units)), unit, reader.read, key,
-             source.on_bad_record == "skip", in_place)
-        for index, unit in enumerate(reader.units)
-    ]  # fmt: skip
-    if not in_place and {os.path.abspath(job.file) for job in jobs} & _absolute(reader.units):
-        raise UserError(f"writing {name} would overwrite the records it reads; choose another name")
-    if beam_args is None:
-        tallies = _in_threads(jobs, reader.images, workers or os.cpu_count(), name)
-    else:
-        from official_selftrain.data import beam
+    jobs = _jobs(source, reader, name, key)
+    tallies = {job.file: job.finished() for job in jobs}
+    with contextlib.ExitStack() as stack:
+        if not all(tallies.values()):
+            _refuse_strangers(name)
+            folder, prefix = os.path.split(name)
+            stack.enter_context(files.locked(folder or ".", _lock(prefix)))
+            tallies = {job.file: job.finished() for job in jobs}
+            if beam_args is None:
+                _in_threads(jobs, tallies, reader.images, workers or os.cpu_count(), name)
+            else:
+                from official_selftrain.data import beam
 
-        tallies = beam.run(jobs, beam_args)
-    summary = _summary(tallies, reader.class_names, key)
-    if summary["images"] < at_least:
-        place = source.images or source.records or source.tfds
-        skipped = summary["skipped"]
-        why = f"; {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
-        raise UserError(
-            f"no usable image in {path(place)!r}{why} (looking for {', '.join(stores.SUFFIXES)})"
-        )
-    if summary["skipped"]:
-        logging.warning("%d records of %s were skipped", len(summary["skipped"]), name)
-    _write_index(name, tallies)
-    files.write_text(f"{name}.json", json.dumps(summary, indent=1))
-    _clean_up(name, summary)
+                tallies = dict(zip(tallies, beam.run(jobs, beam_args), strict=True))
+        tallies = [tallies[job.file] for job in jobs]
+        names = _class_names(source, path, reader, tallies)
+        summary = _summary(jobs, tallies, reader, names, key)
+        _check(summary, tallies, at_least, path(source.images or source.records or source.tfds))
+        _write(name, summary, tallies, jobs)
     return summary
 
 
-def _absolute(units):
-    return {os.path.abspath(unit) for unit in units if isinstance(unit, str)}
-
-
-def _shard(name, index, count):
-    return f"{name}-{index:05d}-of-{count:05d}.tfrecord"
+def _jobs(source, reader, name, key):
+    skip = source.on_bad_record == "skip"
+    jobs = [
+        _Job(
+            file=f"{name}-{index:05d}-of-{len(reader.units):05d}.tfrecord",
+            unit=unit,
+            read=reader.read,
+            key=key,
+            skip=skip,
+            in_place=bool(source.records) and not skip and not records.compression(unit),
+        )
+        for index, unit in enumerate(reader.units)
+    ]
+    shards = {str(file) for file in _shards(name)}
+    if source.records and shards & {os.path.abspath(unit) for unit in reader.units}:
+        raise UserError(f"writing {name} would overwrite the records it reads; choose another name")
+    return jobs
 
 
 def _fingerprint(source, reader):
     """Changes when the source's settings or any of its files change."""
     settings = source.model_dump_json(include=SOURCE_FIELDS)
-    return hashlib.sha256("\n".join([settings, *reader.stamps]).encode()).hexdigest()
+    lines = [str(FORMAT), settings, *reader.stamps]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _finished(name, key):
-    """The summary of finished work for the same source, or None."""
-    try:
-        summary = json.loads(pathlib.Path(f"{name}.json").read_text(encoding="utf-8"))
-        if summary["source"] != key:
-            return None
-        sizes = [os.path.getsize(file) for file in summary["files"]]
-    except (OSError, ValueError, KeyError):
-        return None
-    complete = sizes == summary["bytes"] and os.path.exists(_index_file(name))
-    return summary if complete else None
+def _lock(prefix):
+    return f".{prefix}.lock"
 
 
-def _clean_up(name, summary):
-    """Removes the tallies, and shards of an earlier, different source: a glob would read them."""
+def _shards(name):
+    """Shards, tallies and temporary files of a prefix, whatever their number."""
     folder, prefix = os.path.split(os.path.abspath(name))
-    kept = {os.path.abspath(file) for file in summary["files"]}
-    for file in pathlib.Path(folder).glob(f"{glob.escape(prefix)}-[0-9]*-of-[0-9]*.tfrecord*"):
-        if str(file) not in kept:
-            file.unlink()
+    return pathlib.Path(folder).glob(f"{glob.escape(prefix)}-[0-9]*-of-[0-9]*.tfrecord*")
+
+
+def _refuse_strangers(name):
+    """Refuses a prefix under which lie shards that were not written here: they would be lost."""
+    folder, prefix = os.path.split(name)
+    ours = os.path.exists(os.path.join(folder, _lock(prefix))) or os.path.exists(f"{name}.json")
+    stranger = None if ours else next(iter(sorted(_shards(name))), None)
+    if stranger:
+        raise UserError(
+            f"{stranger} was not made by prepare_data, and would be overwritten; choose another "
+            "name, or delete the files of this one"
+        )
 
 
 # --- One shard -------------------------------------------------------------------------------
@@ -151,14 +158,34 @@ class _Job:
     def tally_file(self):
         return f"{self.file}.json"
 
+    @property
+    def result(self):
+        """The TFRecord file that holds the images."""
+        return self.unit if self.in_place else self.file
+
     def finished(self):
-        """The tally of an earlier run, or None."""
-        try:
-            tally = json.loads(pathlib.Path(self.tally_file).read_text(encoding="utf-8"))
-            same = tally["source"] == self.key and os.path.getsize(tally["file"]) == tally["bytes"]
-        except (OSError, ValueError, KeyError):
+        """The tally of an earlier run, or None if the shard has to be made (again).
+
+        A shard of the size and time that the tally tells is trusted, others are compared by their
+        checksum.
+        """
+        tally = files.read_json_or_none(self.tally_file)
+        if not isinstance(tally, dict) or tally.get("source") != self.key:
             return None
-        return tally if same else None
+        try:
+            status = os.stat(self.result)
+        except OSError:
+            logging.warning("%s is missing: it is made again", self.result)
+            return None
+        if [status.st_size, status.st_mtime_ns] == [tally["bytes"], tally["mtime"]]:
+            return tally
+        if status.st_size != tally["bytes"] or files.sha256(self.result) != tally["sha256"]:
+            logging.warning("%s is damaged: it is made again", self.result)
+            return None
+        tally["mtime"] = status.st_mtime_ns  # a copy of the file; not to be compared every time
+        with contextlib.suppress(UserError):
+            files.write_text(self.tally_file, json.dumps(tally))
+        return tally
 
     def run(self, on_record=lambda: None):
         """Writes the shard and its tally; returns the tally."""
@@ -171,17 +198,21 @@ class _Job:
                 yield record
 
         if self.in_place:
-            file = self.unit
-            collections.deque(watched(records.read([file])), maxlen=0)
+            collections.deque(watched(records.read(self.unit)), maxlen=0)
+            if not tally.counts["images"]:
+                problems.leave_out("TFRecord files without a record", self.unit)
         else:
-            file = self.file
-            records.write(file, watched(self.read(self.unit, problems)))
+            records.write(self.file, watched(self.read(self.unit, problems)))
+        status = os.stat(self.result)
         result = {
             "source": self.key,
-            "file": file,
-            "bytes": os.path.getsize(file),
-            "sha256": files.sha256(file),
+            "bytes": status.st_size,
+            "mtime": status.st_mtime_ns,
+            "sha256": files.sha256(self.result),
             "skipped": problems.messages,
+            "left_out": problems.left_out,
+            "turned": problems.turned,
+            "first_turned": problems.first_turned,
             **tally.result(),
         }
         files.write_text(self.tally_file, json.dumps(result))
@@ -192,37 +223,61 @@ class _Tally:
     def __init__(self):
         self.counts = collections.Counter()
         self.images_per_class = collections.Counter()
+        self.boxes_per_image = collections.Counter()
+        self.names = {}
         self.index = []
 
     def add(self, record):
-        present = _mask_classes(record)
+        values = _mask_values(record)
+        present = [value for value in values if value < 255]
         self.counts["images"] += 1
         self.counts["boxes"] += len(record.boxes)
         self.counts["masks"] += bool(record.mask)
         self.counts["empty"] += not len(record.boxes) and not record.mask
+        self.counts["masks_with_255"] += 255 in values
+        self.boxes_per_image[int((~record.is_crowd).sum())] += 1
         labels = [*record.classes.tolist(), *present, *([record.label] * (record.label >= 0))]
         self.images_per_class.update(set(labels))
+        if len(record.texts) == len(record.classes):
+            _add_names(self.names, zip(record.classes.tolist(), record.texts, strict=True))
         digest = hashlib.blake2b(record.encoded, digest_size=8).hexdigest()
-        name = " ".join(record.name.split())
-        self.index.append((name, record.image_id, digest, sorted(set(labels))))
+        self.index.append((record.name, record.image_id, digest, sorted(set(labels))))
 
     def result(self):
-        counts = {key: self.counts[key] for key in ("images", "boxes", "masks", "empty")}
-        return counts | {"images_per_class": dict(self.images_per_class), "index": self.index}
+        return {
+            **{key: self.counts[key] for key in (*COUNTS, "masks_with_255")},
+            "images_per_class": dict(self.images_per_class),
+            "boxes_per_image": dict(self.boxes_per_image),
+            "names": self.names,
+            "index": self.index,
+        }
 
 
-def _mask_classes(record):
-    """Class ids in the mask of a record, without the ignored 255; [] without a mask."""
+def _add_names(names, pairs):
+    """Adds (class id, name) pairs of records; empty names say nothing.
+
+    Raises:
+        UserError: if one id gets two names.
+    """
+    for number, text in pairs:
+        if text and names.setdefault(number, text) != text:
+            raise UserError(
+                f"class {number} is called {names[number]!r} in some records and {text!r} in "
+                "others; records with different class lists cannot be mixed"
+            )
+
+
+def _mask_values(record):
+    """Values that occur in the mask of a record; [] without a mask."""
     if not record.mask:
         return []
     values = np.bincount(np.asarray(Image.open(io.BytesIO(record.mask))).ravel(), minlength=256)
-    return np.flatnonzero(values[:255]).tolist()
+    return np.flatnonzero(values).tolist()
 
 
-def _in_threads(jobs, images, workers, name):
-    """Tallies of all jobs; decoding images leaves Python's lock, so threads suffice."""
+def _in_threads(jobs, tallies, images, workers, name):
+    """Adds the missing `tallies`; decoding images leaves Python's lock, so threads suffice."""
     lock = threading.Lock()
-    tallies = {job.file: job.finished() for job in jobs}
     done = sum(tally["images"] + len(tally["skipped"]) for tally in tallies.values() if tally)
     with tqdm(
         total=images, initial=done, desc=f"reading {pathlib.Path(name).name}", unit="image"
@@ -241,47 +296,168 @@ def _in_threads(jobs, images, workers, name):
                 tallies[waiting[future].file] = future.result()
         finally:
             pool.shutdown(cancel_futures=True)
-    return [tallies[job.file] for job in jobs]
 
 
 # --- The whole -------------------------------------------------------------------------------
 
 
-def _summary(tallies, class_names, key):
-    classes = collections.Counter()
+def _class_names(source, path, reader, tallies):
+    """`{class id: name}`; for TFRecords of, in this order, the class list, the summary or the
+    `classes.json` beside them, and the records themselves."""
+    if not source.records:
+        return reader.class_names
+    if source.class_list:
+        first = 1 if any(tally["boxes"] for tally in tallies) else 0
+        return lists.read_class_list(path(source.class_list), first)
+    names, own = {}, {}
+    for file in dict.fromkeys(map(_names_file, reader.units)):
+        content = files.read_json_or_none(file) if file else None
+        if isinstance(content, dict):
+            found = content.get("names", content.get("classes"))
+            _add_names(names, ((int(key), text) for key, text in (found or {}).items()))
+    for tally in tallies:
+        _add_names(own, ((int(key), text) for key, text in tally["names"].items()))
+    return names or own
+
+
+def _names_file(shard):
+    """The file beside a shard that tells the names of the classes, or None."""
+    folder, name = os.path.split(shard)
+    prefix = re.fullmatch(r"(.+)-\d{5,}-of-\d{5,}\.tfrecord", name)
+    summary = os.path.join(folder, f"{prefix[1]}.json") if prefix else ""
+    classes = os.path.join(folder, "classes.json")
+    return next((file for file in (summary, classes) if os.path.isfile(file)), None)
+
+
+def _summary(jobs, tallies, reader, class_names, key):
+    classes, boxes = collections.Counter(), collections.Counter()
     for tally in tallies:
         classes.update({int(k): count for k, count in tally["images_per_class"].items()})
+        boxes.update({int(k): count for k, count in tally["boxes_per_image"].items()})
+    checksums = [tally["sha256"] for tally in tallies]
     return {
         "source": key,
-        **{k: sum(t[k] for t in tallies) for k in ("images", "boxes", "masks", "empty")},
+        "content": hashlib.sha256("".join(checksums).encode()).hexdigest(),
+        **{k: sum(t[k] for t in tallies) for k in COUNTS},
         "classes": class_names,
         "images_per_class": dict(sorted(classes.items())),
         "largest_class": max(classes, default=0),
-        "skipped": [message for tally in tallies for message in tally["skipped"]],
-        "files": [tally["file"] for tally in tallies],
+        "boxes_per_image": dict(sorted(boxes.items())),
+        "most_boxes": max(boxes, default=0),
+        "left_out": merged([reader.left_out, *(tally["left_out"] for tally in tallies)]),
+        "skipped": [*reader.skipped, *(m for tally in tallies for m in tally["skipped"])],
+        "turned": sum(tally["turned"] for tally in tallies),
+        "files": [job.result for job in jobs],
         "bytes": [tally["bytes"] for tally in tallies],
-        "sha256": [tally["sha256"] for tally in tallies],
+        "sha256": checksums,
     }
+
+
+def _check(summary, tallies, at_least, place):
+    """Refuses a source of which there is nothing to learn."""
+    if summary["images"] < at_least:
+        skipped, left_out = summary["skipped"], summary["left_out"]
+        why = f"; {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
+        why += "".join(f"; left out: {count} {kind}" for kind, (count, _) in left_out.items())
+        raise UserError(
+            f"no usable image in {place!r}{why} (looking for {', '.join(stores.SUFFIXES)})"
+        )
+    if summary["masks"] and not summary["largest_class"] and not summary["boxes"]:
+        ignored = sum(tally["masks_with_255"] for tally in tallies)
+        if ignored:
+            raise UserError(
+                f"the masks of {place!r} hold no class but 0, and {ignored} of {summary['masks']} "
+                "hold 255, which means ignored: nothing could be learnt. If 255 is an object, "
+                "write 1 for it"
+            )
+
+
+def _write(name, summary, tallies, jobs):
+    """Writes summary and index where they are not as they should be, and tells what is missing."""
+    folder = os.path.dirname(os.path.abspath(name))
+    inside = [not job.in_place for job in jobs]
+    listed = [
+        os.path.basename(file) if own else os.path.abspath(file)
+        for file, own in zip(summary["files"], inside, strict=True)
+    ]
+    lines = [
+        f"{_escaped(image)}\t{image_id}\t{digest}\t{','.join(map(str, classes))}\n"
+        for tally in tallies
+        for image, image_id, digest, classes in tally["index"]
+    ]
+    wanted = {
+        _index_file(name): "".join(lines),
+        f"{name}.json": json.dumps(summary | {"files": listed}, indent=1),
+    }
+    changed = {file: text for file, text in wanted.items() if _text_of(file) != text}
+    for file, text in changed.items():
+        files.write_text(file, text)
+    if changed:
+        turned = next((t["first_turned"] for t in tallies if t["turned"]), None)
+        tell(name, summary["skipped"], summary["left_out"], summary["turned"], turned)
+        kept = {os.path.join(folder, os.path.basename(job.file)) for job in jobs}
+        for file in _shards(name):  # shards of another number would be read by a glob
+            if str(file).removesuffix(".json") not in kept:
+                file.unlink()
+
+
+def _text_of(file):
+    try:
+        return pathlib.Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _index_file(name):
     return f"{name}.index.tsv"
 
 
-def _write_index(name, tallies):
-    lines = [
-        f"{image}\t{image_id}\t{digest}\t{','.join(map(str, classes))}\n"
-        for tally in tallies
-        for image, image_id, digest, classes in tally["index"]
-    ]
-    files.write_text(_index_file(name), "".join(lines))
+def _escaped(name):
+    """A name without the characters that end a column or line; `_unescaped` gives it back."""
+    special = r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]"
+    return re.sub(special, lambda match: match[0].encode("unicode_escape").decode(), name)
+
+
+def _unescaped(text):
+    escapes = r"\\(\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4})"
+    return re.sub(escapes, lambda match: match[0].encode().decode("unicode_escape"), text)
 
 
 def read_index(name):
-    """Yields (image name, id, digest, class ids) of every image of a prepared source."""
-    for line in files.read_text(_index_file(name), "index").splitlines():
-        image, image_id, digest, classes = line.split("\t")
-        yield image, int(image_id), digest, [int(c) for c in classes.split(",") if c]
+    """Yields (image name, id, digest, class ids) of every image of a prepared source.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    file = _index_file(name)
+    for number, line in enumerate(files.read_text(file, "index").split("\n")[:-1], 1):
+        try:
+            image, image_id, digest, classes = line.split("\t")
+            classes = [int(c) for c in classes.split(",") if c]
+            yield _unescaped(image), int(image_id), digest, classes
+        except ValueError:
+            raise UserError(
+                f"line {number} of {file} is damaged; prepare the source again, which mends it"
+            ) from None
+
+
+def read_summary(name):
+    """The summary of a prepared source, with the files where they are now.
+
+    Raises:
+        UserError: if it is missing or damaged.
+    """
+    file = f"{name}.json"
+    summary = files.read_json(file, "summary")
+    folder = os.path.dirname(name)
+    try:
+        numbered = {key: {int(k): v for k, v in summary[key].items()} for key in BY_NUMBER}
+        placed = [os.path.join(folder, place) for place in summary["files"]]
+        return summary | numbered | {"files": placed}
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise UserError(
+            f"{file} is not the summary of a prepared source, or damaged; prepare it again"
+        ) from None
 
 
 def shared_images(first, second):
@@ -311,18 +487,50 @@ def check_disjoint(first, second, why):
         )
 
 
+def _damage(name):
+    """`{file: what is wrong with it}` of the shards of a prepared source."""
+    summary, found = read_summary(name), {}
+    for file, expected in zip(summary["files"], summary["sha256"], strict=True):
+        try:
+            if files.sha256(file) != expected:
+                found[file] = f"{file} has changed since it was written"
+        except OSError as error:
+            found[file] = f"cannot read {file}: {error.strerror}"
+    return found
+
+
 def verify(name):
     """Compares the files of a prepared source with their checksums; returns their number.
 
     Raises:
         UserError: naming the file that changed or is missing.
     """
-    summary = json.loads(files.read_text(f"{name}.json", "summary"))
-    for file, expected in zip(summary["files"], summary["sha256"], strict=True):
-        try:
-            found = files.sha256(file)
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from None
-        if found != expected:
-            raise UserError(f"{file} has changed since it was written; prepare the source again")
-    return len(summary["files"])
+    found = _damage(name)
+    if found:
+        raise UserError(f"{'; '.join(found.values())}; prepare the source again")
+    return len(read_summary(name)["files"])
+
+
+def find_damage(name):
+    """Looks for damaged shards of a prepared source, by their checksums, and removes them.
+
+    `prepare` then makes those alone again. TFRecords that are used where they are stay as they are.
+
+    Args:
+        name: prefix as given to `prepare`.
+
+    Returns:
+        A line that names the damaged files and says what to do; None if all are whole.
+    """
+    found = _damage(name)
+    if not found:
+        return None
+    own = [file for file in found if pathlib.Path(file) in set(_shards(os.path.abspath(name)))]
+    for file in own:
+        pathlib.Path(file).unlink(missing_ok=True)
+    remedy = (
+        "the same command makes them again"
+        if len(own) == len(found)
+        else "copy them again from where they come from"
+    )
+    return f"{'; '.join(found.values())}; {remedy}"

@@ -1,9 +1,12 @@
 """What is wrong with single records and annotations, and what of a source is left out."""
 
 import contextlib
+import itertools
 import logging
 
 from official_selftrain.errors import UserError
+
+SHOWN = 5  # skipped records that are named on the screen
 
 
 @contextlib.contextmanager
@@ -43,13 +46,14 @@ class Problems:
             it cannot teach anything: hidden files, boxes without an area.
         turned: number of labelled images that are taken as they are shown, turned as their EXIF
             orientation says, although no annotated size tells what their labels refer to.
+        first_turned: name of the first of them.
     """
 
     def __init__(self, skip):
         self.skip = skip
         self.messages = []
         self.left_out = {}
-        self.turned = 0
+        self.turned, self.first_turned = 0, None
 
     def add(self, error):
         """A fault of the smallest thing that can be left out: an annotation, an image, a record.
@@ -61,7 +65,6 @@ class Problems:
             raise error
         if not self.skip:
             raise Unskipped(f"{error} {HINT}") from None
-        logging.warning("skipped: %s", error)
         self.messages.append(str(error))
 
     def leave_out(self, kind, example):
@@ -75,9 +78,33 @@ class Problems:
 
     def turn(self, name):
         """Counts a labelled image whose EXIF orientation no annotated size confirms."""
-        if not self.turned:
-            logging.warning(
-                "%r and perhaps others have an EXIF orientation, and their labels no size that "
-                "tells whether they refer to the image as shown or as stored; taken as shown", name
-            )  # fmt: skip
+        self.first_turned = self.first_turned or name
         self.turned += 1
+
+
+def merged(counts):
+    """`{kind: [count, first]}` of several such."""
+    total = {}
+    for kind, (count, first) in itertools.chain.from_iterable(c.items() for c in counts):
+        total.setdefault(kind, [0, first])[0] += count
+    return total
+
+
+def tell(name, skipped, left_out, turned=0, first_turned=None):
+    """Says in a few lines what of a source was skipped, left out or turned."""
+    lines = [f"skipped: {message}" for message in skipped[:SHOWN]]
+    if len(skipped) > SHOWN:
+        lines.append(f"skipped {len(skipped)} in all; {name}.json names them")
+    if left_out:
+        kinds = (
+            f"{count} {kind} (the first: {first})" for kind, (count, first) in left_out.items()
+        )
+        lines.append(f"left out of {name}: {'; '.join(kinds)}")
+    if turned:
+        lines.append(
+            f"{turned} labelled images of {name} have an EXIF orientation, and no annotated size "
+            "tells whether the labels refer to the image as shown or as stored; taken as shown, "
+            f"the first {first_turned}"
+        )
+    for line in lines:
+        logging.warning("%s", line)

@@ -11,7 +11,7 @@ from official_selftrain.data import records
 from official_selftrain.data.sources import labels as label_files
 from official_selftrain.data.sources import lists, stores, tfds
 from official_selftrain.data.sources.names import Names, pair
-from official_selftrain.data.sources.problems import Problems, Unskipped
+from official_selftrain.data.sources.problems import Problems, Unskipped, merged
 from official_selftrain.errors import UserError
 
 IMAGES_PER_SHARD = 500
@@ -191,7 +191,7 @@ def _images(source, path):
         images=len(items),
         read=read,
         stamps=_stamps(source, path, store, mask_store, labels),
-        left_out=_merged(left_out),
+        left_out=merged(left_out),
         skipped=problems.messages,
     )
 
@@ -213,14 +213,6 @@ def _hints(entries, names, labels):
     absent = [name for name in entries if name not in names]
     near = {name: names.near(name) for name in absent[:HINTS]}
     return {name: f", but {labels} lists it{near.get(name, '')}" for name in absent}
-
-
-def _merged(counts):
-    """`{kind: [count, first]}` of several such."""
-    merged = {}
-    for kind, (count, first) in itertools.chain.from_iterable(c.items() for c in counts):
-        merged.setdefault(kind, [0, first])[0] += count
-    return merged
 
 
 def _stamps(source, path, store, mask_store, labels):
