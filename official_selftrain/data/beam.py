@@ -7,6 +7,7 @@ pickled. All workers must see the files under the same paths.
 import pathlib
 
 from official_selftrain.errors import UserError
+from official_selftrain.extras import import_extra
 
 
 def run(jobs, arguments):
@@ -19,16 +20,13 @@ def run(jobs, arguments):
     Raises:
         UserError: without the extra, if the pipeline fails, or with the fault that a worker met.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ModuleNotFoundError:
-        raise UserError("Beam needs the extra: pip install 'official_selftrain[beam]'") from None
+    beam = import_extra("apache_beam", "beam", "Beam")
+    options = import_extra("apache_beam.options.pipeline_options", "beam", "Beam")
     waiting = [job for job in jobs if job.finished() is None]
     for job in waiting:
         _fault_file(job).unlink(missing_ok=True)
     try:
-        with beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+        with beam.Pipeline(options=options.PipelineOptions(arguments)) as pipeline:
             _ = pipeline | beam.Create(waiting, reshuffle=True) | beam.Map(_run)
     except Exception as error:
         raise UserError(f"Apache Beam stopped: {' '.join(str(error).split())[:500]}") from None

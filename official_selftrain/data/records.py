@@ -357,19 +357,23 @@ def decode(serialized):
     }
 
 
-def matching_files(patterns):
+def matching_files(patterns, path=str):
     """TFRecord files of a path, a glob, several of them joined by commas, or a list of them.
 
     A path that exists is that path, whatever commas, stars and brackets are in it; a folder stands
     for the files `*.tfrecord` in it.
 
+    Args:
+        patterns: see above.
+        path: function from a relative path to a real one.
+
     Raises:
         UserError: naming the pattern that matches no file.
     """
     if isinstance(patterns, (str, os.PathLike)):
-        patterns = _split(str(patterns))
+        patterns = _split(str(patterns), path)
     found = []
-    for pattern in patterns:
+    for pattern in map(path, patterns):
         files = _files(pattern)
         if not files:
             what = f"the folder {pattern} has no file *.tfrecord"
@@ -378,12 +382,12 @@ def matching_files(patterns):
     return list(dict.fromkeys(found))
 
 
-def _split(patterns):
+def _split(patterns, path):
     """Parts of a text at its commas, other than those of a name that exists."""
     pieces = patterns.split(",")
     while pieces:
         joined = (",".join(pieces[:count]).strip() for count in range(len(pieces), 0, -1))
-        part = next(filter(_files, joined), pieces[0].strip())
+        part = next((part for part in joined if _files(path(part))), pieces[0].strip())
         yield part
         pieces = pieces[part.count(",") + 1 :]
 
@@ -395,7 +399,9 @@ def _files(pattern):
     hidden = re.compile(r"(^|/)\.")
     return [
         str(path) for path in paths
-        if path.is_file() and not hidden.search(path.relative_to(folder).as_posix())
+        if path.is_file()
+        and not hidden.search(path.relative_to(folder).as_posix())
+        and not path.name.endswith(".tfrecord.json")  # the tally beside a shard
     ]  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def test_values_that_would_lose_the_picture_are_refused(values):
 
 
 @pytest.mark.parametrize("mode", ["LAB", "HSV", "PA", "LA", "CMYK", "RGBX"])
-def test_colour_spaces_keep_their_colours(mode):
+def test_color_spaces_keep_their_colors(mode):
     flat = Image.new("RGB", (8, 6), (200, 40, 60))
     if mode == "LAB":
         profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
@@ -345,9 +345,9 @@ def test_a_mask_of_one_bit_has_the_classes_0_and_1():
         (encode(Image.fromarray(IDS), "WEBP"), r"compressed with loss \(WEBP\)"),
         (encode(Image.fromarray(IDS), "TIFF", compression="jpeg"), "compressed with loss"),
         (encode(Image.fromarray(IDS), "JPEG2000"), "compressed with loss"),
-        (encode(RGB), r"holds colours \(mode RGB\); a mask is a PNG"),
-        (encode(flat(IDS, IDS, IDS, IDS)), "holds colours"),
-        (encode(Image.fromarray(IDS).convert("CMYK"), "TIFF"), "holds colours"),
+        (encode(RGB), r"holds colors \(mode RGB\); a mask is a PNG"),
+        (encode(flat(IDS, IDS, IDS, IDS)), "holds colors"),
+        (encode(Image.fromarray(IDS).convert("CMYK"), "TIFF"), "holds colors"),
         (encode(Image.fromarray(IDS.astype("uint16") + 300)), "has the value 300; values are"),
         (encode(Image.fromarray(IDS.astype("int32") - 1), "TIFF"), "has the value -1;"),
         (encode(Image.fromarray(IDS.astype("float32") / 2), "TIFF"), "has the value 0.5;"),

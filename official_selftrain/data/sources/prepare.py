@@ -430,7 +430,7 @@ def read_index(name):
         UserError: if it is missing or damaged.
     """
     file = _index_file(name)
-    for number, line in enumerate(files.read_text(file, "index").split("\n")[:-1], 1):
+    for number, line in enumerate(files.read_text(file, "index").removesuffix("\n").split("\n"), 1):
         try:
             image, image_id, digest, classes = line.split("\t")
             classes = [int(c) for c in classes.split(",") if c]

@@ -60,7 +60,7 @@ def open_reader(source, path):
     if source.embedded:
         return _embedded(source.embedded)
     if source.records:
-        files = records.matching_files(path(source.records))
+        files = records.matching_files(source.records, path)
         return Reader({}, files, None, _read_file, [stores.stamp(file) for file in files])
     if source.tfds:
         wanted = _Wanted(source, path)

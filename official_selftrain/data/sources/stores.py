@@ -525,14 +525,14 @@ def check_mask(encoded, where, height, width, names):
 
     Args:
         encoded: bytes of an image file without loss, gray or with a palette, whose values are class
-            ids. Colours are taken where all three are equal, more bits where the values are whole
+            ids. Colors are taken where all three are equal, more bits where the values are whole
             numbers up to 255. It is turned as its EXIF orientation says.
         where: its name in errors.
         height, width: of its image.
         names: `{class id: name}`; empty where the classes are not known.
 
     Raises:
-        UserError: if it cannot be decoded, is compressed with loss, has colours in place of class
+        UserError: if it cannot be decoded, is compressed with loss, has colors in place of class
             ids, another size than the image, or an unknown class id.
     """
     with _decoding("mask", encoded, where):
@@ -585,7 +585,7 @@ def _class_ids(image, where):
         colors = values[..., :-1] if image.mode in ("LA", "RGBA") else values
         if not opaque or (colors != colors[..., :1]).any():
             raise UserError(
-                f"the mask {where} holds colours (mode {image.mode}); a mask is a PNG, gray or "
+                f"the mask {where} holds colors (mode {image.mode}); a mask is a PNG, gray or "
                 "with a palette, whose values are class ids and 255 for ignored pixels"
             )
         values = colors[..., 0]
