@@ -222,10 +222,11 @@ def locked(folder, name=".lock"):
             logging.warning("%s cannot be locked: %s", folder, error.strerror)
             yield False
             return
-        file.truncate(0)
-        command = shlex.join(sys.argv)[:300]
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, {command}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the name of the process is missing
+            file.truncate(0)
+            command = shlex.join(sys.argv)[:300]
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, {command}\n")
+            file.flush()
         yield True
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.data import MEAN, STDDEV
-from official_selftrain.data.sources.problems import Problems
+from official_selftrain.data.sources.problems import Problems, merged, tell
 from official_selftrain.data.sources.readers import open_reader
 from official_selftrain.metrics import IGNORE_LABEL
 
@@ -23,7 +23,11 @@ def read_records(source):
     """
     reader = open_reader(source, str)
     problems = Problems(source.on_bad_record == "skip")
-    return [record for unit in reader.units for record in reader.read(unit, problems)]
+    found = [record for unit in reader.units for record in reader.read(unit, problems)]
+    left_out = merged([reader.left_out, problems.left_out])
+    skipped = [*reader.skipped, *problems.messages]
+    tell(source.images, skipped, left_out, problems.turned, problems.first_turned)
+    return found
 
 
 def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, threshold=0.0):

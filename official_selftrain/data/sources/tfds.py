@@ -62,6 +62,9 @@ def open_tfds(source, wanted, images_per_shard):
                 yield _record(example, name, objects, is_coco, builder.info.name)
             except UserError as error:
                 problems.add(error)
+            except Exception as error:  # whatever an example holds, it is told and can be skipped
+                kind = type(error).__name__
+                problems.add(UserError(f"image {name!r} cannot be read: {kind}: {error}"))
 
     names = _class_names(builder.info.features, objects, is_coco)
     return names, units, count, read, [f"{builder.info.full_name} {source.split} {count}"]
