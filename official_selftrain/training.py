@@ -56,7 +56,7 @@ class Training:
 
     def run(self):
         """Trains to the end, and writes weights and classes."""
-        with self.shutdown, readable_errors(self.data, ("human", "pseudo")):
+        with self.shutdown, readable_errors(self.data, ("human", "pseudo"), self.task.check_record):
             while True:
                 try:
                     self._train_from(self.restore())
@@ -295,12 +295,13 @@ def _forget_after(history_file, step):
 
 
 @contextlib.contextmanager
-def readable_errors(data, sources):
+def readable_errors(data, sources, check=None):
     """Turns what TensorFlow raises for a damaged shard into one line that names file and record.
 
     Args:
         data: prepared `Data`.
         sources: names of the sources that are read inside.
+        check: function record, which raises a `UserError` for labels that the task cannot use.
 
     Raises:
         UserError: in place of an error of TensorFlow that data can cause, or of lacking memory.
@@ -322,7 +323,7 @@ def readable_errors(data, sources):
     except of_input as error:
         for name in sources:
             if name in data.summaries:
-                inputs.find_bad_record(data.files(name))
+                inputs.find_bad_record(data.files(name), check)
         raise UserError(f"the input failed: {_first_line(error)}") from None
 
 

@@ -155,10 +155,17 @@ def prediction_dataset(files, parse, batch_size, index=0, count=1):
     return dataset.batch(batch_size).map(fill).prefetch(tf.data.AUTOTUNE)
 
 
-def find_bad_record(files):
-    """Raises a `UserError` that names the first record that cannot be decoded."""
+def find_bad_record(files, check=None):
+    """Raises a `UserError` that names the first record that cannot be decoded.
+
+    Args:
+        files: TFRecord files.
+        check: also called with each record, to raise a `UserError` of its own; or None.
+    """
     for file in files:
         for index, record in enumerate(records.read(file)):
+            if check is not None:
+                check(record)
             try:
                 records.decode(records.to_example(record))
             except tf.errors.OpError as error:

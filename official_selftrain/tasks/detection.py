@@ -1,5 +1,6 @@
 """Object detection with RetinaNet: labels, loss, predictions and pseudo labels."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -11,8 +12,12 @@ from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.ops import nms
+from official_selftrain.tasks import check_class, starved_classes
 
-FEW, MANY = 0.05, 0.95  # shares of images with a box that call for a second look
+# What calls for a second look at pseudo labels.
+FEW = 0.05  # share of images with a box
+MANY = 0.95  # share of boxes above the threshold
+DOUBLE = 0.1  # share of boxes on a better box of another class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +100,7 @@ class DetectionTask:
             if training:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
             if pseudo:
-                needed = tf.gather(thresholds, example["classes"])
+                needed = _thresholds_of(example["classes"], thresholds)
                 keep = tf.logical_and(keep, example["scores"] > needed)
             labels = {
                 "boxes": pad(scene["boxes"][keep]),
@@ -106,6 +111,14 @@ class DetectionTask:
             return tf.ensure_shape(scene["image"], [*size, 3]), labels
 
         return parse
+
+    def check_record(self, record):
+        """Checks that the boxes of a record are of the task's classes.
+
+        Raises:
+            UserError: naming the record and the class id.
+        """
+        check_class(record, max(record.classes, default=0), self.config.num_classes)
 
     def keeps_something(self, source):
         """A function serialized example -> bool: a box is above the thresholds of `source`."""
@@ -119,7 +132,8 @@ class DetectionTask:
                 "image/object/class/label": tf.io.VarLenFeature(tf.int64),
             }
             values = tf.io.parse_single_example(serialized, features)
-            needed = tf.gather(thresholds, values["image/object/class/label"].values)
+            classes = tf.cast(values["image/object/class/label"].values, tf.int32)
+            needed = _thresholds_of(classes, thresholds)
             return tf.reduce_any(values["image/object/score"].values > needed)
 
         return keep
@@ -212,13 +226,24 @@ class DetectionTask:
             scores=detections.scores,
         )
 
-    def tally(self, source, class_names=None):
+    def tally(self, source, class_names=None, human=()):
         """Collects pseudo labels for their report; see `BoxTally`."""
-        return BoxTally(source, self.config.num_classes, class_names)
+        return BoxTally(source, self.config.num_classes, class_names, human)
 
     def label_rows(self, result):
         """A result of `BoxTally` as (name, text) for people."""
         return box_rows(result)
+
+
+def _thresholds_of(classes, thresholds):
+    """The threshold of each box; `check_record` tells which record has an unknown class."""
+    import tensorflow as tf
+
+    known = tf.debugging.assert_less(
+        classes, tf.size(thresholds), "a class id is beyond task.num_classes"
+    )
+    with tf.control_dependencies([known]):
+        return tf.gather(thresholds, classes)
 
 
 class BoxTally:
@@ -228,36 +253,49 @@ class BoxTally:
         source: `config.PseudoConfig`; boxes above its thresholds are kept.
         num_classes: with the background.
         class_names: `{class id: name}`.
+        human: some `ImageRecord`s with human labels, whose classes the pseudo labels are compared
+            with.
     """
 
-    def __init__(self, source, num_classes, class_names=None):
+    def __init__(self, source, num_classes, class_names=None, human=()):
+        self.num_classes = num_classes
         self.thresholds = np.array(source.thresholds(num_classes), "float32")
         self.threshold = source.score_threshold
         self.names = class_names or {}
-        self.images = self.stored = self.empty = self.correct = self.truth = 0
-        self.scores, self.per_class = [], {}
+        self.images = self.stored = self.empty = self.correct = self.truth = self.doubles = 0
+        self.scores, self.per_class = [], collections.Counter()
+        self.human = collections.Counter()
+        for record in human:
+            self.human.update(record.classes[~record.is_crowd].tolist())
 
     def add(self, record, truth):
-        """Adds a pseudo-labelled record and the same image with held-back labels, or with none."""
+        """Adds a pseudo-labelled record and the same image with held-back labels, or with none.
+
+        Raises:
+            UserError: if a class id is beyond the task's classes.
+        """
+        check_class(record, max(record.classes, default=0), self.num_classes)
         keep = record.scores > self.thresholds[record.classes]
         self.images += 1
         self.stored += len(keep)
         self.empty += not keep.any()
         self.scores.extend(record.scores.tolist())
-        for label in record.classes[keep].tolist():
-            self.per_class[label] = self.per_class.get(label, 0) + 1
+        self.per_class.update(record.classes[keep].tolist())
+        self.doubles += doubles(record.boxes[keep], record.classes[keep], record.scores[keep])
         self.truth += int((~truth.is_crowd).sum())
         self.correct += matches(record.boxes[keep], record.classes[keep], truth)
 
     def result(self):
         """dict: `images`, `threshold`, `stored_boxes`, `boxes` (kept), `boxes_per_image`,
-        `boxes_per_class`, `empty_share` (of images), `score_histogram` (20 bins of 0..1),
-        `largest_score`, `warnings`; with held-back labels also `precision` and `recall` at IoU 0.5.
+        `boxes_per_class`, `double_boxes` (see `doubles`), `empty_share` (of images),
+        `score_histogram` (20 bins of 0..1), `largest_score`, `warnings`; with held-back labels also
+        `precision` and `recall` at IoU 0.5.
         """
         kept = sum(self.per_class.values())
-        share = 1 - self.empty / self.images
+        images = max(self.images, 1)
+        share = 1 - self.empty / images
         warnings = []
-        if share < FEW:
+        if self.images and share < FEW:
             warnings.append(
                 f"only {share:.1%} of images keep a box above {self.threshold}: the student "
                 "learns mostly background; is the teacher trained, the threshold too high?"
@@ -267,6 +305,13 @@ class BoxTally:
                 f"{kept / self.stored:.0%} of all boxes are above {self.threshold}: scores that "
                 "do not tell good from bad; is the threshold too low?"
             )
+        if kept and self.doubles / kept > DOUBLE:
+            warnings.append(
+                f"{self.doubles} of {kept} boxes ({self.doubles / kept:.0%}) lie on a better box "
+                "of another class: one object with two labels; a higher pseudo.score_threshold "
+                "leaves fewer"
+            )
+        warnings += starved_classes(self.human, self.per_class, self.names)
         histogram, _ = np.histogram(self.scores, bins=20, range=(0, 1))
         per_class = sorted(self.per_class.items())
         result = {
@@ -274,9 +319,10 @@ class BoxTally:
             "threshold": self.threshold,
             "stored_boxes": self.stored,
             "boxes": kept,
-            "boxes_per_image": kept / self.images,
+            "boxes_per_image": kept / images,
             "boxes_per_class": {self.names.get(k, str(k)): v for k, v in per_class},
-            "empty_share": self.empty / self.images,
+            "double_boxes": self.doubles,
+            "empty_share": self.empty / images,
             "score_histogram": histogram.tolist(),
             "largest_score": max(self.scores, default=0.0),
             "warnings": warnings,
@@ -304,6 +350,7 @@ def box_rows(result):
         (f"boxes above {result['threshold']}", str(result["boxes"])),
         ("boxes an image", f"{result['boxes_per_image']:.2f}"),
         ("images left without a box", f"{result['empty_share']:.1%}"),
+        ("boxes on a better box of another class", str(result.get("double_boxes", ""))),
         *((name, str(count)) for name, count in result["boxes_per_class"].items()),
     ]
     if "precision" in result:
@@ -322,14 +369,34 @@ def matches(boxes, classes, truth, threshold=0.5):
     """
     free = ~truth.is_crowd.copy()
     count = 0
-    for box, label in zip(boxes, classes, strict=True):
-        low = np.maximum(box[:2], truth.boxes[:, :2])
-        high = np.minimum(box[2:], truth.boxes[:, 2:])
-        overlap = np.prod(np.maximum(high - low, 0), axis=1)
-        areas = np.prod(truth.boxes[:, 2:] - truth.boxes[:, :2], axis=1)
-        union = np.prod(box[2:] - box[:2]) + areas - overlap
-        iou = np.where(free & (truth.classes == label), overlap / np.maximum(union, 1e-12), 0)
+    for overlap, label in zip(_iou(boxes, truth.boxes), classes, strict=True):
+        iou = np.where(free & (truth.classes == label), overlap, 0)
         if iou.size and iou.max() >= threshold:
             free[iou.argmax()] = False
             count += 1
     return count
+
+
+def doubles(boxes, classes, scores, threshold=0.5):
+    """Number of boxes that overlap a better box of another class by an IoU above `threshold`.
+
+    Suppression is class by class, so that one object may keep a box of each of several classes.
+
+    Args:
+        boxes: `[N, 4]` fractions.
+        classes, scores: `[N]`.
+        threshold: of the IoU.
+    """
+    order = np.argsort(-scores, kind="stable")
+    boxes, classes = boxes[order], classes[order]
+    others = np.tri(len(boxes), k=-1, dtype=bool) & (classes[:, None] != classes)
+    return int(((_iou(boxes, boxes) > threshold) & others).any(axis=1).sum())
+
+
+def _iou(a, b):
+    """IoU `[N, M]` of boxes `[N, 4]` and `[M, 4]`."""
+    low = np.maximum(a[:, None, :2], b[:, :2])
+    high = np.minimum(a[:, None, 2:], b[:, 2:])
+    overlap = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a, b)]
+    return overlap / np.maximum(areas[0][:, None] + areas[1] - overlap, 1e-12)

@@ -15,10 +15,12 @@ from official_selftrain.data import records
 from official_selftrain.errors import UserError
 from official_selftrain.metrics import IGNORE_LABEL
 from official_selftrain.models import build_model
+from official_selftrain.tasks import check_class, starved_classes
 
 MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
 STRIP = 2**24  # probabilities held at a time while an image is put together
-FEW = 0.05  # share of pixels kept that calls for a second look
+# Shares of pixels kept that call for a second look.
+FEW, ALL = 0.05, 0.999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,8 @@ class SegmentationTask:
 
         def parse(example, seed):
             mask = example["mask"]
+            with tf.control_dependencies(self._mask_faults(mask)):
+                mask = tf.identity(mask)
             if sure is not None:
                 mask = tf.where(sure(example), mask, tf.constant(IGNORE_LABEL, tf.uint8))
             if soft:
@@ -136,6 +140,17 @@ class SegmentationTask:
             return image, {"mask": tf.ensure_shape(scene["mask"], [*size, *channels])}
 
         return parse
+
+    def _mask_faults(self, mask):
+        """Checks a mask where it is read; `check_record` tells which record has the fault."""
+        import tensorflow as tf
+
+        beyond = (tf.cast(mask, tf.int32) >= self.config.num_classes) & (mask != IGNORE_LABEL)
+        message = "a class id of a mask is beyond task.num_classes"
+        return [
+            tf.debugging.assert_positive(tf.size(mask), "an image has no mask"),
+            tf.debugging.Assert(~tf.reduce_any(beyond), [message]),
+        ]
 
     def _prediction_parser(self):
         import tensorflow as tf
@@ -152,6 +167,14 @@ class SegmentationTask:
             return tuple(images), {"image_info": tf.stack(infos)}
 
         return parse
+
+    def check_record(self, record):
+        """Checks that a record has a mask, and that it is of the task's classes.
+
+        Raises:
+            UserError: naming the record and the fault.
+        """
+        check_mask(record, self.config.num_classes)
 
     def check_soft(self, record):
         """Checks that a pseudo label holds as many classes a pixel as are to be learnt.
@@ -282,13 +305,29 @@ class SegmentationTask:
 
     # --- Reports -----------------------------------------------------------------------------
 
-    def tally(self, source, class_names=None):
+    def tally(self, source, class_names=None, human=()):
         """Collects pseudo labels for their report; see `MaskTally`."""
-        return MaskTally(source, self.config.num_classes, class_names)
+        return MaskTally(source, self.config.num_classes, class_names, human)
 
     def label_rows(self, result):
         """A result of `MaskTally` as (name, text) for people."""
         return mask_rows(result)
+
+
+def check_mask(record, num_classes):
+    """The mask `[H, W]` of a record, after a check of its class ids; 255 is ignored.
+
+    Raises:
+        UserError: naming the record, if it has no mask or a class id beyond `num_classes`.
+    """
+    if not record.mask:
+        raise UserError(
+            f"image {record.name or record.image_id} has no mask; segmentation needs one for every "
+            "labelled image"
+        )
+    mask = np.asarray(_open(record.mask))
+    check_class(record, int(np.where(mask == IGNORE_LABEL, 0, mask).max()), num_classes)
+    return mask
 
 
 def byte_limits(thresholds):
@@ -380,9 +419,12 @@ class MaskTally:
         source: `config.PseudoConfig`; pixels below its thresholds are ignored.
         num_classes: of the masks.
         class_names: `{class id: name}`.
+        human: some `ImageRecord`s with human masks, whose classes the pseudo labels are compared
+            with.
     """
 
-    def __init__(self, source, num_classes, class_names=None):
+    def __init__(self, source, num_classes, class_names=None, human=()):
+        self.num_classes = num_classes
         self.limits = byte_limits(source.thresholds(num_classes))
         self.threshold = source.score_threshold
         self.names = class_names or {}
@@ -390,12 +432,27 @@ class MaskTally:
         self.pixels = np.zeros(256, "int64")
         self.kept = np.zeros(256, "int64")
         self.histogram = np.zeros(20, "int64")
+        self.human = np.zeros(256, "int64")
+        for record in human:
+            if record.mask:
+                pixels = np.asarray(_open(record.mask))
+                self.human += np.bincount(pixels.ravel(), minlength=256)
         self.metric = metrics.SegmentationMetric(num_classes, class_names)
         self.all_pixels = metrics.SegmentationMetric(num_classes, class_names)
 
     def add(self, record, truth):
-        """Adds a pseudo-labelled record and the same image with held-back labels, or with none."""
-        classes, confidence = (np.asarray(_open(png)) for png in (record.mask, record.confidence))
+        """Adds a pseudo-labelled record and the same image with held-back labels, or with none.
+
+        Raises:
+            UserError: if a mask is missing, or has a class id beyond the task's classes.
+        """
+        classes = check_mask(record, self.num_classes)
+        if not record.confidence:
+            raise UserError(
+                f"image {record.name or record.image_id} has a mask without confidences; were its "
+                "labels written by pseudo_label?"
+            )
+        confidence = np.asarray(_open(record.confidence))
         keep = confidence >= self.limits[classes]
         self.images += 1
         self.ignored_images += not keep.any()
@@ -404,6 +461,7 @@ class MaskTally:
         bins = np.minimum(confidence.astype(int) * 20 // 255, 19)
         self.histogram += np.bincount(bins.ravel(), minlength=20)
         if truth.mask:
+            check_mask(truth, self.num_classes)
             self.all_pixels.update(truth, MaskPrediction(classes, confidence))
             self.metric.update(truth, MaskPrediction(classes, confidence), keep)
 
@@ -420,19 +478,27 @@ class MaskTally:
                 f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
                 "student learns next to nothing; is the teacher trained, the threshold too high?"
             )
+        if total and kept / total > ALL and self.limits.any():
+            always = self.threshold <= 1 / self.num_classes
+            reason = f" (of {self.num_classes} classes one always has that much)" if always else ""
+            warnings.append(
+                f"the threshold {self.threshold} ignores no pixel{reason}; is "
+                "pseudo.score_threshold too low?"
+            )
         lost = [c for c in np.flatnonzero(self.pixels) if not self.kept[c]]
         if lost and kept:
             names = ", ".join(self.names.get(int(c), str(c)) for c in lost[:5])
             warnings.append(f"no pixel is left of {len(lost)} classes that were found: {names}")
+        human = {int(c): int(self.human[c]) for c in np.flatnonzero(self.human[:IGNORE_LABEL])}
+        left = {int(c): int(self.kept[c]) for c in np.flatnonzero(self.kept)}
+        warnings += starved_classes(human, left, self.names)
         result = {
             "images": self.images,
             "threshold": self.threshold,
             "pixels": kept,
             "ignored_share": 1 - kept / total if total else 0.0,
             "ignored_images": self.ignored_images,
-            "pixels_per_class": {
-                self.names.get(int(c), str(c)): int(self.kept[c]) for c in np.flatnonzero(self.kept)
-            },
+            "pixels_per_class": {self.names.get(c, str(c)): n for c, n in left.items()},
             "score_histogram": self.histogram.tolist(),
             "warnings": warnings,
         }

@@ -4,12 +4,14 @@ import tensorflow as tf
 from conftest import concatenate_levels, load
 from helpers import loss_of, png, record
 
-from official_selftrain.config import InputConfig
+from official_selftrain.config import InputConfig, PseudoConfig
 from official_selftrain.data import inputs, records
 from official_selftrain.data.records import ImageRecord
+from official_selftrain.errors import UserError
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
-from official_selftrain.tasks.detection import Detections, DetectionTask
+from official_selftrain.tasks import starved_classes
+from official_selftrain.tasks.detection import BoxTally, Detections, DetectionTask, doubles
 
 SIZE = (128, 128)
 
@@ -130,4 +132,95 @@ def test_pseudo_record_keeps_the_image_and_every_score():
     pseudo = make_task().to_record(record(), found, "runs/teacher")
     assert pseudo.encoded == record().encoded and pseudo.image_id == record().image_id
     assert (pseudo.origin, pseudo.teacher) == ("pseudo", "runs/teacher")
-    assert pseudo.scores.tolist() == [0.06] and pseudo.mask == b""
+    assert pseudo.scores == np.float32(0.06) and pseudo.mask == b""
+
+
+# --- Labels that the task cannot use, or that call for a second look -------------------------
+
+
+def test_class_ids_beyond_the_task_name_the_record(tmp_path):
+    task, odd = make_task(num_classes=2), record(name="odd.png")  # of classes 1 and 2
+    task.check_record(record(classes=[1, 1]))
+    with pytest.raises(UserError, match=r"odd.png has the class id 2, but task.num_classes=2"):
+        task.check_record(odd)
+    with pytest.raises(UserError, match=r"odd.png has the class id 2"):
+        BoxTally(PseudoConfig(), 2).add(odd, odd)
+    file = str(tmp_path / "a.tfrecord")
+    records.write(file, [record(classes=[1, 1]), odd])
+    with pytest.raises(UserError, match=r"odd.png has the class id 2"):
+        inputs.find_bad_record([file], task.check_record)
+    parse = task.parser(PseudoConfig(), training=True)
+    data = inputs.training_dataset([file], parse, 2, 0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="beyond task.num_classes"):
+        next(iter(data))
+    kept = tf.data.TFRecordDataset(file).filter(task.keeps_something(PseudoConfig()))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="beyond task.num_classes"):
+        list(kept)
+
+
+def test_boxes_on_a_better_box_of_another_class_are_counted():
+    box, near, far = [0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.45], [0.6, 0.6, 0.9, 0.9]
+
+    def count(boxes, classes, scores):
+        return doubles(np.array(boxes, "float32"), np.array(classes), np.array(scores))
+
+    assert count([box, near, far], [1, 2, 3], [0.9, 0.8, 0.7]) == 1
+    assert count([box, near, far], [1, 1, 3], [0.9, 0.8, 0.7]) == 0  # one class: suppression
+    assert count([box, near, box], [1, 2, 3], [0.7, 0.8, 0.9]) == 2
+    assert count([box, [0.1, 0.1, 0.29, 0.5]], [1, 2], [0.9, 0.8]) == 0
+    assert count(np.zeros((0, 4)), [], []) == 0
+
+
+def pseudo_record(classes, scores=0.9, boxes=None):
+    count = len(classes)
+    boxes = [[0, 0, 0.5, 0.5]] * count if boxes is None else boxes
+    return record(
+        boxes=boxes, classes=classes, scores=np.full(count, scores), is_crowd=None, mask=b""
+    )
+
+
+def test_double_boxes_are_reported_and_many_are_a_warning():
+    tally = BoxTally(PseudoConfig(), 4, {1: "jack", 2: "king"})
+    truth = pseudo_record([])
+    tally.add(pseudo_record([1, 2]), truth)
+    tally.add(pseudo_record([1], 0.1), truth)
+    result = tally.result()
+    assert result["double_boxes"] == 1
+    assert any("1 of 2 boxes (50%) lie on a better box" in text for text in result["warnings"])
+    rows = dict(make_task().label_rows(result))
+    assert rows["boxes on a better box of another class"] == "1"
+    del result["double_boxes"]  # a report of an earlier version
+    make_task().label_rows(result)
+
+
+def test_the_result_of_no_image_is_no_crash():
+    result = BoxTally(PseudoConfig(), 4).result()
+    assert (result["images"], result["boxes"], result["warnings"]) == (0, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("human", "pseudo", "starved"),
+    [
+        ({1: 50, 2: 50}, {1: 90, 2: 10}, ["two"]),
+        ({1: 50, 2: 50}, {1: 100}, ["two"]),
+        ({1: 50, 2: 50}, {1: 80, 2: 20}, []),
+        ({1: 500, 2: 9}, {1: 1000}, []),  # too few to say
+        ({1: 50, 2: 50}, {1: 9}, []),
+        ({1: 50, 2: 50}, {}, []),
+        ({}, {1: 90, 2: 1}, []),
+        ({1: 40, 2: 40, 3: 40}, {3: 100}, ["one", "two"]),
+    ],
+)
+def test_classes_that_pseudo_labels_starve_are_named(human, pseudo, starved):
+    names = {1: "one", 2: "two", 3: "three"}
+    warnings = starved_classes(human, pseudo, names)
+    assert [text.split()[1] for text in warnings] == starved
+
+
+def test_the_tally_compares_its_classes_with_human_ones():
+    human = [pseudo_record([1, 2])] * 20
+    tally = BoxTally(PseudoConfig(), 4, {2: "king"}, human)
+    for _ in range(30):
+        tally.add(pseudo_record([1]), pseudo_record([]))
+    warnings = tally.result()["warnings"]
+    assert any("class king has 0.0% of the pseudo labels, but 50.0%" in w for w in warnings)

@@ -405,3 +405,64 @@ def test_thresholds_that_keep_nothing_are_an_error(tmp_path):
 def test_make_task_chooses_by_kind():
     assert isinstance(make_task(SegmentationConfig(**SMALL)), SegmentationTask)
     assert make_task(SegmentationConfig(**SMALL), labelling=True).scales[0] == 0.5
+
+
+# --- Masks that the task cannot use, or that call for a second look --------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "in_graph"),
+    [
+        ({"mask": b""}, "odd.png has no mask", "an image has no mask"),
+        ({"mask": mask_png(40, 60, 3)}, "odd.png has the class id 3, but", "beyond"),
+        ({"mask": mask_png(40, 60, 254)}, "odd.png has the class id 254, but", "beyond"),
+    ],
+)
+def test_masks_that_the_task_cannot_use_name_the_record(tmp_path, changes, message, in_graph):
+    task, odd = make(), image_record(name="odd.png", **changes)
+    task.check_record(image_record(mask=mask_png(40, 60, 255)))
+    with pytest.raises(UserError, match=message):
+        task.check_record(odd)
+    with pytest.raises(UserError, match=message):
+        MaskTally(PseudoConfig(), 3).add(odd, odd)
+    file = str(tmp_path / "a.tfrecord")
+    records.write(file, [odd])
+    with pytest.raises(UserError, match=message):
+        inputs.find_bad_record([file], task.check_record)
+    parse = task.parser(InputConfig(), training=True)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=in_graph):
+        next(iter(inputs.training_dataset([file], parse, 1, 0)))
+
+
+def test_pseudo_masks_without_confidence_and_truth_of_other_classes_are_told():
+    tally, plain = MaskTally(PseudoConfig(), 3), image_record()
+    with pytest.raises(UserError, match="a mask without confidences"):
+        tally.add(plain, plain)
+    pseudo = image_record(confidence=mask_png(40, 60, 200))
+    with pytest.raises(UserError, match="b.png has the class id 9"):
+        tally.add(pseudo, image_record(name="b.png", mask=mask_png(40, 60, 9)))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "confidence", "num_classes", "warned"),
+    [(0.5, 130, 2, True), (0.5, 255, 3, True), (0.5, 100, 3, False), (0.0, 100, 2, False)],
+)
+def test_a_threshold_that_ignores_nothing_is_a_warning(threshold, confidence, num_classes, warned):
+    tally = MaskTally(PseudoConfig(score_threshold=threshold), num_classes)
+    tally.add(image_record(confidence=mask_png(40, 60, confidence)), image_record(mask=b""))
+    warnings = [w for w in tally.result()["warnings"] if "ignores no pixel" in w]
+    assert bool(warnings) == warned
+    if warned:
+        assert ("of 2 classes one always has that much" in warnings[0]) == (num_classes == 2)
+
+
+def test_masks_that_starve_a_class_are_a_warning():
+    human = np.zeros((40, 60), "uint8")
+    human[:8] = 1  # a fifth
+    pseudo = np.zeros((40, 60), "uint8")
+    pseudo[0] = 1
+    tally = MaskTally(PseudoConfig(), 2, {1: "nucleus"}, [image_record(mask=gray(human))])
+    found = image_record(mask=gray(pseudo), confidence=mask_png(40, 60, 200))
+    tally.add(found, image_record(mask=b""))
+    (warning,) = [w for w in tally.result()["warnings"] if "nucleus" in w]
+    assert warning.startswith("class nucleus has 2.5% of the pseudo labels, but 20.0% of the human")
