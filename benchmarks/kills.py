@@ -147,8 +147,17 @@ def kill_after(data, run, mark, seconds):
 
 
 def kill_inside(data, run, pattern):
+    """A kill while a file of a pattern is there; returns whether one came before its stage ended."""
     before = set(run.glob(pattern))  # left by an earlier kill
-    return kill(start(data, run), lambda: not before.issuperset(run.glob(pattern)))
+    stage = pattern.partition("/")[0]
+    end = {"data": "teacher", "labels": "labels/report.json"}.get(stage, f"{stage}/metrics.json")
+    found = []
+
+    def due():
+        found.append(not before.issuperset(run.glob(pattern)))
+        return found[-1] or (run / end).exists()
+
+    return kill(start(data, run), due) and found[-1]
 
 
 # --- Comparison ------------------------------------------------------------------------------

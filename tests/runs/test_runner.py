@@ -1,20 +1,35 @@
 """`run` in miniature, end to end: resumed, killed, and given wrong input."""
 
+import itertools
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 from mini import resolve, resolve_masks
+from PIL import Image
 from workers import finish, start_workers
 
-from official_selftrain import checkpoints, cli, loop, runner, training
+from official_selftrain import (
+    checkpoints,
+    cli,
+    files,
+    loop,
+    preflight,
+    report,
+    runner,
+    teacher,
+    training,
+)
 from official_selftrain import config as config_lib
 from official_selftrain.data import records
 from official_selftrain.distribution import Distribution
@@ -281,6 +296,393 @@ def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_pat
         weights(config, whole / "teacher"), weights(config, tmp_path / "a"), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# --- What a folder is bound to -----------------------------------------------------------------
+
+
+@pytest.fixture
+def own(finished, data, tmp_path):
+    """A copy of the finished run, without its file times, and of its data."""
+    _, folder, results = finished
+    place = tmp_path / "lr=0.1,batch=[2] \N{LATIN SMALL LETTER U WITH DIAERESIS}"
+    shutil.copytree(folder, place, copy_function=shutil.copy)
+    shutil.copytree(data, tmp_path / "data")
+    return resolve(tmp_path / "data", "self_training.control=true"), place, results
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr(training.Training, "run", lambda self: pytest.fail("it trains again"))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Metrics are counted calls: 0.01, 0.02, ..."""
+    calls = itertools.count(1)
+    monkeypatch.setattr(teacher, "load_predictor", lambda *_, **__: None)
+    monkeypatch.setattr(training, "measure", lambda *_: {"AP": next(calls) / 100})
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_copied_run_is_as_finished_and_reads_its_own_data(own, no_training):
+    """With other times, in a folder whose name could be taken for a pattern."""
+    config, folder, results = own
+    os.utime(pathlib.Path(config.data_dir) / "unlabeled/0.png")
+    assert runner.run(config, folder) == results
+    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    assert saved.pseudo.records == str(folder / "labels")
+    assert saved.trainer.init == str(folder / "teacher")
+    assert saved.data_dir == config.data_dir
+    student = config_lib.student_config(config, str(folder / "labels"), None)
+    for summary in runner.Data(student, folder / "data").summaries.values():
+        assert all(str(folder) in file for file in summary["files"])
+
+
+def test_labels_that_are_edited_under_a_training_are_told(own, no_training):
+    config, folder, _ = own
+    file = pathlib.Path(config.data_dir) / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][:2]
+    file.write_text(json.dumps(content))
+    before, now = r"human: 6 images, 5 boxes \(\w{8}\) before", r"6 images, 2 boxes \(\w{8}\) now"
+    with pytest.raises(UserError, match=f"teacher was trained on other data .*{before}, {now}"):
+        runner.run(config, folder)
+    (folder / "teacher/model.weights.h5").unlink()  # in the middle of a training, too
+    with pytest.raises(UserError, match=before):
+        runner.run(config, folder)
+
+
+def test_a_training_goes_on_with_other_data_only_before_its_first_step(own, no_training):
+    _, folder, _ = own
+    student = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    made_of = json.loads((folder / "student/made_of.json").read_text())
+    made_of["pseudo"]["content"] = "of other labels"
+    made_of["init"] = "of another teacher"
+    (folder / "student/made_of.json").write_text(json.dumps(made_of))
+    student = student.override({"data_dir": str(folder.parent / "data")})
+    student = config_lib.student_config(student, str(folder / "labels"), str(folder / "teacher"))
+    prepared = runner.Data(student, folder / "data")
+    with pytest.raises(UserError, match="pseudo: 5 images, .*of other.* before, 5 images"):
+        runner.train(student, folder / "student", prepared)  # what is finished needs no start
+    (folder / "student/model.weights.h5").unlink()
+    with pytest.raises(UserError, match="init: of another t before, "):
+        runner.train(student, folder / "student", prepared)
+    for step in (2, 4):
+        (folder / f"student/checkpoints/ckpt-{step:08d}.npz").unlink()
+    with pytest.raises(pytest.fail.Exception, match="it trains again"):
+        runner.train(student, folder / "student", prepared)
+    assert not list((folder / "student/checkpoints").iterdir())
+    assert json.loads((folder / "student/made_of.json").read_text())["init"] != made_of["init"]
+
+
+def test_damaged_files_are_made_again_alone(own, no_training, caplog, monkeypatch):
+    """As a power cut leaves them: empty, or half written."""
+    config, folder, results = own
+    monkeypatch.setattr(training, "measure", lambda *_: results["teacher"])
+    before = {file: file.read_bytes() for file in folder.rglob("*.json*")}
+    labels = folder / "labels/pseudo-00000.tfrecord"
+    before[labels] = labels.read_bytes()
+    for name in (
+        "seconds.json", "teacher/metrics.json", "teacher/classes.json", "teacher/made_of.json",
+        "labels/made_by.json", "labels/report.json", "labels/classes.json",
+        "labels/pseudo-00000.tfrecord", "labels/pseudo-00000.tfrecord.json",
+    ):  # fmt: skip
+        (folder / name).write_bytes(b"")
+    for name in ("student/history.jsonl", "comparison.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    assert runner.run(config, folder) == results
+    assert f"{labels} is damaged: it is labelled again" in caplog.text
+    for name in ("labels/pseudo-00000.tfrecord", "labels/report.json", "teacher/classes.json"):
+        assert (folder / name).read_bytes() == before[folder / name]
+
+
+def test_weights_that_are_damaged_after_a_training_are_told(own, no_training):
+    config, folder, _ = own
+    flip(folder / "teacher/model.weights.h5")
+    with pytest.raises(UserError, match="teacher/model.weights.h5 is not as .* delete it, and the"):
+        runner.run(config, folder)
+
+
+def test_a_damaged_shard_is_named_whoever_reads_it_and_made_again(own):
+    config, folder, _ = own
+    labels = folder / "labels"
+    student = config_lib.student_config(config, str(labels), None)
+    one = Distribution("any", 1)
+    for name in ("human", "unlabeled", "evaluation", "pseudo"):
+        prepared = runner.Data(student, folder / "data")
+        file = pathlib.Path(prepared.files(name)[0])
+        before = file.read_bytes()
+        flip(file)
+        with (
+            pytest.raises(UserError, match=rf"{re.escape(str(file))} .*the same command|labels"),
+            runner._reading(prepared, one),
+        ):
+            list(records.read([str(file)]))
+        if name == "pseudo":
+            assert teacher.unfinished([(prepared.files("unlabeled")[0], str(file))])
+        else:
+            runner.Data(student, folder / "data")
+            assert file.read_bytes() == before
+    with pytest.raises(UserError, match="^something else$"), runner._reading(prepared, one):
+        raise UserError("something else")
+
+
+def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
+    first, second = resolve(data), resolve(data, "trainer.steps=3,human.on_bad_record=skip")
+    runner.claim_folder(first, tmp_path)
+    start = tmp_path / "checkpoints/ckpt-00000000.npz"
+    start.parent.mkdir()
+    start.touch()
+    runner.claim_folder(second, tmp_path)
+    assert "it takes the new settings, human.on_bad_record ('stop' there" in caplog.text
+    saved = config_lib.make(config_lib.load_file(tmp_path / "config.yaml"))
+    assert saved == second and not start.exists()
+    for trained in ("checkpoints/ckpt-00000002.npz", "teacher/model.weights.h5"):
+        (tmp_path / trained).parent.mkdir(exist_ok=True)
+        (tmp_path / trained).touch()
+        with pytest.raises(UserError, match=r"differs in .*trainer.steps \(3 there, 4 now\)"):
+            runner.claim_folder(first, tmp_path)
+        (tmp_path / trained).unlink()
+    runner.claim_folder(first, tmp_path)
+    (tmp_path / "config.yaml").write_text("experiment: x\nfoo: 1\n")
+    with pytest.raises(UserError, match=r"config.yaml: unknown key 'foo'|config.yaml: .*required"):
+        runner.claim_folder(first, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda config, folder: runner.run(config, folder),
+        lambda config, folder: runner.train(config_lib.teacher_config(config), folder),
+        lambda config, folder: runner.evaluate(config, folder, weights=folder, refresh=True),
+        lambda config, folder: runner.pseudo_label(config, folder, folder),
+        lambda config, folder: runner.check(config, folder),
+        lambda config, folder: runner.write_report(config, folder),
+    ],
+    ids=["run", "train", "evaluate", "pseudo_label", "check", "report"],
+)
+def test_a_second_process_in_a_folder_ends_and_names_the_first(data, tmp_path, work):
+    (tmp_path / "model.weights.h5").touch()
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/report.json").touch()
+    other = tmp_path / "a.0123456789ab.tmp"
+    other.touch()  # of the first
+    with (
+        files.locked(tmp_path),
+        pytest.raises(UserError, match=f"another process works in .*process {os.getpid()} on "),
+    ):
+        work(resolve(data), tmp_path)
+    assert other.exists()
+
+
+def test_the_header_of_a_config_needs_no_git(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "# keras " in runner._environment() and "# git" not in runner._environment()
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        config_lib, "PACKAGE", tmp_path / "somebody/else"
+    )  # inside another checkout
+    (tmp_path / ".git").mkdir()
+    assert "# git" not in runner._environment()
+
+
+# --- Numbers of its own ------------------------------------------------------------------------
+
+
+def test_metrics_of_other_data_or_weights_are_kept_apart(own, no_network, caplog):
+    _, folder, results = own
+    stage = folder / "student"
+    caplog.set_level("INFO")
+    saved = config_lib.make(config_lib.load_file(stage / "config.yaml"))
+    other = folder.parent / "other"
+    shutil.copytree(folder.parent / "data/train", other / "pics")  # it has no labelled images
+    shutil.copy(folder.parent / "data/train.json", other / "few.json")
+    changed = {"evaluation.images": "pics", "evaluation.annotations": "few.json"}
+    elsewhere = saved.override(changed | {"data_dir": str(other)})
+    (stage / "best.weights.h5").write_bytes((stage / "model.weights.h5").read_bytes() + b"x")
+    for config, weights in (
+        (elsewhere, None),
+        (saved.override({"task.nms.iou_threshold": 0.1}), None),
+        (saved, folder / "teacher"),
+        (saved, stage / "best.weights.h5"),
+    ):
+        caplog.clear()
+        metrics = runner.evaluate(config, stage, weights=weights, refresh=True)
+        assert json.loads((stage / "metrics.json").read_text()) == results["student"]
+        assert "not the metrics of the run" in caplog.text
+        file = max((stage / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
+        assert str(file) in caplog.text
+        assert json.loads(file.read_text())["metrics"] == metrics != results["student"]
+    assert len(list((stage / "evaluations").glob("*.json"))) == 4
+    assert runner.evaluate(saved, stage) == results["student"]
+    # Its own weights on its own data; these may lie elsewhere now.
+    moved = saved.override({"data_dir": str(folder.parent / "data")})
+    refreshed = runner.evaluate(moved, stage, weights=stage, refresh=True)
+    assert json.loads((stage / "metrics.json").read_text()) == refreshed == {"AP": 0.05}
+
+
+def test_averaged_weights_are_measured_again_with_the_others(own, no_network):
+    _, folder, _ = own
+    (folder / "student/ema.weights.h5").touch()
+    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    metrics = runner.evaluate(saved, folder / "student", weights=folder / "student", refresh=True)
+    assert metrics == {"AP": 0.01, "ema/AP": 0.02}
+
+
+def test_all_trainings_of_a_run_are_measured_on_data_that_is_prepared_once(own, no_network):
+    config, folder, _ = own
+    configs = dict.fromkeys(("control", "student", "teacher"), config)
+    assert runner.evaluate_stages(configs, folder)["teacher"] == {"AP": 0.03}
+    assert not list(folder.glob("*/data")) and not list(folder.rglob("evaluations"))
+
+
+def test_evaluation_reads_classes_beside_the_weights(own, no_network):
+    config, folder, _ = own
+    classes = folder / "student/classes.json"
+    classes.write_text(json.dumps({"num_classes": 4, "names": {"1": "circle", "3": "square"}}))
+    with pytest.raises(UserError, match="the weights and of evaluation differ: 1 'circle', 3 'sq"):
+        runner.evaluate(config, folder.parent / "out", weights=folder / "student")
+    classes.write_text(json.dumps({"num_classes": 4, "names": {"1": "square"}}))
+    with pytest.raises(UserError, match="the weights know 4 classes .*but task.num_classes=2"):
+        runner.evaluate(
+            config.override({"task.num_classes": 2}), folder.parent / "out", weights=classes.parent
+        )
+    start = config.override({"pseudo": None, "trainer.init": str(folder / "student")})
+    with pytest.raises(UserError, match="student knows 4 classes .*, the data 2; set task.num_cl"):
+        runner.train(start, folder.parent / "b")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ({1: "cat", 2: "dog"}, {1: "dog", 2: "cat"}, True),
+        ({1: "cat", 2: "dog"}, {2: "dog"}, False),
+        ({1: "cat"}, {2: "dog"}, False),
+        ({1: "cat"}, {2: "cat"}, True),
+        ({1: "cat"}, {1: "Cat"}, True),
+        ({1: "x", 2: "x"}, {1: "x", 2: "x"}, False),
+        ({}, {1: "cat"}, False),
+        ({i: str(i) for i in range(500)}, {i: str(i - (i == 450)) for i in range(500)}, True),
+    ],
+)
+def test_classes_of_two_sources_agree(first, second, differ):
+    sources = {"human": first, "evaluation": second}
+    if not differ:
+        runner.check_classes(sources)
+        return
+    with pytest.raises(UserError, match="the classes of human and of evaluation differ") as told:
+        runner.check_classes(sources)
+    wrong = next(key for key in second if second[key] != first.get(key))
+    assert f"{wrong} {second[wrong]!r}" in str(told.value) and len(str(told.value)) < 1500
+
+
+def test_boxes_beyond_the_limit_are_counted(data, tmp_path):
+    config = resolve(data, "task.max_instances=3")
+    prepared = runner.Data(config, tmp_path)
+    prepared.summaries["human"]["boxes_per_image"] = {"0": 9, "3": 5, "4": 2, "10": 1}
+    assert list(prepared.lost_boxes(config)) == [
+        "3 images of human have more than task.max_instances=3 boxes: 9 of its 33 boxes are left "
+        "out and count as background; task.max_instances=10 keeps all"
+    ]
+    assert not list(prepared.lost_boxes(config.override({"task.max_instances": 10})))
+
+
+def test_boxes_of_the_teacher_count_above_their_threshold(data, tmp_path):
+    image = next(records.read(runner.Data(resolve(data), tmp_path / "data").files("unlabeled")))
+    boxes = np.tile([[0.1, 0.1, 0.5, 0.5]], (6, 1))
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "float32")
+    labelled = image.relabelled("t", boxes=boxes, classes=[1] * 6, scores=scores)
+    records.write(tmp_path / "p.tfrecord", [labelled])
+    student = config_lib.student_config(resolve(data), str(tmp_path / "p.tfrecord"), None)
+    student = student.override({"pseudo.score_threshold": 0.55, "task.num_classes": 2})
+    prepared = runner.Data(student, tmp_path / "data")
+    prepared.summaries["pseudo"]["boxes_per_image"] = {6: 1}
+    assert "1 of its 4 boxes" in next(prepared.lost_boxes(student))
+    assert not list(prepared.lost_boxes(student.override({"pseudo.score_threshold": 0.65})))
+
+
+def test_hints_name_the_key_of_their_section(data, tmp_path):
+    shutil.copytree(data / "unlabeled", data / "broken")
+    (data / "broken/0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"\(unlabeled.on_bad_record=skip goes on without it\)"):
+        runner.Data(resolve(data, "unlabeled.images=broken"), tmp_path)
+
+
+# --- Before and after --------------------------------------------------------------------------
+
+
+def test_a_recipe_for_run_is_checked_before_there_are_labels(data, tmp_path, monkeypatch):
+    seen = {}
+
+    def look(trained, picture, stages):
+        seen.update(stages)
+        assert trained.config.human.batch_size == 4  # the teacher's
+        return [("second step", "1 s")]
+
+    monkeypatch.setattr(preflight, "check", look)
+    monkeypatch.setattr(training, "Training", lambda config, *_: SimpleNamespace(config=config))
+    config = resolve(data, "self_training={control: true, rounds: 2}")
+    assert runner.check(config, tmp_path)[-1] == ("second step", "1 s")
+    assert {
+        name: (stage.trainer.steps, training.images_per_step(stage)) for name, stage in seen.items()
+    } == {"teacher": (4, 4), "student": (4, 4), "student_2": (4, 4), "control": (4, 4)}
+    rows = dict(preflight._stages(SimpleNamespace(config=seen["teacher"]), seen, 3600.0))
+    assert rows["stage student"] == "4 steps of 4 images, 4.0 hours"
+    assert rows["all stages"] == "16.0 hours, and the labelling of the images"
+
+
+def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
+    _, folder, results = own
+    for name in ("labels", "student"):
+        shutil.copytree(folder / name, folder / f"{name}_2")
+    second = json.loads((folder / "labels_2/report.json").read_text())
+    (folder / "labels_2/report.json").write_text(json.dumps(second | {"threshold": 0.25}))
+    config = config_lib.make(config_lib.load_file(folder / "config.yaml"))
+    config = config.override({"self_training.rounds": 2, "description": "of the recipe"})
+    config = config.override({"data_dir": str(folder.parent / "data")})
+    results = results | {"student_2": results["student"]}
+    drawn = {}
+    monkeypatch.setattr(
+        report, "_predictions", lambda config, folder, stages, images: dict.fromkeys(stages, images)
+    )
+    monkeypatch.setattr(
+        report.visualize,
+        "contact_sheet",
+        lambda rows, captions: drawn.update(dict.fromkeys(captions)) or Image.new("RGB", (4, 4)),
+    )
+    prepared = runner.Data(config, folder / "data", runner._without("pseudo"))
+    config = prepared.complete(config)
+    report.write(config, folder, prepared, results, {"teacher": 1.0})
+    page = (folder / "report.html").read_text()
+    assert "<h1>mini: detection, spinenet49, 128 x 128 pixels</h1>" in page
+    assert "of the recipe" not in page.partition("Configuration")[0]
+    assert "6 labelled + 5 pseudo-labelled, threshold 0.25" in page and "<h3>labels_2" in page
+    assert "student_2" in drawn and "pseudo labels (> 0.25)" in drawn
+    assert "held-back labels" not in drawn  # the unlabelled images have none
+    report.write(config, folder, prepared, results, {"teacher": 2.0}, again=True)
+    assert (folder / "report.html").read_text() == page.replace("<td>1</td>", "<td>2</td>", 1)
+    (folder / "report.html").write_text(page)
+    stamp = (folder / "report.html").stat().st_mtime_ns
+    report.write(config, folder, prepared, results, {"teacher": 3.0})  # nothing has changed
+    assert (folder / "report.html").stat().st_mtime_ns == stamp
+    (folder / "report.html").write_text(page[:1000])
+    report.write(config, folder, prepared, results, {"teacher": 1.0})
+    assert (folder / "report.html").read_text() == page
+
+
+def test_ctrl_c_says_in_which_stage(tmp_path):
+    clock = runner._Clock(tmp_path / "seconds.json")
+    told = "in the stage labels; the same command goes on"
+    with pytest.raises(KeyboardInterrupt, match=told), clock("labels"):
+        raise KeyboardInterrupt
+    assert list(json.loads((tmp_path / "seconds.json").read_text())) == ["labels"]
 
 
 # --- Labelling at scale ------------------------------------------------------------------------
