@@ -147,10 +147,10 @@ def kill_after(data, run, mark, seconds):
 
 
 def kill_inside(data, run, pattern):
-    """A kill while a file of a pattern is there; returns whether one came before its stage ended."""
+    """A kill while a file of a pattern is there; whether one was, before its stage ended."""
     before = set(run.glob(pattern))  # left by an earlier kill
-    stage = pattern.partition("/")[0]
-    end = {"data": "teacher", "labels": "labels/report.json"}.get(stage, f"{stage}/metrics.json")
+    place = pattern.partition("/")[0]
+    end = {"data": "teacher", "labels": "labels/report.json"}.get(place, f"{place}/metrics.json")
     found = []
 
     def due():

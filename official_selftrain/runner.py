@@ -185,7 +185,7 @@ def _environment():
 
 def _content(summary):
     """The identity of prepared data: a SHA-256 over its shards."""
-    return summary.get("content") or _digest(sorted(summary["sha256"]))
+    return summary["content"]
 
 
 def _digest(value):
@@ -435,20 +435,10 @@ class Data:
                         f"the labels {file} are damaged: the command that wrote them (`run`, "
                         "`pseudo_label`) labels this file again"
                     )
-            message = _damage(self.folder / name)
+            message = sources.find_damage(self.folder / name)
             if message:
                 return message
         return None
-
-
-def _damage(prefix):
-    if hasattr(sources, "find_damage"):
-        return sources.find_damage(prefix)
-    try:
-        sources.verify(prefix)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def check_classes(names):
