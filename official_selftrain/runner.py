@@ -52,6 +52,7 @@ EVALUATIONS = "evaluations"  # of other weights or data than the run's own
 
 SOURCES = ("human", "unlabeled", "pseudo", "evaluation")
 SHOWN_CLASSES = 30  # in messages
+COMPARED = 500  # human-labelled images that the classes of pseudo labels are compared with
 
 
 # --- Folders ---------------------------------------------------------------------------------
@@ -840,7 +841,9 @@ def _report_labels(config, folder, files, written, pseudo, data):
     before, picture = read_json_or_none(folder / LABEL_REPORT), folder / "preview.png"
     if isinstance(before, dict) and before.get("made_of") == made_of and picture.exists():
         return
-    tally = make_task(config.task).tally(pseudo, data.class_names)
+    human = records.read(data.files("human")) if "human" in data.summaries else ()
+    human = itertools.islice(human, COMPARED)
+    tally = make_task(config.task).tally(pseudo, data.class_names, human)
     visualize.preview(
         picture, records.read(written), 12, data.class_names, pseudo.score_threshold,
         masks=config.task.kind == "segmentation",

