@@ -160,9 +160,8 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     signatures = _signatures(answer, size, batch_size)
     for name, (function, spec) in signatures.items():
         archive.add_endpoint(name, function, [spec])
-    with _appearing(folder) as temporary:
-        with _quiet():
-            archive.write_out(temporary, verbose=False)
+    with _appearing(folder) as temporary, _quiet():
+        archive.write_out(temporary, verbose=False)
         function = signatures["raw_image_tensor"][0]
         difference = _difference(function, temporary, [batch_size or 1, *size, 3])
         if not np.isfinite(difference):
@@ -331,15 +330,12 @@ def _appearing(path, suffix=""):
 @contextlib.contextmanager
 def _quiet():
     """Keeps what the writers say of names that they change, page after page, off the screen."""
-    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "tf2onnx")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
 
 
 # --- EXIF orientation ---------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 import importlib
 import io
+import logging
 import pathlib
 import struct
 import subprocess
 import sys
 import types
 
+import absl.logging
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -341,6 +343,16 @@ def test_the_comparison_sees_nan(position, monkeypatch):
     monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
     difference = serving._difference(lambda x: dict(zip("ab", values, strict=True)), "x", [1])
     assert np.isnan(difference)
+
+
+def test_what_writers_say_of_names_is_kept_off_the_screen(caplog):
+    caplog.set_level(logging.INFO)
+    with serving._quiet():
+        absl.logging.info("renamed to unknown_17")
+        logging.getLogger("tf2onnx").info("renamed to unknown_18")
+        logging.warning("a warning")
+    logging.info("afterwards")
+    assert [row.message for row in caplog.records] == ["a warning", "afterwards"]
 
 
 def test_output_folders_and_files_are_not_mixed_up(tmp_path):
