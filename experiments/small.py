@@ -4,8 +4,9 @@
     python -m official_selftrain.run --experiment=aquarium_25 \
         --data_dir=DATA/aquarium --model_dir=runs/aquarium_25
 
-`folder` takes train/ with train.json, unlabeled/, and val/ with val.json. The others are for sets
-with one folder of images and lists of names:
+`folder` takes train/ with train.json, unlabeled/, and val/ with val.json; `folder_masks` takes
+train/ with train_masks/, unlabeled/, val/ with val_masks/, and classes.txt. It starts from ImageNet
+(extra `[lite]`). The others are for sets with one folder of images and lists of names:
 
 `images/`, COCO files in `annotations/` or masks in `masks/`, and lists in `splits/`. The labelled
 share of the training images is in the name; the other images are labelled by the teacher.
@@ -82,6 +83,25 @@ SEGMENTATION = {
 }
 
 
+def _mask_recipe(description, human, unlabeled, evaluation, size=(256, 256), init="imagenet"):
+    recipe = _recipe("", human, unlabeled, evaluation)
+    start = "ImageNet" if init else "random"
+    return recipe | {
+        "description": f"{description}; EfficientNet-Lite0 ({start}) + FPN",
+        "task": {**SEGMENTATION, "image_size": size},
+        "optimizer": {**recipe["optimizer"], "learning_rate": 0.05},
+        "trainer": {**recipe["trainer"], "init": init},
+    }
+
+
+FOLDER_MASKS = _mask_recipe(
+    "your own masks: train/ train_masks/ unlabeled/ val/ val_masks/ classes.txt",
+    {"images": "train", "masks": "train_masks", "class_list": "classes.txt"},
+    {"images": "unlabeled"},
+    {"images": "val", "masks": "val_masks", "class_list": "classes.txt"},
+)
+
+
 def _masks(name, size, percent, init):
     """Masks in `masks/`, their classes in `mask_classes.txt`; the rest as above."""
 
@@ -93,23 +113,18 @@ def _masks(name, size, percent, init):
             "image_list": f"splits/{image_list}.txt",
         }
 
-    recipe = _recipe(
-        "",
+    return _mask_recipe(
+        f"{name}, {percent} % of the masks",
         labelled(f"train_{percent}"),
         {"images": "images", "image_list": "splits/unlabeled.txt"},
         labelled("val"),
+        size,
+        init,
     )
-    start = "ImageNet" if init else "random"
-    return recipe | {
-        "description": f"{name}, {percent} % of the masks, EfficientNet-Lite0 ({start}) + FPN",
-        "task": {**SEGMENTATION, "image_size": size},
-        "optimizer": {**recipe["optimizer"], "learning_rate": 0.05},
-        "trainer": {**recipe["trainer"], "init": init},
-    }
 
 
 EXPERIMENTS = (
-    {"folder": FOLDER}
+    {"folder": FOLDER, "folder_masks": FOLDER_MASKS}
     | {
         f"{name}_{percent}": _share(name, percent)
         for name in ("aquarium", "bccd")

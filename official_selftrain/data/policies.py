@@ -88,6 +88,10 @@ RAND_AUGMENT = (
 
 MAX_LEVEL = 10
 
+# Longer side of the images that the released distances in pixels are made for, COCO's.
+REFERENCE = 640
+IN_PIXELS = ("TranslateX", "TranslateY", "Cutout")
+
 
 # --- Operations on a scene -------------------------------------------------------------------
 
@@ -304,7 +308,7 @@ def level_to_argument(name, level, cutout=100, translate=250):
     """
     share = level / MAX_LEVEL
     inside = name.endswith("_Only_BBoxes")
-    name = name.removesuffix("_Only_BBoxes").removesuffix("_BBox")
+    name = _kind(name)
     arguments = {
         "Rotate": 30 * share,
         "ShearX": 0.3 * share,
@@ -321,6 +325,21 @@ def level_to_argument(name, level, cutout=100, translate=250):
     return float(arguments.get(name, 0.0))
 
 
+def _kind(name):
+    return name.removesuffix("_Only_BBoxes").removesuffix("_BBox")
+
+
+def _shrinking(operation):
+    """The same on small images: its argument, a distance in pixels, shrinks with them."""
+
+    def apply(scene, argument, seed, chance):
+        longer = tf.cast(tf.reduce_max(_size(scene["image"])), tf.float32)
+        share = tf.minimum(longer / REFERENCE, 1.0)
+        return operation.apply(scene, argument * share, seed, chance)
+
+    return dataclasses.replace(operation, apply=apply)
+
+
 # --- Policies --------------------------------------------------------------------------------
 
 
@@ -330,8 +349,9 @@ class Policy:
     Args:
         rows: lists of steps (operation name, probability, level).
         draws: rows per image, drawn uniformly, with replacement.
-        cutout, translate: pixels at level 10.
-        as_released: see `image_ops`.
+        cutout, translate: pixels at level 10, of images whose longer side has 640 or more. On
+            smaller ones distances shrink with the image.
+        as_released: see `image_ops`; distances are pixels whatever the size.
 
     Calling it with a scene and a seed int64 `[2]` returns the changed scene. A scene is a dict of
     `image` `[H, W, 3]` uint8, `boxes` `[N, 4]` as fractions and, optionally, `mask` `[H, W]` uint8,
@@ -341,7 +361,10 @@ class Policy:
     def __init__(self, rows, draws=1, cutout=100, translate=250, as_released=False):
         known = operations(as_released)
         names = sorted({name for row in rows for name, _, _ in row})
-        self.operations = [known[name] for name in names]
+        self.operations = [
+            _shrinking(known[name]) if _kind(name) in IN_PIXELS and not as_released else known[name]
+            for name in names
+        ]
         self.draws = draws
         shape = (len(rows), max(len(row) for row in rows))
         self._index = np.zeros(shape, "int32")  # 0 does nothing, 1 is the first operation

@@ -222,15 +222,53 @@ def test_randaugment_draws_seventeen_rows_evenly_with_replacement_and_both_signs
 def test_autoaugment_applies_its_steps_in_order_with_their_probabilities():
     """The policy `test` is translate by 100, then equalize, always."""
     image, boxes, _ = picture(60, 240, 1)
-    policy = policies.auto_augment("test")
+    policy = policies.auto_augment("test", as_released=True)  # pixels, however small the image
     found = policy(policies.make_scene(image, boxes), tf.constant([0, 4], tf.int64))
     options = []
     for argument in (100.0, -100.0):
-        moved, moved_boxes, _ = policies.apply("TranslateX_BBox", image, boxes, argument=argument)
+        moved, moved_boxes, _ = policies.apply(
+            "TranslateX_BBox", image, boxes, argument=argument, as_released=True
+        )
         options.append((policies.apply("Equalize", moved)[0], moved_boxes))
     matching = [o for o in options if (o[0] == found["image"].numpy()).all()]
     assert len(matching) == 1
     np.testing.assert_array_equal(found["boxes"], matching[0][1])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "as_released", "shift", "half"),
+    [
+        (96, 96, False, 38, 15),  # 250 * 96 / 640 = 37.5
+        (64, 320, False, 125, 50),  # the longer side decides
+        (480, 640, False, 250, 100),
+        (700, 900, False, 250, 100),  # never more than the release
+        (96, 96, True, 250, 100),
+    ],
+)
+def test_distances_shrink_with_small_images(height, width, as_released, shift, half):
+    scene = policies.make_scene(np.full((height, width, 3), 7, "uint8"))
+    for seed in range(2):
+        move = policies.Policy([[("TranslateX_BBox", 1.0, 10)]], as_released=as_released)
+        moved = move(scene, tf.constant([0, seed], tf.int64))["image"].numpy()
+        assert (moved[..., 0] == FILL).all(axis=0).sum() == min(shift, width)
+        paint = policies.Policy([[("Cutout", 1.0, 10)]], as_released=as_released)
+        painted = paint(scene, tf.constant([0, seed], tf.int64))["image"].numpy()[..., 0] == FILL
+        columns = painted.any(axis=0).sum()
+        assert min(half, width) <= columns <= min(2 * half, width)
+
+
+@pytest.mark.parametrize("policy", ["S2", "S4"])
+def test_a_small_image_keeps_most_of_its_pixels(policy):
+    """A share of 1 - 100 * 96 / 640 / 96 = 84 % of an image stays in each translation of S4."""
+    source = InputConfig(policy=policy)
+    change = augment.make_policy(source)
+    mask = np.ones((96, 96), "uint8")
+    scene = policies.make_scene(np.full((96, 96, 3), 7, "uint8"), mask=mask)
+    kept = [
+        (change(scene, tf.constant([1, seed], tf.int64))["mask"].numpy() == 1).mean()
+        for seed in range(20)
+    ]
+    assert min(kept) > 0.5 and np.mean(kept) > 0.8
 
 
 def test_operations_on_boxes_take_a_third_of_the_probability_for_each_box():

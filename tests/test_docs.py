@@ -1,0 +1,200 @@
+"""What README and docs print runs: Python, YAML, command lines, names of flags and settings."""
+
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from official_selftrain import cli
+from official_selftrain import config as config_lib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+COMMANDS = (
+    "train", "run", "pseudo_label", "evaluate", "prepare_data", "report", "convert_checkpoint",
+    "export", "predict",
+)  # fmt: skip
+
+
+def blocks(language):
+    """`page, number, text` of the code blocks of all pages."""
+    found = []
+    for page, text in PAGES.items():
+        for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.S)):
+            found.append(pytest.param(block, id=f"{page}-{number}"))
+    return found
+
+
+# --- Python ----------------------------------------------------------------------------------
+
+# A test takes smaller networks, fewer steps and no downloads.
+SMALLER = {
+    "steps_per_epoch=100": "steps_per_epoch=1, verbose=0",
+    "range(100)": "range(1)",
+    "(640, 640": "(128, 128",
+    "(512, 512": "(128, 128",
+    "(256, 256": "(128, 128",
+    "1280, 1280": "128, 128",
+    "EfficientNetB7": "EfficientNetB0",
+    "ResNet50": "ResNet18",
+    "(*size, 3))": "(*size, 3), sizes=TINY)",
+    "3), include_top=False)": "3), include_top=False, weights=None)",
+    "SpineNet49S(include_top=False, input_shape=(128, 128, 3))": (
+        "SpineNet49S(include_top=False, input_shape=(128, 128, 3), sizes=TINY)"
+    ),
+}
+TINY = (
+    "from official_selftrain.applications.spinenet import Variant\n"
+    "TINY = Variant(8, 0.125, 0.5, 1)\n"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files that the pages speak of, in small."""
+    import mini
+
+    import official_selftrain as ost
+    from official_selftrain.applications.spinenet import SpineNet49S, Variant
+    from official_selftrain.data import numpy_feed, records
+
+    folder = tmp_path_factory.mktemp("docs")
+    Image.fromarray(np.full((120, 160, 3), 90, "uint8")).save(folder / "photo.jpg")
+    mini.write_boxes(folder)
+    (folder / "unlabeled").rename(folder / "new")
+    (folder / "labels_of_a_teacher.json").write_text('{"images": [], "annotations": []}')
+    source = config_lib.InputConfig(
+        images=str(folder / "train"), annotations=str(folder / "train.json")
+    )
+    images = numpy_feed.read_records(source)
+    for name in ("data/human", "labels/pseudo"):
+        file = folder / f"runs/demo/{name}-00000.tfrecord"
+        file.parent.mkdir(parents=True)
+        records.write(str(file), images)
+    backbone = SpineNet49S(
+        include_top=False, input_shape=(128, 128, 3), sizes=Variant(8, 0.125, 0.5, 1)
+    )
+    ost.RetinaNet(backbone, num_classes=91).save(folder / "spinenet190.keras")
+    return folder
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_runs_as_printed(code, folder, monkeypatch):
+    for large, small in SMALLER.items():
+        code = code.replace(large, small)
+    monkeypatch.chdir(folder)
+    if "KERAS_BACKEND" in code:
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{TINY}{code}"
+        done = subprocess.run(
+            [sys.executable, "-c", 'import os; os.environ["KERAS_BACKEND"] = "jax"\n' + code],
+            capture_output=True, text=True, cwd=folder, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return
+    exec(compile(TINY + code, "block", "exec"), {"__name__": "__main__"})
+
+
+# --- YAML ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_yaml_resolves_with_the_experiment_that_it_names(text, tmp_path):
+    experiment = re.search(r"--experiment=(\w+)", text)
+    assert experiment, "say in a comment which experiment the file is for"
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    config = config_lib.resolve(experiment[1], str(file))
+    assert config.human.given and config.unlabeled.given and config.evaluation.given
+
+
+def test_layouts_of_data_are_possible_sources():
+    layouts = re.findall(r"\| `(\{images: .*\})` \|", PAGES["docs/data.md"])
+    assert len(layouts) >= 8
+    for layout in layouts:
+        source = config_lib.make_group(
+            config_lib.SourceConfig, config_lib.load_yaml(layout, "docs/data.md")
+        )
+        assert source.given
+
+
+# --- Command lines ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flags_of():
+    """`flags_of(command)` defines its flags, and returns their names; they go with the fixture."""
+    defined = set()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(cli, "main", lambda command: None)
+
+    def define(command):
+        forget()
+        runpy.run_module(f"official_selftrain.{command}", run_name="__main__")
+        return cli._own_flags()
+
+    def forget():
+        for name in defined | set(cli._own_flags()):
+            if name in flags.FLAGS:
+                delattr(flags.FLAGS, name)
+
+    outside = {name: flags.FLAGS[name] for name in cli._own_flags()}
+    yield define
+    forget()
+    for name, flag in outside.items():
+        flags.FLAGS[name] = flag
+    patch.undo()
+
+
+def command_lines():
+    """`page, command, arguments` of all command lines."""
+    found = []
+    for page, text in PAGES.items():
+        whole = re.sub(r"\\\n\s*", " ", text)
+        for command, rest in re.findall(r"python -m official_selftrain\.(\w+)([^`\n]*)", whole):
+            arguments = [a for a in shlex.split(rest, comments=True) if a != "..."]
+            found.append((page, command, arguments))
+    return found
+
+
+def test_command_lines_name_flags_experiments_and_settings_that_exist(flags_of):
+    lines = command_lines()
+    assert len(lines) >= 10
+    for page, command, arguments in lines:
+        assert command in COMMANDS or command == "NAME", (page, command)
+        if command == "NAME":
+            continue
+        flags_of(command)
+        flags.FLAGS(["program", *arguments])
+        given = {name: flags.FLAGS[name].value for name in cli._own_flags()}
+        experiment, overrides = given.get("experiment"), given.get("params_override") or []
+        if experiment and experiment not in ("...", "NAME", "list"):
+            config_lib.resolve(experiment, None, overrides, given["data_dir"])
+        for text in overrides:
+            config_lib.parse_override(text)
+
+
+def test_flags_and_settings_in_the_text_exist(flags_of):
+    known = {"helpfull", "help", "tensorboard", "logdir"}
+    for command in COMMANDS:
+        if (ROOT / f"official_selftrain/{command}.py").exists():
+            known |= set(flags_of(command))
+    keys = {".".join(key) for key in config_lib._keys(config_lib.Config)}
+    sections = {key.partition(".")[0] for key in keys if "." in key}
+    for page, text in PAGES.items():
+        # `--beam=--runner=...` hands its value on to Beam.
+        for flag in re.findall(r"(?<![=\w-])--([a-z_]+)(?![a-z_-])", text):
+            assert flag in known, f"{page}: no flag --{flag}"
+        for key in re.findall(r"`(?:[^`\s]*[,=\s])?([a-z_]+(?:\.[a-z_]+)+)[=`:,]", text):
+            if key.partition(".")[0] in sections and not key.endswith((".py", ".json", ".md")):
+                assert key in keys, f"{page}: no setting {key}"
