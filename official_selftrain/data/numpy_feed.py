@@ -12,6 +12,7 @@ from PIL import Image
 from official_selftrain.data import MEAN, STDDEV
 from official_selftrain.data.sources.problems import Problems, merged, tell
 from official_selftrain.data.sources.readers import open_reader
+from official_selftrain.errors import UserError
 from official_selftrain.metrics import IGNORE_LABEL
 
 
@@ -41,11 +42,17 @@ def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, thresho
         room: boxes of an image that reach the loss.
         threshold: pseudo boxes with a score at or below it are dropped, pixels below it ignored.
 
+    Raises:
+        UserError: when the first batch is asked for, if a source has no record.
+
     Yields:
         (`{source: images [B, h, w, 3]}`, `{source: labels}`), the labels being `boxes`
         `[B, room, 4]` in pixels, `classes` and `scores` `[B, room]`, -1 where padded; with masks
         also `mask` `[B, h, w]` int32.
     """
+    for name, (records, _) in sources.items():
+        if not records:
+            raise UserError(f"no image in {name}: batches of it cannot be made")
     streams = {
         name: _scenes(records, size, np.random.default_rng([seed, index]), jitter, threshold)
         for index, (name, (records, _)) in enumerate(sources.items())
