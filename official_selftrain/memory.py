@@ -25,9 +25,14 @@ def given_back():
             n for n in list(registry) if n not in before and n.startswith("CustomGradient-")
         ]:
             registry.pop(name, None)
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):  # glibc has it
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()
+
+
+def give_back():
+    """Collects garbage, and returns what is free to the system where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _registry():

@@ -13,7 +13,7 @@ import re
 
 from tqdm import tqdm
 
-from official_selftrain import checkpoints, released, teacher
+from official_selftrain import checkpoints, memory, released, teacher
 from official_selftrain import config as config_lib
 from official_selftrain import loop as loop_lib
 from official_selftrain.data import inputs, records
@@ -140,6 +140,7 @@ class Training:
         if self.distribution.chief:
             log_metrics(self.folder, step, metrics)
             checkpoints.save_best(self.trainer.student, self.folder, step, name, metrics[name])
+        memory.give_back()
         return {name: metrics[name]}
 
     @functools.cached_property

@@ -22,7 +22,8 @@ ALLOWED = {
     "distribution": {"errors"},
     "loop": {"errors", "extras"},
     "training": {
-        "applications", "checkpoints", "config", "data", "errors", "files", "loop", "optimization",
+        "applications", "checkpoints", "config", "data", "errors", "files", "loop", "memory",
+        "optimization",
         "released", "self_training", "tasks", "teacher",
     },
     "losses": set(),
