@@ -2,14 +2,18 @@
 
 import json
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
-from mini import history, resolve
+from helpers import record
+from mini import history, resolve, resolve_masks
 
 from official_selftrain import config as config_lib
-from official_selftrain import runner, training
+from official_selftrain import memory, runner, training
+from official_selftrain.data import records
 from official_selftrain.errors import UserError
+from official_selftrain.tasks.detection import DetectionTask
 
 
 def teacher_of(data, *overrides):
@@ -18,11 +22,27 @@ def teacher_of(data, *overrides):
     return config_lib.teacher_config(resolve(data, small, "human.cache=false", *overrides))
 
 
+def stored(file):
+    """Sorted (name, array) of a weights file."""
+    found = []
+    with h5py.File(file) as archive:
+        archive.visititems(
+            lambda name, item: found.append((name, item[()])) if hasattr(item, "shape") else None
+        )
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def flip(file, position):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
 def test_averaged_weights_are_evaluated_beside_the_raw_ones_and_the_best_are_kept(data, tmp_path):
     config = teacher_of(data, "trainer={ema_decay: 0.5, evaluation_interval: 2}")
     metrics = runner.train(config, tmp_path)
-    raw = {name for name in metrics if not name.startswith("ema/")}
-    assert {f"ema/{name}" for name in raw} == set(metrics) - raw and raw
+    raw = {name: value for name, value in metrics.items() if not name.startswith("ema/")}
+    assert {f"ema/{name}" for name in raw} == set(metrics) - set(raw) and raw
     alone = runner.evaluate(config, tmp_path / "again", weights=tmp_path / "ema.weights.h5")
     assert alone == pytest.approx({name: metrics[f"ema/{name}"] for name in raw})
     averaged, last = (
@@ -30,8 +50,23 @@ def test_averaged_weights_are_evaluated_beside_the_raw_ones_and_the_best_are_kep
     )
     assert np.abs(averaged - last).max() > 0
     best = json.loads((tmp_path / "best.json").read_text())
-    assert best["step"] == 2 and best["metric"] == "AP"
+    assert best["metric"] == "AP" and best["value"] == max(history(tmp_path)[0]["AP"], raw["AP"])
     assert (tmp_path / "best.weights.h5").exists()
+
+
+def test_the_last_evaluation_counts_for_the_best(data, tmp_path, monkeypatch):
+    values = iter([0.2, 0.3])
+    measured = dict.fromkeys(["AR", "AP"])  # the name decides, not the place
+    monkeypatch.setattr(training, "measure", lambda *_: measured | {"AR": 0.9, "AP": next(values)})
+    runner.train(teacher_of(data, "trainer.evaluation_interval=2"), tmp_path)
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best == {"step": 4, "metric": "AP", "value": 0.3}
+    pairs = zip(
+        *(stored(tmp_path / f"{name}.weights.h5") for name in ("best", "model")), strict=True
+    )
+    for (name, a), (other, b) in pairs:
+        assert name == other
+        np.testing.assert_array_equal(a, b)
 
 
 def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(data, tmp_path):
@@ -48,6 +83,106 @@ def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(da
         teacher_of(data, "trainer.micro_batches=3", *settings)
     with pytest.raises(UserError, match="needs self_training.separate_batch_norm=true"):
         resolve(data, "trainer.micro_batches=2")
+
+
+def test_many_evaluations_trace_once_and_a_training_leaves_nothing_registered(
+    data, tmp_path, monkeypatch
+):
+    traces = []
+    predict = DetectionTask.predict
+
+    def counted(*arguments):
+        traces.append(1)
+        return predict(*arguments)
+
+    monkeypatch.setattr(DetectionTask, "predict", counted)
+    before = set(memory._registry())
+    config = teacher_of(data, "trainer={evaluation_interval: 1, steps_per_loop: 1}")
+    runner.train(config, tmp_path, evaluate_after=False)
+    assert [row["step"] for row in history(tmp_path) if "AP" in row] == [1, 2, 3]
+    assert len(traces) == 1
+    assert set(memory._registry()) == before
+
+
+def test_a_predictor_of_another_size_follows_the_training(masks, tmp_path, monkeypatch):
+    """Several scales are predicted by a network of their own, whose weights are those of the
+    step: the metrics on the way are those of a training that ends there."""
+    small = "trainer={evaluation_interval: 2, steps: 4},task.eval_scales=[0.5,1.0]"
+    config = config_lib.teacher_config(resolve_masks(masks, small, "human.cache=false"))
+    measured, measure = [], training.measure
+
+    def noted(predictor, *others):
+        models = predictor.model, predictor._network
+        measured.append([np.concatenate([w.ravel() for w in m.get_weights()]) for m in models])
+        return measure(predictor, *others)
+
+    monkeypatch.setattr(training, "measure", noted)
+    runner.train(config.override({"trainer.evaluation_interval": 1}), tmp_path)
+    assert len(measured) == 4 and measured[0][0].size == measured[0][1].size
+    for model, network in measured:
+        np.testing.assert_array_equal(model, network)
+    assert np.abs(measured[0][0] - measured[2][0]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), "record 1"),
+        (lambda file: flip(file, 40), "record 0"),
+        (lambda file: flip(file, file.stat().st_size // 2), "record"),
+        (lambda file: file.unlink(), "a.tfrecord"),
+        (lambda file: (file.unlink(), file.mkdir()), "a.tfrecord"),
+    ],
+)
+def test_damaged_shards_are_named_while_they_are_read(tmp_path, harm, message):
+    class Prepared:
+        summaries = {"human": {}}
+
+        def files(self, name):
+            return [str(tmp_path / "a.tfrecord")]
+
+    records.write(tmp_path / "a.tfrecord", [record(image_id=i) for i in range(2)])
+    harm(tmp_path / "a.tfrecord")
+    with pytest.raises(UserError, match=message) as told:
+        with training.readable_errors(Prepared(), ["human", "pseudo"]):
+            stream = tf.data.TFRecordDataset(Prepared().files("human"))
+            for serialized in stream.map(records.decode):
+                serialized["image"]
+    assert "a.tfrecord" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_lack_of_memory_is_one_line_with_a_remedy():
+    with pytest.raises(UserError, match="out of memory .shape.*human.batch_size"):
+        with training.readable_errors(None, []):
+            raise tf.errors.ResourceExhaustedError(None, None, "shape[9]\nmore", None)
+
+
+def test_damaged_rows_of_the_history_are_left_out(tmp_path, caplog):
+    file = tmp_path / "history.jsonl"
+    rows = ['{"step": 2, "loss": 1}', "", '{"step": 4, "lo', '{"loss": 1}', "[4]", '{"step": 6}']
+    file.write_bytes("\n".join(rows).encode() + b"\n\x00\xff\n")
+    training._forget_after(file, 4)
+    assert file.read_text() == rows[0] + "\n"
+    assert "5 damaged rows are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "lacks"),
+    [
+        ("mixed_bfloat16", "flags : fpu avx2 avx512f", True),
+        ("mixed_bfloat16", "flags : fpu avx512_bf16", False),
+        ("mixed_bfloat16", "flags : fpu amx_bf16 avx512_fp16", False),
+        ("mixed_float16", "flags : fpu amx_bf16 f16c", True),
+        ("mixed_float16", "flags : fpu avx512_fp16", False),
+        ("mixed_bfloat16", "Features : fp asimd bf16", False),
+        ("mixed_float16", "model name : unknown", False),  # nothing is known: nothing is said
+    ],
+)
+def test_only_a_cpu_without_instructions_for_a_precision_is_slow(precision, flags, lacks, tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"processor : 0\n{flags}\n\nprocessor : 1\n{flags}\n")
+    assert training._cpu_lacks(precision, file) == lacks
+    assert not training._cpu_lacks(precision, tmp_path / "nowhere")
 
 
 def poison(monkeypatch, steps):
