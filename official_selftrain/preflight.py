@@ -29,6 +29,7 @@ def check(training, picture, stages=None):
     Raises:
         UserError: if the first batch already gives a loss that is not finite, or as in a run.
     """
+    training.initialize()
     loop = training.loop(0)
     batch = loop.batch()
     seconds, scalars = [], {}

@@ -13,7 +13,7 @@ import json
 import logging
 import pathlib
 
-from official_selftrain import checkpoints, cli, teacher, visualize
+from official_selftrain import checkpoints, cli, memory, teacher, visualize
 from official_selftrain.data import records
 from official_selftrain.errors import UserError
 from official_selftrain.files import read_json_or_none, sha256, write_json, write_text
@@ -233,6 +233,7 @@ def _validation_sheet(draw, captions, columns):
     return visualize.contact_sheet(rows, captions)
 
 
+@memory.given_back()
 def _predictions(config, folder, stages, images):
     """`{stage: records}`: the images with the labels that each trained network gives them."""
     import tempfile

@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import time
 
-from official_selftrain import checkpoints, released, teacher, training, visualize
+from official_selftrain import checkpoints, memory, released, teacher, training, visualize
 from official_selftrain import config as config_lib
 from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import records, sources
@@ -537,7 +537,9 @@ def train(config, folder, data=None, evaluate_after=True):
             _check_start(config, data)
             for text in data.lost_boxes(config):
                 logging.warning("%s", text)
-            with _reading(data, distribution):
+            if evaluate_after or config.trainer.evaluation_interval:
+                _check_measurable(config, data)
+            with _reading(data, distribution), memory.given_back():
                 training.Training(config, folder, data, distribution).run()
         if distribution.chief:
             _check_weights(folder)
@@ -621,7 +623,7 @@ def check(config, folder, whole=False):
         first, config = data.complete(first), data.complete(config)
         _check_start(first, data)
         picture = folder / "check.png" if distribution.chief else None
-        with _reading(data, distribution):
+        with _reading(data, distribution), memory.given_back():
             rows = preflight.check(
                 training.Training(first, folder, data, distribution),
                 picture,
@@ -691,18 +693,16 @@ def _evaluate(config, folder, distribution, data=None, weights=None, refresh=Fal
             return metrics
     data = data or _evaluation_data(config, folder, weights, folder, distribution)
     config = data.complete(config)
+    _check_measurable(config, data)
     summary = data.summaries["evaluation"]
-    if not summary["boxes"] and config.task.kind == "detection":
-        raise UserError("the evaluation source has no labels; give evaluation.annotations")
     before = _made_of(folder).get("evaluation", {}).get("content", _content(summary))
     own = own and (_same_place(config, folder) or _content(summary) == before)
     with _reading(data, distribution):
-        predictor = teacher.load_predictor(config, weights or folder, distribution, labelling=False)
-        metrics = training.measure(predictor, data, distribution)
+        best = folder if own and config.trainer.evaluation_interval else None
+        metrics = _measure(config, weights or folder, data, distribution, best)
         average = folder / checkpoints.AVERAGE
         if weights is None and average.exists():
-            predictor = teacher.load_predictor(config, average, distribution, labelling=False)
-            averaged = training.measure(predictor, data, distribution)
+            averaged = _measure(config, average, data, distribution)
             metrics |= {f"ema/{name}": value for name, value in averaged.items()}
     if distribution.chief and own:
         _write_metrics(config, folder, summary, metrics)
@@ -710,6 +710,26 @@ def _evaluate(config, folder, distribution, data=None, weights=None, refresh=Fal
         _write_foreign_metrics(config, folder, summary, metrics, weights)
     distribution.wait()
     return metrics
+
+
+@memory.given_back()
+def _measure(config, weights, data, distribution, best=None):
+    """The metrics of weights, which are kept in the folder `best` if they are the best so far."""
+    predictor = teacher.load_predictor(config, weights, distribution, labelling=False)
+    metrics = training.measure(predictor, data, distribution)
+    if best is not None and distribution.chief:
+        name = predictor.task.headline
+        checkpoints.save_best(predictor.model, best, config.trainer.steps, name, metrics[name])
+    return metrics
+
+
+def _check_measurable(config, data):
+    """Raises a `UserError` if the evaluation source, where there is one, has no labels."""
+    summary = data.summaries.get("evaluation")
+    if config.evaluation is not None and summary is None:
+        raise UserError("nothing to evaluate on: set evaluation.records, or images and annotations")
+    if summary is not None and config.task.kind == "detection" and not summary["boxes"]:
+        raise UserError("the evaluation source has no labels; give evaluation.annotations")
 
 
 def _measures_alike(config, folder):
@@ -812,6 +832,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=N
     return written, read_json(folder / LABEL_REPORT)
 
 
+@memory.given_back()
 def _label(config, weights, shards, name, data, distribution):
     """Labels this worker's share of the shards."""
     own = shards[distribution.worker :: distribution.workers]

@@ -82,8 +82,7 @@ def training_dataset(
 
 
 def classification_parser(source, size):
-    """A `parse` for `training_dataset` of images with a class, for joint training (paper section
-    5).
+    """A `parse` for `training_dataset` of images with a class, for a joint training of your own.
 
     Args:
         source: `config.InputConfig` whose augmentation applies.
@@ -115,8 +114,10 @@ def simclr_parser(size, strength=1.0):
 def zip_sources(**sources):
     """One data set of ({source: images}, {source: labels}) from a data set per source.
 
-    Batch sizes may differ: they set the ratio of the sources (human, pseudo, classification, ...)
-    in a step. Each is endless and shuffled by itself, so none waits for another's epoch to end.
+    Batch sizes may differ: they set the ratio of the sources in a step. Each is endless and
+    shuffled by itself, so none waits for another's epoch to end. `SelfTrainer` learns from "human"
+    and "pseudo"; it refuses other sources, such as "classification", as joint training does not
+    exist yet.
     """
     zipped = tf.data.Dataset.zip(sources)
 

@@ -61,10 +61,8 @@ def test_the_last_evaluation_counts_for_the_best(data, tmp_path, monkeypatch):
     runner.train(teacher_of(data, "trainer.evaluation_interval=2"), tmp_path)
     best = json.loads((tmp_path / "best.json").read_text())
     assert best == {"step": 4, "metric": "AP", "value": 0.3}
-    pairs = zip(
-        *(stored(tmp_path / f"{name}.weights.h5") for name in ("best", "model")), strict=True
-    )
-    for (name, a), (other, b) in pairs:
+    kept, last = (stored(tmp_path / f"{name}.weights.h5") for name in ("best", "model"))
+    for (name, a), (other, b) in zip(kept, last, strict=True):
         assert name == other
         np.testing.assert_array_equal(a, b)
 
@@ -136,25 +134,25 @@ def test_a_predictor_of_another_size_follows_the_training(masks, tmp_path, monke
 )
 def test_damaged_shards_are_named_while_they_are_read(tmp_path, harm, message):
     class Prepared:
-        summaries = {"human": {}}
+        def __init__(self):
+            self.summaries = {"human": {}}
 
         def files(self, name):
             return [str(tmp_path / "a.tfrecord")]
 
     records.write(tmp_path / "a.tfrecord", [record(image_id=i) for i in range(2)])
     harm(tmp_path / "a.tfrecord")
-    with pytest.raises(UserError, match=message) as told:
-        with training.readable_errors(Prepared(), ["human", "pseudo"]):
-            stream = tf.data.TFRecordDataset(Prepared().files("human"))
-            for serialized in stream.map(records.decode):
-                serialized["image"]
+    data, read = Prepared(), training.readable_errors
+    with pytest.raises(UserError, match=message) as told, read(data, ["human", "pseudo"]):
+        for serialized in tf.data.TFRecordDataset(data.files("human")).map(records.decode):
+            serialized["image"]
     assert "a.tfrecord" in str(told.value) and "\n" not in str(told.value)
 
 
 def test_lack_of_memory_is_one_line_with_a_remedy():
-    with pytest.raises(UserError, match="out of memory .shape.*human.batch_size"):
-        with training.readable_errors(None, []):
-            raise tf.errors.ResourceExhaustedError(None, None, "shape[9]\nmore", None)
+    told = pytest.raises(UserError, match="out of memory .shape.*human.batch_size")
+    with told, training.readable_errors(None, []):
+        raise tf.errors.ResourceExhaustedError(None, None, "shape[9]\nmore", None)
 
 
 def test_damaged_rows_of_the_history_are_left_out(tmp_path, caplog):
