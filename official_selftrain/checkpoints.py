@@ -1,6 +1,7 @@
 """Saving a training, resuming it, and starting from the weights of another."""
 
 import logging
+import math
 import pathlib
 import re
 
@@ -142,8 +143,11 @@ def save_best(model, folder, step, metric, value):
     What is kept stands in `best.json`: step, metric and value.
     """
     file = pathlib.Path(folder) / "best.json"
-    before = read_json_or_none(file)
-    if before and before["value"] >= value:
+    try:
+        before = float(read_json_or_none(file)["value"])
+    except (TypeError, ValueError, KeyError):  # there is none, or it is damaged
+        before = -math.inf
+    if before >= value and (pathlib.Path(folder) / BEST).exists():
         return
     save_weights(model, folder, BEST)
     write_json(file, {"step": step, "metric": metric, "value": value})

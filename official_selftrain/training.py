@@ -100,7 +100,8 @@ class Training:
 
     def _skipped(self):
         """Steps whose batch is left out; a damaged file is made again, as its batches are found."""
-        return read_json_or_none(self.skipped_file) or []
+        steps = read_json_or_none(self.skipped_file)
+        return [s for s in steps if isinstance(s, int)] if isinstance(steps, list) else []
 
     def _train_from(self, start):
         settings, chief = self.config.trainer, self.distribution.chief

@@ -409,6 +409,17 @@ def test_the_best_evaluation_is_kept(tmp_path):
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 3
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"value": "x"}', '{"value": NaN}'])
+def test_a_damaged_record_of_the_best_is_made_again(content, tmp_path):
+    model = trainer().student
+    (tmp_path / "best.json").write_text(content)
+    checkpoints.save_best(model, tmp_path, 2, "AP", 0.4)
+    assert json.loads((tmp_path / "best.json").read_text())["value"] == 0.4
+    (tmp_path / "best.weights.h5").unlink()
+    checkpoints.save_best(model, tmp_path, 3, "AP", 0.3)
+    assert (tmp_path / "best.weights.h5").exists()
+
+
 def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch):
     saved = checkpoints.Checkpoints(tmp_path, trainer(), keep=1)
     saved.save(1)
