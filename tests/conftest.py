@@ -5,6 +5,7 @@ import ctypes
 import gc
 import os
 import pathlib
+import resource
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -13,6 +14,7 @@ import mini
 import numpy as np
 import pytest
 
+from official_selftrain import memory as memory_lib
 from official_selftrain.released import variables_by_name
 
 try:
@@ -29,20 +31,45 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-GROWTH = 2**30  # bytes by which a process may grow before it looks for garbage
+GROWTH = 2**29  # bytes by which a process may grow before it looks for garbage
+LIMIT = 4 * 2**30  # bytes that no process of the tests may reach, lest they bring a machine down
+MMAP_THRESHOLD = -3  # of mallopt
 resident_before = 0
+
+with contextlib.suppress(OSError, AttributeError):
+    # Weights of a deleted network go back to the system at once. The threshold would else rise to
+    # 32 MB, and a worker that once held a large network would keep its size.
+    ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, 2**20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def graphs():
+    """TensorFlow keeps the graph of every training for good, unless told otherwise."""
+    with memory_lib.given_back():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def memory():
-    """Frees models and compiled functions of earlier tests, which hold themselves in cycles."""
+    """Frees models and compiled functions of earlier tests, which hold themselves in cycles.
+
+    Fails the test in which this process, or one that it has started, passes the limit.
+    """
     global resident_before
+    before = _peak()
     yield
     if _resident() > resident_before + GROWTH:
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         resident_before = _resident()
+    assert before > LIMIT or _peak() < LIMIT, f"{_peak() / 2**30:.1f} GB of memory in one process"
+
+
+def _peak():
+    """The most bytes that this process, or one that it has waited for, ever had in memory."""
+    who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+    return 1024 * max(resource.getrusage(process).ru_maxrss for process in who)
 
 
 def _resident():

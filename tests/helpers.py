@@ -48,6 +48,47 @@ def told():
         assert not re.search(r"cannot be read: [A-Za-z]+: ", str(error)), error
 
 
+def update_error(before, expected, found):
+    """How far a state is from the expected one, in units of how far that one has moved.
+
+    Args:
+        before, expected, found: checkpoints, `{"group/index": array}`. Numbers that are no floats
+            (steps made, random seeds) must be equal; means over a loop of steps do not matter.
+
+    Returns:
+        `{group: error}`, over all arrays of a group together, since rounding decides about single
+        gradients where an activation is next to 0.
+    """
+    assert found.keys() == expected.keys()
+    moved, wrong = {}, {}
+    for key, values in expected.items():
+        if key.startswith("trackers/"):
+            continue
+        if not np.issubdtype(values.dtype, np.floating):
+            np.testing.assert_array_equal(found[key], values, err_msg=key)
+            continue
+        group = key.split("/")[0]
+        for sums, other in ((moved, before[key]), (wrong, found[key])):
+            distance = np.square(values.astype("float64") - other).sum()
+            sums[group] = sums.get(group, 0) + float(distance)
+    return {group: (wrong[group] / max(moved[group], 1e-30)) ** 0.5 for group in moved}
+
+
+def assert_same_training(folder, expected, start, step, bound=0.02):
+    """From `start` to `step`, a training in `folder` has done what that in `expected` did.
+
+    Weights, statistics, momentum and moving averages of the checkpoints.
+    """
+    name = "checkpoints/ckpt-{:08d}.npz".format
+    before, wanted, found = (
+        dict(np.load(file))
+        for file in (expected / name(start), expected / name(step), folder / name(step))
+    )
+    errors = update_error(before, wanted, found)
+    assert {"student", "averages", "optimizer"} <= errors.keys()
+    assert max(errors.values()) < bound, errors
+
+
 def png(height=4, width=6, value=7):
     buffer = io.BytesIO()
     Image.fromarray(np.full((height, width, 3), value, "uint8")).save(buffer, "PNG")
@@ -58,6 +99,11 @@ def mask_png(height=4, width=6, value=3):
     buffer = io.BytesIO()
     Image.fromarray(np.full((height, width), value, "uint8")).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def mask_of(record):
+    """The classes `[H, W]` of a record's mask; a single 0 where it has none."""
+    return np.asarray(Image.open(io.BytesIO(record.mask))) if record.mask else np.zeros((1, 1))
 
 
 def record(**changes):

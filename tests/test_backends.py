@@ -16,46 +16,47 @@ HERE = pathlib.Path(__file__).parent
 KINDS = ["detection", "segmentation"]
 
 
-def losses(backend, kind, steps, devices=1):
-    """Scalars of each step of `backend_steps.py`, by name."""
+STEPS = 4
+
+
+def rows_of_steps(backend, kind, folder, devices=1):
+    """Scalars of each step of `backend_steps.py`."""
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "PYTHONPATH": str(HERE.parent),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    result = subprocess.run(
-        [sys.executable, "backend_steps.py", kind, str(steps), str(devices)],
-        cwd=HERE, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+    command = [sys.executable, "backend_steps.py", kind, f"{STEPS}", f"{devices}", folder]
+    result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = json.loads(result.stdout.splitlines()[-1])
-    assert len(rows) == steps
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    assert len(rows) == STEPS
+    return rows
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def kind(request):
-    return request.param
+def on_tensorflow(request, tmp_path_factory):
+    """Task, folder of states, and scalars of each step."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, folder, rows_of_steps("tensorflow", request.param, folder)
 
 
-@pytest.fixture(scope="module")
-def on_jax(kind):
-    return losses("jax", kind, 20)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_each_step_on_jax_equals_that_of_tensorflow(on_tensorflow, devices):
+    """From equal states: losses, moving averages, gradients, weights, statistics and momentum.
 
-
-def test_twenty_steps_are_equal_on_both_backends(kind, on_jax):
-    expected = losses("tensorflow", kind, 20)
-    assert expected.keys() == on_jax.keys()
-    assert len({"human_loss", "pseudo_loss", "ratio", "gradient_norm"} & expected.keys()) == 4
-    for name in ("loss", "human_loss", "pseudo_loss", "ratio"):
-        np.testing.assert_allclose(on_jax[name], expected[name], rtol=1e-4, err_msg=name)
-    assert on_jax["gradient_norm"].max() > 5  # clipping is part of what is compared
-
-
-def test_two_devices_of_jax_equal_one(kind, on_jax):
-    found = losses("jax", kind, 3, devices=2)
-    for name, values in found.items():
-        np.testing.assert_allclose(values, on_jax[name][:3], rtol=1e-4, err_msg=name)
+    Found on a CPU with AVX-512: 2e-6 in the losses, 6e-5 in what moves.
+    """
+    kind, folder, expected = on_tensorflow
+    found = rows_of_steps("jax", kind, folder, devices)
+    for wanted, row in zip(expected, found, strict=True):
+        errors = row.pop("update_error")
+        assert errors.keys() == {"student", "averages", "optimizer"}
+        assert {"human_loss", "pseudo_loss", "ratio", "gradient_norm"} <= wanted.keys()
+        assert row.pop("gradient_norm") == pytest.approx(wanted["gradient_norm"], rel=1e-3)
+        assert row == pytest.approx({name: wanted[name] for name in row}, rel=1e-5)
+        assert max(errors.values()) < 1e-3, errors
+        assert wanted["gradient_norm"] > 1  # clipping is part of what is compared
 
 
 WITHOUT = """

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import assert_same_training, mask_of
 from mini import history, resolve, resolve_masks
 from workers import finish, start_workers
 
@@ -36,19 +37,6 @@ def assert_same_losses(folder, expected, rtol=2e-4):
         np.testing.assert_allclose(*values, rtol=rtol, err_msg=name)
 
 
-def assert_same_weights(folder, expected, step=4):
-    """Weights, statistics, optimizer and moving averages of the last checkpoints.
-
-    Arrays as a whole: where an activation is next to 0, rounding decides about single gradients.
-    """
-    found, wanted = (np.load(f / f"checkpoints/ckpt-{step:08d}.npz") for f in (folder, expected))
-    assert set(found) == set(wanted)
-    for key in wanted:
-        limit = 5e-2 if key.startswith("optimizer") else 1e-3
-        difference = np.linalg.norm(found[key] - wanted[key])
-        assert difference <= limit * np.linalg.norm(wanted[key]) + 1e-6, key
-
-
 @pytest.fixture(scope="module", params=["detection", "segmentation"])
 def student(request, data, masks, tmp_path_factory):
     """The config of a student, and its run on one device."""
@@ -72,7 +60,7 @@ def train_elsewhere(folder, expected, *flags):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_losses(folder, expected)
-    assert_same_weights(folder, expected)
+    assert_same_training(folder, expected, 0, 4)
     found, wanted = (json.loads((f / "metrics.json").read_text()) for f in (folder, expected))
     assert found == pytest.approx(wanted, abs=1e-3)
 
@@ -94,12 +82,17 @@ def test_labels_of_several_devices_equal_those_of_one(student):
     config, folder = student
     config = config.override({"runtime": {"strategy": "mirrored", "devices": 2}})
     written, report = runner.pseudo_label(config, folder / "labels2", folder / "teacher")
-    assert report == json.loads((folder / "labels/report.json").read_text())
+    wanted = json.loads((folder / "labels/report.json").read_text())
+    assert report.keys() == wanted.keys()
+    for name, value in wanted.items():
+        if isinstance(value, float | int):
+            assert report[name] == pytest.approx(value, abs=1e-3), name
     expected = list(records.read(teacher.outputs(written, folder / "labels")))
     for found, record in zip(records.read(written), expected, strict=True):
         assert found.image_id == record.image_id
         np.testing.assert_allclose(found.boxes, record.boxes, atol=1e-5)
-        assert found.mask == record.mask
+        # Rounding decides where two classes are equally likely.
+        assert np.mean(mask_of(found) != mask_of(record)) < 1e-3
 
 
 # --- Two processes ---------------------------------------------------------------------------
@@ -126,7 +119,7 @@ def test_two_workers_survive_the_kill_of_either(data, tmp_path):
         assert not (folder / "model.weights.h5").exists()
     assert finish(start_workers(data, folder, longer)) == [0, 0]
     assert_same_losses(folder, tmp_path / "one")
-    assert_same_weights(folder, tmp_path / "one", step=6)
+    assert_same_training(folder, tmp_path / "one", 0, 6)
     assert json.loads((folder / "metrics.json").read_text()) == pytest.approx(metrics, abs=1e-3)
     assert "goes on from the last checkpoint" in (tmp_path / "worker0.log").read_text()
 

@@ -251,17 +251,3 @@ def test_half_precision_trains_with_float32_losses_and_weights(data, tmp_path, p
     assert {a.dtype.name for a in arrays.values()} <= {"float32", "int32", "int64"}
     scales = [a for a in arrays.values() if a.shape == () and a == 2.0**15]
     assert bool(scales) == (precision == "mixed_float16")
-
-
-@pytest.mark.slow
-def test_half_precision_keeps_the_ap_of_the_demo(tmp_path):
-    """A third of the teacher's training. Seeds alone move its AP by some 4 points
-    (docs/results/demo.md), so two runs may differ by twice that; a broken precision has none."""
-    found = {}
-    for precision in ("float32", "mixed_bfloat16"):
-        changes = "trainer.steps=300,human.batch_size=16,optimizer.warmup_steps=50,pseudo=null"
-        changes = [changes, f"unlabeled=null,task.precision={precision}"]
-        config = config_lib.resolve("demo", overrides=changes)
-        found[precision] = runner.train(config, tmp_path / precision)["AP"]
-    assert found["float32"] > 0.25
-    assert abs(found["mixed_bfloat16"] - found["float32"]) < 0.08, found

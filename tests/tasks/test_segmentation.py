@@ -211,8 +211,10 @@ def test_strips_change_nothing(model, tmp_path, monkeypatch):
     whole = predict(make(), model, files)
     monkeypatch.setattr(segmentation, "STRIP", 1000)  # a few rows at a time
     for a, b in zip(whole, predict(make(), model, files), strict=True):
-        np.testing.assert_array_equal(a.classes, b.classes)
-        np.testing.assert_array_equal(a.confidence, b.confidence)
+        # But for rounding: where a CPU's vectors end, exp is another function.
+        assert np.mean(a.classes != b.classes) < 0.001
+        assert np.abs(a.confidence.astype(int) - b.confidence).max() <= 1
+        assert np.mean(a.confidence != b.confidence) < 0.001
 
 
 def test_scales_are_averaged_as_probabilities(model, tmp_path):
