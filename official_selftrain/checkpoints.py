@@ -28,9 +28,10 @@ class Checkpoints:
         folder: where checkpoints are kept.
         trainer: a built and compiled `SelfTrainer`.
         keep: newest checkpoints kept.
+        workers: of the training.
     """
 
-    def __init__(self, folder, trainer, keep=5):
+    def __init__(self, folder, trainer, keep=5, workers=1):
         self.folder = pathlib.Path(folder)
         self.keep = keep
         # Positions, not names: those of layers change with what the process has built before.
@@ -39,9 +40,11 @@ class Checkpoints:
             "averages": trainer.normalizer.variables,
             "optimizer": trainer.optimizer.variables,
             "ema": trainer.average.variables if trainer.average is not None else [],
-            # Not 0 only where a training was left in the middle of a loop of steps.
-            "trackers": [v for tracker in trainer.metrics for v in tracker.variables],
         }
+        if workers == 1:
+            # Not 0 only where a training was left in the middle of a loop of steps, which several
+            # workers never do. To read these sums would take all of them; one of them saves.
+            groups["trackers"] = [v for tracker in trainer.metrics for v in tracker.variables]
         self.variables = {f"{g}/{i}": v for g, group in groups.items() for i, v in enumerate(group)}
 
     def path(self, step):
@@ -77,8 +80,10 @@ class Checkpoints:
     def _load(self, path):
         with np.load(path) as archive:
             values = {key: archive[key] for key in archive}
-        # Checkpoints of version 0.1 have no trackers.
-        values = {k: np.zeros(()) for k in self.variables if k.startswith("trackers/")} | values
+        # Checkpoints of version 0.1, and of several workers, have no trackers.
+        zeros = {k: np.zeros(()) for k in self.variables if k.startswith("trackers/")}
+        values = {k: v for k, v in values.items() if k in self.variables or "trackers/" not in k}
+        values = zeros | values
         if values.keys() != self.variables.keys():
             raise UserError(f"{len(values)} arrays, where {len(self.variables)} are expected")
         for key, variable in self.variables.items():

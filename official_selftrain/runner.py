@@ -704,7 +704,8 @@ def _evaluate(config, folder, distribution, data=None, weights=None, refresh=Fal
         if weights is None and average.exists():
             averaged = _measure(config, average, data, distribution)
             metrics |= {f"ema/{name}": value for name, value in averaged.items()}
-    if distribution.chief and own:
+    no_run = _saved_config(folder) is None  # whose metrics could be meant
+    if distribution.chief and (own or no_run):
         _write_metrics(config, folder, summary, metrics)
     elif distribution.chief:
         _write_foreign_metrics(config, folder, summary, metrics, weights)

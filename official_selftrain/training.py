@@ -47,7 +47,7 @@ class Training:
         with distribution.scope():
             self.trainer = make_trainer(config, self.task)
         self.saved = checkpoints.Checkpoints(
-            folder / "checkpoints", self.trainer, settings.keep_checkpoints
+            folder / "checkpoints", self.trainer, settings.keep_checkpoints, distribution.workers
         )
         self.history_file = folder / "history.jsonl"
         self.skipped_file = folder / "skipped.json"

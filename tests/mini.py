@@ -12,7 +12,10 @@ EXPERIMENTS = {"mini": {
     "description": "bright squares, in seconds",
     "task": {
         "image_size": (128, 128),
-        "backbone_sizes": {"endpoint_filters": 8, "filter_size_scale": 0.125},
+        "backbone": "efficientnet-b0",
+        "backbone_sizes": {"width": 0.25, "depth": 0.3},
+        "neck": "fpn",
+        "neck_filters": 8,
         "head_convs": 1,
         "head_filters": 8,
         "bn_synchronized": False,

@@ -107,6 +107,18 @@ def test_a_checkpoint_without_trackers_is_restored(tmp_path):
     assert saved.restore() == 3
 
 
+def test_checkpoints_of_one_worker_and_of_several_are_exchanged(tmp_path):
+    """One of several workers saves: it cannot read sums over all of them."""
+    several = checkpoints.Checkpoints(tmp_path, trainer(), workers=2)
+    several.save(3)
+    with np.load(several.path(3)) as archive:
+        assert not [key for key in archive if key.startswith("trackers")]
+    one = checkpoints.Checkpoints(tmp_path, trainer())
+    assert one.restore() == 3
+    one.save(5)
+    assert several.restore() == 5
+
+
 def test_the_time_left_is_told_after_two_steps(caplog):
     caplog.set_level("INFO")
     train(trainer(), dataset(), 9, steps_per_loop=9, title="teacher")

@@ -69,7 +69,9 @@ def flip(data):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: b"", lambda data: data[: len(data) // 2], flip], ids=str
+    "damage",
+    [lambda data: b"", lambda data: data[: len(data) // 2], flip],
+    ids=["emptied", "cut", "flipped"],
 )
 @pytest.mark.parametrize("proof", ["kept", "missing", "half"])
 def test_a_damaged_shard_of_labels_is_found_with_and_without_its_proof(

@@ -104,7 +104,7 @@ def test_folder_of_another_run_is_refused(data, finished):
     ("override", "message"),
     [
         ("pseudo.score_threshold=0.999", "keeps no box of 5 images; the highest score is"),
-        ("unlabeled.images=nowhere", "the image folder .*nowhere does not exist"),
+        ("unlabeled.images=nowhere", "no file matches .*nowhere': it does not exist"),
         ("task.num_classes=2,human.annotations=other.json", "class id 7, but task.num_classes=2"),
         ("unlabeled=null", "needs the section 'unlabeled'"),
     ],
@@ -287,7 +287,7 @@ def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_pat
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(loop.TensorFlowLoop, "run", ask_to_end)
-    with pytest.raises(Stopped, match="stopped at step 2, which is saved"):
+    with pytest.raises(Stopped, match="stopped at step 2 of 4, which is saved"):
         runner.train(teacher, tmp_path / "a")
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "a/checkpoints/ckpt-00000002.npz").exists()
@@ -660,7 +660,7 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
     config = prepared.complete(config)
     report.write(config, folder, prepared, results, {"teacher": 1.0})
     page = (folder / "report.html").read_text()
-    assert "<h1>mini: detection, spinenet49, 128 x 128 pixels</h1>" in page
+    assert "<h1>mini: detection, efficientnet-b0, 128 x 128 pixels</h1>" in page
     assert "of the recipe" not in page.partition("Configuration")[0]
     assert "6 labelled + 5 pseudo-labelled, threshold 0.25" in page and "<h3>labels_2" in page
     assert "student_2" in drawn and "pseudo labels (> 0.25)" in drawn
