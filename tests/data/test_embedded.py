@@ -1,10 +1,13 @@
 import io
+import itertools
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from official_selftrain.data import embedded
+from official_selftrain import config as config_lib
+from official_selftrain.data import embedded, sources
+from official_selftrain.errors import UserError
 
 
 def test_scenes_are_deterministic_and_boxes_fit_the_masks():
@@ -41,3 +44,15 @@ def test_splits_share_no_digit_and_no_region():
     widths = [[p.shape[1] for p in embedded._photographs(split)] for split in embedded.SHARES]
     whole = [image.shape[1] for image in embedded._sources()[1]]
     np.testing.assert_array_equal(np.sum(widths, axis=0), whole)
+
+
+def test_the_digits_are_prepared_like_any_other_source(tmp_path, monkeypatch):
+    """They have no path that a message could name."""
+    first = list(itertools.islice(embedded.scenes("train"), 3))
+    monkeypatch.setattr(embedded, "scenes", lambda split: iter(first))
+    config = config_lib.resolve("demo")
+    summary = sources.prepare(config.human, config.path, tmp_path / "human")
+    assert summary["images"] == 3 and summary["boxes"] > 0
+    monkeypatch.setattr(embedded, "scenes", lambda split: iter([]))
+    with pytest.raises(UserError, match="no usable image in 'train'"):
+        sources.prepare(config.human, config.path, tmp_path / "empty")

@@ -87,7 +87,8 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
         tallies = [tallies[job.file] for job in jobs]
         names = _class_names(source, path, reader, tallies)
         summary = _summary(jobs, tallies, reader, names, key)
-        _check(summary, tallies, at_least, path(source.images or source.records or source.tfds))
+        place = source.images or source.records or source.tfds
+        _check(summary, tallies, at_least, path(place) if place else source.embedded)
         _write(name, summary, tallies, jobs)
     return summary
 
