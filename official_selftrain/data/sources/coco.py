@@ -65,8 +65,8 @@ def _identity(value):
 
 def _side(value):
     side = whole(value)
-    if side < 0:
-        raise ValueError("negative")
+    if not 0 <= side < 1_000_000:
+        raise ValueError("no size of an image")
     return side
 
 

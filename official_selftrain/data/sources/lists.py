@@ -31,8 +31,7 @@ def class_name(value, where):
     """
     if isinstance(value, bool):
         raise UserError(
-            f"{where}: a class name must be text; given {str(value).lower()} (YAML reads yes, no, "
-            'on and off so; write it in quotes: "yes")'
+            f"{where}: a class name must be text; given {str(value).lower()}; write it in quotes"
         )
     if isinstance(value, (int, float)):
         value = str(value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -217,7 +218,8 @@ def _hints(entries, names, labels):
 
 def _stamps(source, path, store, mask_store, labels):
     lines = store.stamps() + (mask_store.stamps() if mask_store else [])
-    lines += [stores.stamp(file) for file in (labels.files if labels else ())]
+    for file in labels.files if labels else ():
+        lines.append(stores.stamp(file, os.path.relpath(file, path(source.annotations))))
     given = (source.image_list, source.class_list, *source.exclude_lists)
     return lines + [stores.stamp(path(name)) for name in given if name]
 

@@ -217,7 +217,8 @@ def _text(name):
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise UserError(f"the file name {name!r} is not UTF-8 text; rename the file") from None
+        raw = name.encode("utf-8", "surrogateescape")
+        raise UserError(f"the file name {raw!r} is not UTF-8 text; rename the file") from None
     return name
 
 
