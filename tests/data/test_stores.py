@@ -495,7 +495,7 @@ def test_what_a_glob_matches_but_is_not_taken_is_counted(tmp_path):
         ("sub", "not a regular file|Is a directory"),
         ("a\0b.jpg", "not a possible file name"),
         ("a" * 300 + ".jpg", "cannot read|does not exist"),
-        ("\udcff\udcfe.jpg", r"file name '\\udcff\\udcfe.jpg' is not UTF-8 text; rename"),
+        ("\udcff\udcfe.jpg", r"file name b'\\xff\\xfe.jpg' is not UTF-8 text; rename"),
     ],
 )
 def test_names_of_label_files_stay_in_the_folder(tmp_path, name, message):
