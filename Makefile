@@ -20,9 +20,10 @@ demo: .venv/ready
 		--params_override=trainer.seed=$(SEED)
 
 test: lint
-	@# Whole runs go into processes of their own, for their memory; they also run if the rest fails.
+	@# Parts in processes of their own, for their memory. All run, whether the others fail or not.
 	@failed=0; \
-	$(PYTEST) --ignore=tests/runs || failed=1; \
+	$(PYTEST) -m huge --dist=load tests/models || failed=1; \
+	$(PYTEST) -m "not huge" --ignore=tests/runs || failed=1; \
 	$(PYTEST) tests/runs || failed=1; \
 	exit $$failed
 

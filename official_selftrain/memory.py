@@ -16,16 +16,24 @@ def given_back():
     Nothing that was traced inside may be differentiated afterwards. As a decorator it also covers
     the variables of a function.
     """
-    before = set(_registry())
+    before = registered()
     try:
         yield
     finally:
-        registry = _registry()
-        for name in [
-            n for n in list(registry) if n not in before and n.startswith("CustomGradient-")
-        ]:
-            registry.pop(name, None)
+        forget(before)
         give_back()
+
+
+def registered():
+    """Names of the gradient functions that TensorFlow keeps."""
+    return set(_registry())
+
+
+def forget(before):
+    """Removes those of traced functions but for the names `before`."""
+    registry = _registry()
+    for name in [n for n in list(registry) if n not in before and n.startswith("CustomGradient-")]:
+        registry.pop(name, None)
 
 
 def give_back():

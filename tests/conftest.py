@@ -1,8 +1,6 @@
 """Shared fixtures: golden numbers of the released implementation, and TF1-named weights."""
 
 import contextlib
-import ctypes
-import gc
 import os
 import pathlib
 import resource
@@ -31,26 +29,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-GROWTH = 2**29  # bytes by which a process may grow before it looks for garbage
+GROWTH = 2**28  # bytes by which a process may grow before it looks for garbage
 LIMIT = 4 * 2**30  # bytes that no process of the tests may reach, lest they bring a machine down
-MMAP_THRESHOLD = -3  # of mallopt
 resident_before = 0
-
-with contextlib.suppress(OSError, AttributeError):
-    # Weights of a deleted network go back to the system at once. The threshold would else rise to
-    # 32 MB, and a worker that once held a large network would keep its size.
-    ctypes.CDLL("libc.so.6").mallopt(MMAP_THRESHOLD, 2**20)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def graphs():
-    """TensorFlow keeps the graph of every training for good, unless told otherwise."""
-    with memory_lib.given_back():
-        yield
+def registered():
+    """Gradients that TensorFlow knew before the module; those after would keep their graphs."""
+    before = memory_lib.registered()
+    yield before
+    memory_lib.forget(before)
 
 
 @pytest.fixture(autouse=True)
-def memory():
+def memory(registered):
     """Frees models and compiled functions of earlier tests, which hold themselves in cycles.
 
     Fails the test in which this process, or one that it has started, passes the limit.
@@ -59,9 +52,8 @@ def memory():
     before = _peak()
     yield
     if _resident() > resident_before + GROWTH:
-        gc.collect()
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        memory_lib.forget(registered)
+        memory_lib.give_back()
         resident_before = _resident()
     assert before > LIMIT or _peak() < LIMIT, f"{_peak() / 2**30:.1f} GB of memory in one process"
 

@@ -210,6 +210,8 @@ def test_a_command_that_is_asked_to_end_anywhere_says_where_it_goes_on(
 ):
     monkeypatch.setattr(sys, "argv", ["train"])
     before = signal.getsignal(signal.SIGTERM)
+    # A shell starts its background jobs without it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as left:
             cli.main(lambda: signal.raise_signal(signal.Signals[number]))

@@ -86,7 +86,7 @@ def test_values_are_finite_whatever_the_truth(crowd):
     """Crowds alone, and boxes in no size class, leave COCO's averages empty."""
     truth = ImageRecord(
         image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1],
-        is_crowd=np.array([crowd]), areas=np.array([-5.0 if not crowd else 100.0]),
+        is_crowd=np.array([crowd]), areas=np.array([1e11 if not crowd else 100.0]),
     )  # fmt: skip
     metric = metrics.DetectionMetric()
     metric.update(truth, Detections(np.array([[0, 0, 1, 1.0]]), np.ones(1), np.ones(1, int)))

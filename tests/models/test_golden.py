@@ -20,7 +20,7 @@ CASES = [
     "segmentation_efficientnet-b0_nasfpn_128",
     "segmentation_efficientnet-b0_aspp_nasfpn_128",
     pytest.param("segmentation_efficientnet-b7_nasfpn_128", marks=pytest.mark.slow),
-    pytest.param("segmentation_efficientnet-l2_nasfpn_128", marks=pytest.mark.slow),
+    pytest.param("segmentation_efficientnet-l2_nasfpn_128", marks=pytest.mark.huge),
 ]
 
 
@@ -193,7 +193,7 @@ MODELS = [
     "retinanet_resnet50_fpn",
     "retinanet_resnet50_nasfpn",
     "segmentation_efficientnet-b7_nasfpn",
-    pytest.param("segmentation_efficientnet-l2_nasfpn", marks=pytest.mark.slow),
+    pytest.param("segmentation_efficientnet-l2_nasfpn", marks=pytest.mark.huge),
 ]
 
 

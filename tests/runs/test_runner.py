@@ -660,7 +660,7 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
     config = prepared.complete(config)
     report.write(config, folder, prepared, results, {"teacher": 1.0})
     page = (folder / "report.html").read_text()
-    assert "<h1>mini: detection, efficientnet-b0, 128 x 128 pixels</h1>" in page
+    assert "<h1>mini: detection, efficientnet-b0 + fpn, 128 x 128 pixels</h1>" in page
     assert "of the recipe" not in page.partition("Configuration")[0]
     assert "6 labelled + 5 pseudo-labelled, threshold 0.25" in page and "<h3>labels_2" in page
     assert "student_2" in drawn and "pseudo labels (> 0.25)" in drawn

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from conftest import set_hashed_weights
 
-from official_selftrain import loop, memory, teacher
+from official_selftrain import loop, teacher
 from official_selftrain.config import OptimizerConfig
 from official_selftrain.distribution import Distribution
 from official_selftrain.ops import anchors as anchor_ops
@@ -22,13 +22,6 @@ from official_selftrain.tasks import make_task
 # HLO instructions that talk to the host, or wait for another program.
 HOST = {"infeed", "outfeed", "send", "recv", "send-done", "recv-done"}
 ONE, COMPILED = (Distribution(tf.distribute.get_strategy(), 1, compile=c) for c in (False, True))
-
-
-@pytest.fixture(autouse=True)
-def graphs():
-    """Given back after each test: some 500 MB."""
-    with memory.given_back():
-        yield
 
 
 def assert_fit_for_a_tpu(function, *arguments):
