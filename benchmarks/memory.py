@@ -49,21 +49,21 @@ def main():
     from official_selftrain import distribution, runner, training
 
     logging.getLogger().setLevel(logging.ERROR)
-    log_metrics = training.log_metrics
+    evaluate = training.Training._evaluate
 
-    def log_memory(folder, step, metrics):
-        log_metrics(folder, step, metrics)
+    def evaluate_and_tell(self, step):
+        result = evaluate(self, step)
         print(f"evaluation {step:3d} {resident():6.0f} MB", flush=True)
+        return result
 
+    training.Training._evaluate = evaluate_and_tell
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         config = settings(arguments.network, 3, 0)
         data = runner.prepare(config, folder / "data", distribution.make(config.runtime))
         if arguments.evaluations:
-            training.log_metrics = log_memory
             once = settings(arguments.network, arguments.evaluations + 1, 1)
             runner.train(once, folder / "evaluations", data, evaluate_after=False)
-            training.log_metrics = log_metrics
         for number in range(arguments.trainings):
             runner.train(config, folder / f"training-{number}", data)
             print(f"training {number:5d} {resident():6.0f} MB", flush=True)

@@ -42,6 +42,12 @@ class Predictor:
         self.model, self._network = model, task.predictor(model)
         step = functools.partial(task.predict, self._network)
         self._step = distribution.predictor(step, self._network)
+        # The evaluations of a training read the same files, and need one input graph.
+        self._dataset = functools.lru_cache(maxsize=1)(self._make_dataset)
+
+    def _make_dataset(self, files, index, count):
+        parse = self.task.parser()
+        return inputs.prediction_dataset(list(files), parse, self.batch_size, index, count)
 
     def refresh(self):
         """Predicts with the present weights of the model, which has been trained meanwhile."""
@@ -51,9 +57,7 @@ class Predictor:
     def __call__(self, files, index=0, count=1):
         """Yields (record, prediction) of the images index, index + count, ... of TFRecord files."""
         stream = itertools.islice(records.read(files), index, None, count)
-        parse = self.task.parser()
-        dataset = inputs.prediction_dataset(files, parse, self.batch_size, index, count)
-        for images, labels, real in dataset:
+        for images, labels, real in self._dataset(tuple(files), index, count):
             for prediction in self.task.predictions(self._step(images, labels), int(real)):
                 yield next(stream), prediction
 
