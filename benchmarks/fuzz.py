@@ -89,9 +89,10 @@ def read(folder, **fields):
 def paths(value, path=()):
     """Every place in nested lists and dicts."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items if isinstance(value, dict | list) else ():
-        yield from paths(inner, (*path, key))
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from paths(inner, (*path, key))
 
 
 @st.composite

@@ -558,11 +558,15 @@ _saved("one pixel", "f.png", lambda: Image.new("RGB", (1, 1)))
 @case("images", "a PNG that says 50,000 x 50,000", told="b.png|50000|pixels")
 def _(folder):
     picture(folder / "images/a.png")
-    head = struct.pack(">I4sIIBBBBB", 13, b"IHDR", 50_000, 50_000, 8, 2, 0, 0, 0)
     import zlib
 
-    chunk = head + struct.pack(">I", zlib.crc32(head[4:]))
-    (folder / "images/b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    def chunk(kind, data):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (folder / "images/b.png").write_bytes(b"\x89PNG\r\n\x1a\n" + head + pixels)
     return {"images": "images"}
 
 

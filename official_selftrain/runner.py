@@ -934,6 +934,12 @@ def run(config, folder):
     missing = [name for name in ("unlabeled", "pseudo") if getattr(config, name) is None]
     if missing:
         raise UserError(f"`run` needs the section {missing[0]!r}; this experiment has none")
+    if config.pseudo.given:
+        raise UserError(
+            "`run` labels the images of `unlabeled` itself, so pseudo.records, images, tfds and "
+            "embedded must not be set; to learn from labels that exist, use "
+            "`python -m official_selftrain.train`"
+        )
     distribution = distribution_lib.make(config.runtime)
     with _working_in(folder, distribution):
         distribution.chief_first(lambda: claim_folder(config, folder))

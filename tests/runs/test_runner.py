@@ -107,6 +107,7 @@ def test_folder_of_another_run_is_refused(data, finished):
         ("unlabeled.images=nowhere", "no file matches .*nowhere': it does not exist"),
         ("task.num_classes=2,human.annotations=other.json", "class id 7, but task.num_classes=2"),
         ("unlabeled=null", "needs the section 'unlabeled'"),
+        ("pseudo.images=unlabeled", "labels the images of `unlabeled` itself"),
     ],
 )
 def test_wrong_input_stops_in_one_line(data, finished, override, message):
