@@ -11,7 +11,8 @@ DEMO_segmentation := demo_segmentation
 DEMO := $(or $(DEMO_$(TASK)),$(error TASK=$(TASK) is neither detection nor segmentation))
 RUN ?= runs/$(DEMO)
 VENV := .venv/bin
-PYTEST := $(VENV)/python -m pytest --durations=20 --numprocesses=auto --dist=loadfile
+PYTEST := $(VENV)/python -m pytest --durations=20
+PARALLEL := --numprocesses=auto
 
 .PHONY: demo test test-installs lint
 
@@ -20,15 +21,15 @@ demo: .venv/ready
 		--params_override=trainer.seed=$(SEED)
 
 test: lint
-	@# Parts in processes of their own, for their memory: oneDNN gives none back. All parts run.
+	@# Parts in processes of their own, for their memory: oneDNN and XLA give none back. All run.
 	@failed=0; \
-	TF_ENABLE_ONEDNN_OPTS=0 $(PYTEST) -m huge --dist=load tests/models || failed=1; \
-	$(PYTEST) -m "not huge" --ignore=tests/runs || failed=1; \
-	$(PYTEST) tests/runs || failed=1; \
+	TF_ENABLE_ONEDNN_OPTS=0 $(PYTEST) $(PARALLEL) -m huge tests/models || failed=1; \
+	$(PYTEST) $(PARALLEL) --dist=loadfile -m "not huge" --ignore=tests/runs || failed=1; \
+	printf '%s\n' tests/runs/test_*.py | xargs -P $$(nproc) -n 1 $(PYTEST) || failed=1; \
 	exit $$failed
 
 test-installs: .venv/ready
-	$(PYTEST) --numprocesses=2 --dist=load .ci/installs.py
+	$(PYTEST) --numprocesses=2 .ci/installs.py
 
 lint: .venv/ready
 	$(VENV)/ruff check .

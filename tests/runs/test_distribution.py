@@ -21,11 +21,8 @@ from official_selftrain.data import records
 from official_selftrain.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# A network of few layers, batches that four devices share, statistics over all of them.
-SHARED = (
-    "task={backbone: resnet10, backbone_sizes: null, neck: fpn, neck_filters: 8, num_classes: 2},"
-    "human.batch_size=4,pseudo.batch_size=4,task.bn_synchronized=true"
-)
+# Batches that four devices share, statistics over all of them.
+SHARED = "task.num_classes=2,human.batch_size=4,pseudo.batch_size=4,task.bn_synchronized=true"
 COMPARED = ("loss", "human_loss", "pseudo_loss", "ratio", "gradient_norm")
 
 

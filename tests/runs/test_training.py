@@ -17,9 +17,7 @@ from official_selftrain.tasks.detection import DetectionTask
 
 
 def teacher_of(data, *overrides):
-    """A network of few layers, for speed."""
-    small = "task={backbone: resnet10, backbone_sizes: null, neck: fpn, neck_filters: 8}"
-    return config_lib.teacher_config(resolve(data, small, "human.cache=false", *overrides))
+    return config_lib.teacher_config(resolve(data, "human.cache=false", *overrides))
 
 
 def stored(file):
