@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from official_selftrain import config as config_lib
-from official_selftrain.errors import Stopped, UserError
+from official_selftrain.errors import Stopped, UserError, printable
 
 FLAGS = flags.FLAGS
 
@@ -229,17 +229,6 @@ def _help():
 
 
 # --- Terminal --------------------------------------------------------------------------------
-
-
-def printable(text):
-    """`text` in one line, with control characters and lone surrogates shown as escapes.
-
-    A file name can hold what clears a terminal or breaks a line.
-    """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in str(text)
-    )
 
 
 class _Printable(io.TextIOWrapper):

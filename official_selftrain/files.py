@@ -109,12 +109,13 @@ def read_json(path, what="file"):
     Raises:
         UserError: if it is missing, not readable or not valid JSON.
     """
+    text = read_text(path, what)
     try:
-        return json.loads(read_text(path, what))
-    except json.JSONDecodeError as error:
-        raise UserError(f"the {what} {path} is not valid JSON: {error}") from None
+        return json.loads(text)
     except RecursionError:
         raise UserError(f"the {what} {path} is nested too deeply to be read") from None
+    except ValueError as error:  # numbers of thousands of digits, too
+        raise UserError(f"the {what} {path} is not valid JSON: {error}") from None
 
 
 def read_json_or_none(path):

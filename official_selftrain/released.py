@@ -857,10 +857,10 @@ def _refuse_misfits(variables, arrays, unexpected, found=None):
     ]
     if faults:
         seems = f"; by its names the checkpoint is {_describe(found)}" if found else ""
-        more = f"\n  ... and {len(faults) - 20} more" if len(faults) > 20 else ""
+        more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise UserError(
             f"the checkpoint does not fit the network of the config ({len(faults)} variables)"
-            f"{seems}:\n  " + "\n  ".join(faults[:20]) + more
+            f"{seems}: " + "; ".join(faults[:20]) + more
         )
 
 

@@ -9,6 +9,7 @@ import pytest
 from helpers import read_source, told
 from PIL import Image
 
+from official_selftrain import files
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
 from official_selftrain.errors import UserError
@@ -422,6 +423,20 @@ def test_a_json_of_another_kind_is_told_in_one_line(folder, text, message):
     with pytest.raises(UserError, match=message) as error:
         read_source(folder, annotations="labels.json", on_bad_record="skip")
     assert len(str(error.value)) < 600
+
+
+def test_a_name_with_a_line_break_leaves_the_message_one_line(folder):
+    edit(folder, first_image(file_name="im\x1b_0\n.jpg"))
+    with pytest.raises(UserError, match=r"im\\x1b_0\\n\.jpg does not exist") as error:
+        read_source(folder, annotations="labels.json")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{", ""])
+def test_any_json_file_that_cannot_be_read_is_told(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"the state .*a\.json is (not valid JSON|nested too deep)"):
+        files.read_json(tmp_path / "a.json", "state")
 
 
 def test_text_with_a_byte_order_mark_or_in_utf_16_is_read(folder):
