@@ -129,7 +129,7 @@ def kill(process, due):
 def stage(run):
     """The stage that the log of a run names last."""
     lines = pathlib.Path(f"{run}.log").read_text(encoding="utf-8").splitlines()
-    stages = [line.rpartition("stage ")[2] for line in lines if "] stage " in line]
+    stages = [line.rpartition("stage ")[2] for line in lines if " stage " in line]
     return stages[-1] if stages else "start"
 
 

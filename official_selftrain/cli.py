@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import pathlib
 import signal
 import sys
 import tempfile
@@ -139,8 +140,8 @@ def _run(command):
             2,
         )
     except ImportError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in BACKENDS:
+        package = _backend_of(error)
+        if package is None:
             return _internal(error)
         return _tell(
             f"error: {package} is not installed, or broken ({error}): pip install "
@@ -154,6 +155,13 @@ def _run(command):
     except Exception as error:  # the last net
         return _internal(error)
     return 0
+
+
+def _backend_of(error):
+    """The backend that an ImportError names or was raised in, else None."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    names = [(error.name or "").split(".")[0], *(p for f in files for p in pathlib.Path(f).parts)]
+    return next((name for name in names if name in BACKENDS), None)
 
 
 def _tell(message, status):

@@ -64,6 +64,20 @@ def test_mistakes_in_flags_take_one_line_and_status_2(arguments, message):
     assert not set(done.stderr) & {"\x1b", "\x07"}
 
 
+def test_a_broken_backend_is_one_line_even_where_its_error_names_nothing(tmp_path):
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax/__init__.py").write_text("raise ImportError('libcudart.so.12: no such file')")
+    arguments = ["--experiment=demo", f"--model_dir={tmp_path}/run", "--strategy=jax"]
+    done = subprocess.run(
+        [sys.executable, "-m", "official_selftrain.train", *arguments],
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "error: jax is not installed, or broken (libcudart.so.12: no" in done.stderr
+    assert "pip install 'official_selftrain[jax]'" in done.stderr
+
+
 def test_help_shows_the_flags_of_the_command_and_none_of_absl():
     done = command("train", "--help")
     assert done.returncode == 0 and done.stderr == ""

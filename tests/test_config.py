@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import official_selftrain as ost
 from official_selftrain import config as config_lib
 from official_selftrain.errors import UserError
 
@@ -225,6 +226,12 @@ def test_thresholds_of_absent_classes_are_refused_once_the_classes_are_known():
 def test_masks_have_at_most_255_classes():
     with pytest.raises(UserError, match="must be at most 255: a mask has 8 bits"):
         config_lib.resolve("demo_segmentation", overrides=["task.num_classes=256"])
+
+
+def test_settings_given_in_python_are_checked_as_those_of_a_file():
+    for task in (ost.DetectionTask, ost.SegmentationTask):
+        with pytest.raises(UserError, match="unknown key 'num_clases'; did you mean 'num_classes'"):
+            task(num_clases=91)
 
 
 def test_changed_checks_names_and_values():

@@ -1,11 +1,31 @@
 """Extras that are absent or broken are told in one line with the command that mends them."""
 
+import importlib
 import json
+import sys
 
 import pytest
 
 from official_selftrain.errors import UserError
 from official_selftrain.extras import import_extra
+
+
+@pytest.mark.parametrize(
+    ("module", "user"),
+    [("sklearn", "embedded:_sources"), ("skimage", "embedded:_sources"),
+     ("keras_cv", "augment:keras_cv_policy")],
+)  # fmt: skip
+def test_broken_packages_of_data_are_told_as_such(module, user, tmp_path, monkeypatch):
+    name, function = user.split(":")
+    library = importlib.import_module(f"official_selftrain.data.{name}")
+    for known in [key for key in sys.modules if key.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, known)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / f"{module}.py").write_text("raise ImportError('libgomp.so: no such file')")
+    call = getattr(library, function)
+    with pytest.raises(UserError, match=r"pip install .* cannot be imported: libgomp.so"):
+        getattr(call, "__wrapped__", call)()
+
 
 COMMAND = r"pip install 'official_selftrain\[report\]'"
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from official_selftrain.data import MEAN, STDDEV, policies
 from official_selftrain.data.image_ops import IGNORE_LABEL
-from official_selftrain.errors import UserError
+from official_selftrain.extras import import_extra
 
 
 class Augmentation:
@@ -70,12 +70,7 @@ def keras_cv_policy(magnitude=10.0, num_ops=2):
     Raises:
         UserError: without the extra `[keras-cv]`.
     """
-    try:
-        import keras_cv
-    except ModuleNotFoundError:
-        raise UserError(
-            "the policy keras_cv needs the extra: pip install 'official_selftrain[keras-cv]'"
-        ) from None
+    keras_cv = import_extra("keras_cv", "keras-cv", "the policy keras_cv")
     layer = keras_cv.layers.RandAugment(
         value_range=(0, 255),
         augmentations_per_image=num_ops,

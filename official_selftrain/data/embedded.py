@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.data.records import ImageRecord, encode_png
-from official_selftrain.errors import UserError
+from official_selftrain.extras import import_extra
 
 DIGITS = (0, 1, 2, 3, 4)
 CLASSES = {index + 1: f"digit {digit}" for index, digit in enumerate(DIGITS)}
@@ -104,18 +104,15 @@ def _tint(rng, beneath):
 
 @functools.cache
 def _sources():
-    try:
-        import skimage.data
-        import sklearn.datasets
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the embedded data set needs {error.name}: pip install 'official_selftrain[demo]'"
-        ) from None
+    skimage, sklearn = (
+        import_extra(module, "demo", "the embedded data set")
+        for module in ("skimage.data", "sklearn.datasets")
+    )
     photographs = []
     for name in PHOTOGRAPHS:
-        image = getattr(skimage.data, name)()
+        image = getattr(skimage, name)()
         photographs.append(np.stack([image] * 3, axis=-1) if image.ndim == 2 else image[..., :3])
-    return sklearn.datasets.load_digits(), photographs
+    return sklearn.load_digits(), photographs
 
 
 def _part(count, split):

@@ -1,6 +1,7 @@
 """VOC XML, YOLO text, masks and folders of classes, and what people get wrong in them."""
 
 import io
+import json
 import pathlib
 
 import hypothesis
@@ -13,7 +14,7 @@ from PIL import Image
 
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
-from official_selftrain.data.sources import lists
+from official_selftrain.data.sources import lists, stores
 from official_selftrain.errors import UserError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
@@ -135,6 +136,19 @@ def test_labels_and_images_that_do_not_match_are_named(folder):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no .xml \(VOC\) and no .txt \(YOLO\) file"):
         prepare(folder, annotations="empty")
+
+
+def test_labels_of_images_that_cannot_be_read_name_what_reads_them(folder, monkeypatch):
+    monkeypatch.setattr(stores, "REMEDIES", {".heic": "pip install it"})
+    write(folder, {f"xml/im_{i}.xml": voc() for i in range(3)} | {"xml/c.xml": voc()})
+    (folder / "images/c.heic").write_bytes(b"no image")
+    remedy = r"the first 'c.xml'; not read there: 1 .heic files \(pip install it\)"
+    with pytest.raises(UserError, match=remedy):
+        read(folder, annotations="xml")
+    listed = {"images": [{"id": 1, "file_name": "c.heic"}], "annotations": [], "categories": []}
+    (folder / "t.json").write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=r"c.heic cannot be decoded: .*format \(pip install it\)"):
+        read(folder, annotations="t.json")
 
 
 def test_voc_with_classes_of_ones_own(folder):
@@ -383,6 +397,20 @@ def test_keypoints_after_a_box_are_not_its_corners(folder, class_list):
     write(folder, {"labels/im_0.txt": f"{POSE} 0.1 0.1"})
     with pytest.raises(UserError, match="3 keypoints of 2 numbers; given 12 numbers after"):
         read(folder, annotations="labels", class_list=class_list)
+
+
+def test_polygons_that_could_be_keypoints_are_told_unless_data_yaml_decides(folder, caplog):
+    write(folder, {"labels/im_0.txt": POSE})
+    found, _ = read(folder, annotations="labels")
+    np.testing.assert_allclose(found["im_0.jpg"].boxes, [[0.4, 0.4, 0.6, 0.55]], rtol=1e-6)
+    assert "are read as polygons; if they are keypoints, give class_list=data.yaml" in caplog.text
+    caplog.clear()
+    write(folder, {"data.yaml": "names: [person]\n"})
+    read(folder, annotations="labels")
+    write(folder, {"labels/im_0.txt": "0 0.5 0.5 0.4 0.4"})
+    (folder / "data.yaml").unlink()
+    read(folder, annotations="labels")
+    assert "read as polygons" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -304,9 +304,10 @@ def test_an_area_that_is_missing_is_that_of_the_box(folder):
     assert found["im_2.jpg"].areas.tolist() == [7]
 
 
-def test_null_in_place_of_annotations_means_images_without_labels(folder):
+def test_null_in_place_of_annotations_means_images_without_labels(folder, caplog):
     edit(folder, put(annotations=None))
     found, _ = read_source(folder, annotations="labels.json")
+    assert "labels.json is null: its images have no labels" in caplog.text
     assert [record.origin for record in found.values()] == ["none"] * 3
 
 

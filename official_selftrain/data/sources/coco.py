@@ -180,8 +180,9 @@ class Coco:
                 f"{path} is not a COCO file: it must hold an object with the lists 'images', "
                 f"'categories' and 'annotations'; given {_shown(content)}"
             )
-        if content.get("annotations") is None:  # the images are unlabelled
-            content.pop("annotations", None)
+        if content.get("annotations", ()) is None:
+            logging.warning("'annotations' of %s is null: its images have no labels", path)
+            del content["annotations"]
         for key in ("images", "categories", "annotations"):
             if key not in content and key != "annotations":
                 hint = " (VIA, LabelMe and others have a JSON of their own; export as COCO)"
@@ -241,16 +242,18 @@ class Coco:
             if isinstance(items[index], dict) and isinstance(items[index].get("id"), (int, str)):
                 faulty.add(_identity_or_none(items[index]["id"]))
         counts = collections.Counter(image.id for image in images)
-        twice = {key for key, count in counts.items() if count > 1}
-        for key in twice:
-            first, second, *_ = (image.file_name for image in images if image.id == key)
+        twice = {key: [] for key, count in counts.items() if count > 1}
+        for image in images:
+            if image.id in twice:
+                twice[image.id].append(image.file_name)
+        for key, (first, second, *_) in twice.items():
             problems.add(
                 UserError(
                     f"{self.path}: two images have the id {key}, {first!r} and {second!r}; it is "
                     "not known whose the annotations are"
                 )
             )
-        return [image for image in images if image.id not in twice], faulty | twice
+        return [image for image in images if image.id not in twice], faulty | twice.keys()
 
     def _image_fault(self, index, item, fault):
         where = f"{self.path}: item {index} of 'images'"

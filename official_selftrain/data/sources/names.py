@@ -54,10 +54,11 @@ class Names:
     Args:
         names: paths with `/`, as a store has them.
         where: what has them, for messages.
+        left_out: `{kind: [count, first]}` of what else lies there, for messages.
     """
 
-    def __init__(self, names, where):
-        self.where = where
+    def __init__(self, names, where, left_out=None):
+        self.where, self._left_out = where, left_out or {}
         self._names = dict.fromkeys(names)
         self._tables = {}
 
@@ -108,9 +109,12 @@ class Names:
         return [name for other, name in best if not other] or [name for _, name in best]
 
     def near(self, given):
-        """The end of a message: the name nearest to one that was not found, or nothing."""
+        """The end of a message: the name nearest to one not found, or what was not read."""
         hint = did_you_mean(given, list(self._names)[:HINTS_FROM])
-        return hint if "mean" in hint else ""
+        if "mean" in hint:
+            return hint
+        kinds = ", ".join(f"{count} {kind}" for kind, (count, _) in self._left_out.items())
+        return f"; not read there: {kinds}" if kinds else ""
 
 
 # --- Pairs -----------------------------------------------------------------------------------

@@ -168,7 +168,8 @@ def _images(source, path):
     if source.annotations:
         class_list = path(source.class_list) if source.class_list else None
         labels = label_files.open_labels(path(source.annotations), names, class_list)
-        entries = _entries(labels, Names(store.names, str(store)), problems, source.annotations)
+        images = Names(store.names, str(store), store.left_out)
+        entries = _entries(labels, images, problems, source.annotations)
         left_out.append(labels.left_out)
         names = ({0: "background"} if source.masks else {}) | labels.class_names
     where = path(source.annotations or source.images)

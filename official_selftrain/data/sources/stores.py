@@ -439,7 +439,8 @@ def _decoding(what, encoded, where):
     except Exception as error:  # decoders raise nearly every kind
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            reason = "it is no image of a known format"
+            remedy = REMEDIES.get(pathlib.PurePath(str(where)).suffix.lower())
+            reason = "it is no image of a known format" + (f" ({remedy})" if remedy else "")
         if isinstance(error, Image.DecompressionBombError):
             size = re.search(r"\d+( x \d+)?", reason).group()
             reason = (

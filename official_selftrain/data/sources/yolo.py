@@ -9,6 +9,8 @@ from official_selftrain.data.sources.per_image import PerImage
 from official_selftrain.errors import UserError
 from official_selftrain.files import read_text
 
+LOOKED_AT = 100  # files in which polygons are looked for
+
 
 class Yolo(PerImage):
     """YOLO text, one file an image, a line an object: class from 0, then x y width height of a box
@@ -31,6 +33,20 @@ class Yolo(PerImage):
         if self._yaml:
             self.files = [*self.files, self._yaml]
             self._keypoints = self._keypoint_shape(given=self._yaml == class_list)
+        elif self._any_polygons():
+            logging.warning(
+                "lines in %s with more than four numbers after the class are read as polygons; if "
+                "they are keypoints, give class_list=data.yaml with kpt_shape in it", folder
+            )  # fmt: skip
+
+    def _any_polygons(self):
+        """Whether one of the first files has a line that could also be a box with keypoints."""
+        for path in self._paths[:LOOKED_AT]:
+            with contextlib.suppress(UserError):  # told when its image is read
+                lines = read_text(path, "annotations").splitlines()
+                if any(len(line.split()) > 6 for line in lines):
+                    return True
+        return False
 
     def _keypoint_shape(self, given):
         try:
