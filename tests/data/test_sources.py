@@ -260,6 +260,9 @@ def test_ids_that_are_no_small_numbers_are_hashed_like_names(folder):
         found, _ = read_source(folder, annotations="labels.json")
         assert found["im_0.jpg"].image_id == records.hashed_id(str(key))
         assert len(found["im_0.jpg"].boxes) == 1
+    prepare(folder)
+    index = {name: image_id for name, image_id, *_ in sources.read_index(folder / "out/train")}
+    assert index["im_0.jpg"] == records.hashed_id("010")
 
 
 def test_a_box_without_an_area_is_left_out_and_counted_alone(folder):

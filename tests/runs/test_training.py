@@ -224,7 +224,9 @@ def test_bad_batches_are_left_out_as_often_as_allowed(data, tmp_path, monkeypatc
 
 
 def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner.Data, "lost_boxes", lambda *_: ["2 boxes are left out"])
     rows = dict(runner.check(teacher_of(data), tmp_path))
+    assert rows["boxes"] == "WARNING: 2 boxes are left out"
     assert rows["class 1 square"] == "5 in human, 5 in evaluation"
     assert "4 images (128, 128, 3)" in rows["first batch of human"]
     assert "4 steps take" in rows["second step"] and "GB are free" in rows["checkpoints"]
