@@ -46,7 +46,8 @@ def main():
     parser.add_argument("--evaluations", type=int, default=50)
     arguments = parser.parse_args()
 
-    from official_selftrain import distribution, runner, training
+    from official_selftrain.engine import distribution
+    from official_selftrain.pipeline import runner, training
 
     logging.getLogger().setLevel(logging.ERROR)
     evaluate = training.Training._evaluate

@@ -53,7 +53,8 @@ def train(name):
 
     if name.startswith("jax"):
         os.environ["KERAS_BACKEND"] = "jax"
-    from official_selftrain import distribution, runner, training
+    from official_selftrain.engine import distribution
+    from official_selftrain.pipeline import runner, training
 
     chosen = settings(SETTINGS[name], f"human.batch_size={BATCH}")
     devices = distribution.make(chosen.runtime)
@@ -86,8 +87,9 @@ def all_trainings():
 
 
 def resume():
-    from official_selftrain import checkpoints, distribution, training
     from official_selftrain.config import resolve
+    from official_selftrain.engine import checkpoints, distribution
+    from official_selftrain.pipeline import training
     from official_selftrain.tasks import make_task
 
     for experiment in ("demo", "coco_spinenet49"):
@@ -122,8 +124,8 @@ def resume():
 
 def labels():
     """The demo's 1,000 unlabelled images in shards of 250, by an untrained teacher."""
-    from official_selftrain import runner, training
     from official_selftrain.data import records
+    from official_selftrain.pipeline import runner, training
     from official_selftrain.tasks import make_task
 
     with tempfile.TemporaryDirectory() as folder:

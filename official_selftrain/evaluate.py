@@ -22,7 +22,7 @@ def main():
         stages = {stage.name: cli.config_from_flags(folder=stage) for stage in trained}
     config = None if stages else cli.config_from_flags()
 
-    from official_selftrain import runner
+    from official_selftrain.pipeline import runner
 
     if stages:
         results = runner.evaluate_stages(stages, folder)

@@ -13,7 +13,7 @@ from official_selftrain import cli
 def main():
     config = cli.config_from_flags()
 
-    from official_selftrain import runner
+    from official_selftrain.pipeline import runner
 
     if cli.FLAGS.mode == "check":
         cli.print_rows(runner.check(config, cli.FLAGS.model_dir, whole=True))

@@ -11,8 +11,8 @@ nor masks: a task supplies one loss per source.
 import keras
 from keras import ops
 
-from official_selftrain.errors import UserError
-from official_selftrain.replicas import replicas, sum_over_replicas
+from official_selftrain.engine.replicas import replicas, sum_over_replicas
+from official_selftrain.utils.errors import UserError
 
 HUMAN, PSEUDO = "human", "pseudo"
 MIN_RATIO, MAX_RATIO = 1e-6, 1e6  # a guard against division by zero, far from any real training

@@ -15,13 +15,13 @@ import threading
 
 from tqdm import tqdm
 
-from official_selftrain import checkpoints
 from official_selftrain import config as config_lib
-from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import beam, inputs, records
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_json_or_none, sha256, write_json
+from official_selftrain.engine import checkpoints
+from official_selftrain.engine import distribution as distribution_lib
 from official_selftrain.tasks import make_task
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_json_or_none, sha256, write_json
 
 
 class Predictor:

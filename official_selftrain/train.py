@@ -15,7 +15,7 @@ MODES = ("train", "eval", "train_and_eval", "check")
 def main():
     config = cli.config_from_flags()
 
-    from official_selftrain import runner
+    from official_selftrain.pipeline import runner
 
     if cli.FLAGS.mode == "check":
         cli.print_rows(runner.check(config, cli.FLAGS.model_dir))

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from official_selftrain.errors import UserError
-from official_selftrain.extras import import_extra
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.extras import import_extra
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import tensorflow as tf
 from helpers import two_replicas
 from test_self_training import Regression, batch, trainer
 
-from official_selftrain import checkpoints, loop
-from official_selftrain.distribution import Distribution
-from official_selftrain.errors import Stopped, UserError
+from official_selftrain.engine import checkpoints, loop
+from official_selftrain.engine.distribution import Distribution
 from official_selftrain.self_training import SelfTrainer
+from official_selftrain.utils.errors import Stopped, UserError
 
 
 def dataset(start=0, scale=1.0):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import load
 
-from official_selftrain import metrics
 from official_selftrain.data.records import ImageRecord
+from official_selftrain.evaluation import metrics
 from official_selftrain.tasks.detection import Detections
 
 

@@ -16,13 +16,16 @@ import tensorflow as tf
 from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config as config_lib
-from official_selftrain import convert_checkpoint, losses, released, training
+from official_selftrain import convert_checkpoint
 from official_selftrain.applications import efficientnet
-from official_selftrain.errors import UserError
+from official_selftrain.conversion import released
+from official_selftrain.engine.optimizers import make_optimizer
 from official_selftrain.models import build_model
-from official_selftrain.optimization import make_optimizer
+from official_selftrain.ops import losses
+from official_selftrain.pipeline import training
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 TINY = ["retinanet_spinenet_tiny", "segmentation_efficientnet_tiny"]
 

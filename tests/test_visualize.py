@@ -6,8 +6,8 @@ import pytest
 from helpers import mask_png, png, record
 from PIL import Image, ImageDraw
 
-from official_selftrain import report, visualize
-from official_selftrain.data import records
+from official_selftrain.data import records, visualize
+from official_selftrain.pipeline import report
 
 
 def test_a_box_is_drawn_where_it_is():

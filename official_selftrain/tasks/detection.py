@@ -6,13 +6,13 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from official_selftrain import losses, metrics
 from official_selftrain.config import DetectionConfig, changed
+from official_selftrain.evaluation import metrics
+from official_selftrain.evaluation.label_statistics import check_class, starved_classes
 from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
-from official_selftrain.ops import nms
-from official_selftrain.tasks import check_class, starved_classes
+from official_selftrain.ops import losses, nms
 
 # What calls for a second look at pseudo labels.
 FEW = 0.05  # share of images with a box
@@ -39,7 +39,7 @@ class DetectionTask:
     """RetinaNet.
 
     Labels are a dict: `boxes` `[M, 4]` in pixels of the network input, `classes` `[M]` int32 and
-    `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `augment.plan_resize`.
+    `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `geometry.plan_resize`.
 
     Args:
         config: `DetectionConfig` with `num_classes` set; None takes the defaults.
@@ -76,13 +76,13 @@ class DetectionTask:
         """
         import tensorflow as tf
 
-        from official_selftrain.data import augment, image_ops
+        from official_selftrain.data.augmentation import geometry, image_ops
 
         size, room = self.config.image_size, self.config.max_instances
         pseudo = training and hasattr(source, "thresholds")
         if pseudo:
             thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
-        augmentation = augment.Augmentation(source, size) if training else None
+        augmentation = geometry.Augmentation(source, size) if training else None
 
         def pad(values, value=-1):
             values = values[:room]
@@ -95,7 +95,9 @@ class DetectionTask:
             if training:
                 scene = augmentation(scene, seed)
             else:
-                scene = augment.fit(scene, augment.plan_resize(tf.shape(scene["image"])[:2], size))
+                scene = geometry.fit(
+                    scene, geometry.plan_resize(tf.shape(scene["image"])[:2], size)
+                )
             keep = image_ops.non_empty(scene["boxes"])
             if training:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))

@@ -8,14 +8,15 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
-from official_selftrain import losses, metrics
 from official_selftrain.applications.layers import BilinearUpsample
 from official_selftrain.config import SegmentationConfig, changed
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
-from official_selftrain.metrics import IGNORE_LABEL
+from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.evaluation import metrics
+from official_selftrain.evaluation.label_statistics import check_class, starved_classes
 from official_selftrain.models import build_model
-from official_selftrain.tasks import check_class, starved_classes
+from official_selftrain.ops import losses
+from official_selftrain.utils.errors import UserError
 
 MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
 STRIP = 2**24  # probabilities held at a time while an image is put together
@@ -45,7 +46,7 @@ class SegmentationTask:
 
     Labels are a dict: in training `mask` `[S, S]` int32 with 255 where ignored, or `[S, S, 2 K]`
     with soft labels: K classes, the likeliest first, then K probabilities times 255; in prediction
-    `image_info` `[V, 4, 2]`, one for each scale, as in `augment.plan_resize`.
+    `image_info` `[V, 4, 2]`, one for each scale, as in `geometry.plan_resize`.
 
     Args:
         config: `SegmentationConfig` with `num_classes` set.
@@ -115,12 +116,12 @@ class SegmentationTask:
         """
         import tensorflow as tf
 
-        from official_selftrain.data import augment
+        from official_selftrain.data.augmentation import geometry
 
         size = self.config.image_size
         if not training:
             return self._prediction_parser()
-        augmentation = augment.Augmentation(source, size)
+        augmentation = geometry.Augmentation(source, size)
         sure = self._sure(source) if hasattr(source, "thresholds") else None
         soft = sure is not None and source.soft
         channels = (2 * self._label_classes(),) if soft else ()
@@ -155,13 +156,13 @@ class SegmentationTask:
     def _prediction_parser(self):
         import tensorflow as tf
 
-        from official_selftrain.data import augment
+        from official_selftrain.data.augmentation import geometry
 
         def parse(example, seed):
             images, infos = [], []
             for target, size in zip(self._targets(), self._sizes(), strict=True):
-                info = augment.plan_resize(tf.shape(example["image"])[:2], target)
-                image = augment.resize_image(example["image"], info, size)
+                info = geometry.plan_resize(tf.shape(example["image"])[:2], target)
+                image = geometry.resize_image(example["image"], info, size)
                 images.append(tf.ensure_shape(image, [*size, 3]))
                 infos.append(info)
             return tuple(images), {"image_info": tf.stack(infos)}

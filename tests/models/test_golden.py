@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import hashed_weight, load, set_hashed_weights
 
-from official_selftrain import config, released
+from official_selftrain import config
+from official_selftrain.conversion import released
+from official_selftrain.conversion.released import variables_by_name
 from official_selftrain.models import build_model, multiply_adds
 from official_selftrain.models.build import build_backbone
-from official_selftrain.released import variables_by_name
 
 CASES = [
     "retinanet_spinenet49S_128",

@@ -15,10 +15,12 @@ from mini import history, resolve, resolve_masks
 from workers import finish, start_workers
 
 from official_selftrain import config as config_lib
-from official_selftrain import distribution, runner, teacher
+from official_selftrain import teacher
 from official_selftrain.config import RuntimeConfig
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
+from official_selftrain.engine import distribution
+from official_selftrain.pipeline import runner
+from official_selftrain.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Batches that four devices share, statistics over all of them.

@@ -20,22 +20,15 @@ from mini import resolve, resolve_masks
 from PIL import Image
 from workers import finish, start_workers
 
-from official_selftrain import (
-    checkpoints,
-    cli,
-    files,
-    loop,
-    preflight,
-    report,
-    runner,
-    teacher,
-    training,
-)
+from official_selftrain import cli, report, teacher
 from official_selftrain import config as config_lib
 from official_selftrain.data import records
-from official_selftrain.distribution import Distribution
-from official_selftrain.errors import Stopped, UserError
+from official_selftrain.engine import checkpoints, loop
+from official_selftrain.engine.distribution import Distribution
+from official_selftrain.pipeline import preflight, runner, training
 from official_selftrain.tasks import make_task
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import Stopped, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

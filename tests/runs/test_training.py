@@ -10,10 +10,11 @@ from helpers import record
 from mini import history, resolve, resolve_masks
 
 from official_selftrain import config as config_lib
-from official_selftrain import memory, runner, training
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
+from official_selftrain.engine import memory
+from official_selftrain.pipeline import runner, training
 from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 
 def teacher_of(data, *overrides):

@@ -12,11 +12,11 @@ import shutil
 import numpy as np
 import tensorflow as tf
 
-from official_selftrain import extras, files
 from official_selftrain.config import changed
-from official_selftrain.data import augment
-from official_selftrain.errors import UserError
+from official_selftrain.data.augmentation import geometry
 from official_selftrain.ops import nms as nms_ops
+from official_selftrain.utils import extras, files
+from official_selftrain.utils.errors import UserError
 
 SOFT_SIGMA = 0.3  # the paper's Soft-NMS
 NMS = ("hard", "soft", "none")
@@ -173,8 +173,8 @@ def _signatures(answer, size, batch_size):
     """`{name: (function, its input)}`; `answer` takes prepared images and their `image_info`."""
 
     def prepare(image):
-        info = augment.plan_resize(tf.shape(image)[:2], size)
-        return tf.ensure_shape(augment.resize_image(image, info, size), [*size, 3]), info
+        info = geometry.plan_resize(tf.shape(image)[:2], size)
+        return tf.ensure_shape(geometry.resize_image(image, info, size), [*size, 3]), info
 
     def prepared(inputs, decode):
         specs = (tf.TensorSpec([*size, 3]), tf.TensorSpec([4, 2]))

@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from official_selftrain.data import image_ops
-from official_selftrain.errors import UserError
+from official_selftrain.data.augmentation import image_ops
+from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.utils.errors import UserError
 
 # Sub-policies as "operation probability level" steps; one is drawn for each image.
 AUTO_AUGMENT = {
@@ -195,7 +196,7 @@ def _geometric(move_pixels, move_boxes):
             "boxes": move_boxes(scene["boxes"], _size(scene["image"]), argument),
         }
         if "mask" in scene:
-            moved["mask"] = move_pixels(scene["mask"], argument, image_ops.IGNORE_LABEL)
+            moved["mask"] = move_pixels(scene["mask"], argument, IGNORE_LABEL)
         return scene | moved
 
     return apply
@@ -237,7 +238,7 @@ def _inside_boxes(move_pixels):
 
         changed = {"image": moved(scene["image"], image_ops.FILL)}
         if "mask" in scene:
-            changed["mask"] = moved(scene["mask"], image_ops.IGNORE_LABEL)
+            changed["mask"] = moved(scene["mask"], IGNORE_LABEL)
         return scene | changed
 
     return _for_drawn_boxes(change)

@@ -9,7 +9,7 @@ import functools
 
 import tensorflow as tf
 
-from official_selftrain.data.policies import fold
+from official_selftrain.data.augmentation.policies import fold
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 GRAY, JITTER, BLUR = 0.2, 0.8, 0.5  # probabilities

@@ -12,7 +12,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from official_selftrain.errors import UserError
+from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.utils.errors import UserError
 
 NAMES = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
@@ -115,9 +116,6 @@ class DetectionMetric:
             of_class = of_class[of_class > -1]
             classes[int(label)] = of_class.mean() if of_class.size else -1.0
         return evaluation.stats[: len(NAMES)], classes
-
-
-IGNORE_LABEL = 255  # pixels of a mask that do not count
 
 
 class SegmentationMetric:

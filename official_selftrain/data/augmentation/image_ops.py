@@ -18,7 +18,6 @@ import numpy as np
 import tensorflow as tf
 
 FILL = 128  # gray of uncovered pixels
-IGNORE_LABEL = 255  # uncovered pixels of a mask
 STRIP = 0.05  # width that the released code gives to a box without area at the image's edge
 
 

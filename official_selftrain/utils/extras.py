@@ -2,7 +2,7 @@
 
 import importlib
 
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 
 def import_extra(module, extra, purpose):

@@ -6,11 +6,10 @@ import time
 
 import numpy as np
 
-from official_selftrain import loop as loop_lib
-from official_selftrain import visualize
-from official_selftrain.data import records
-from official_selftrain.errors import UserError
-from official_selftrain.training import images_per_step
+from official_selftrain.data import records, visualize
+from official_selftrain.engine import loop as loop_lib
+from official_selftrain.pipeline.training import images_per_step
+from official_selftrain.utils.errors import UserError
 
 SHOWN = 4  # images in the picture
 

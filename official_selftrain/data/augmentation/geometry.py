@@ -8,9 +8,10 @@ colour.
 import numpy as np
 import tensorflow as tf
 
-from official_selftrain.data import MEAN, STDDEV, policies
-from official_selftrain.data.image_ops import IGNORE_LABEL
-from official_selftrain.extras import import_extra
+from official_selftrain.data.augmentation import policies
+from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.ops.colors import MEAN, STDDEV
+from official_selftrain.utils.extras import import_extra
 
 
 class Augmentation:

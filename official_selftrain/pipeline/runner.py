@@ -21,13 +21,16 @@ import shutil
 import subprocess
 import time
 
-from official_selftrain import checkpoints, memory, released, teacher, training, visualize
 from official_selftrain import config as config_lib
-from official_selftrain import distribution as distribution_lib
-from official_selftrain.data import records, sources
+from official_selftrain import teacher
+from official_selftrain.conversion import released
+from official_selftrain.data import records, sources, visualize
 from official_selftrain.data.sources.problems import hints
-from official_selftrain.errors import Damaged, UserError
-from official_selftrain.files import (
+from official_selftrain.engine import checkpoints, memory
+from official_selftrain.engine import distribution as distribution_lib
+from official_selftrain.pipeline import training
+from official_selftrain.utils.errors import Damaged, UserError
+from official_selftrain.utils.files import (
     locked,
     read_json,
     read_json_or_none,
@@ -608,7 +611,7 @@ def check(config, folder, whole=False):
         folder: the run folder.
         whole: look at the stages of `run`, even if `pseudo.records` is given.
     """
-    from official_selftrain import preflight
+    from official_selftrain.pipeline import preflight
 
     whole = whole or (config.pseudo is not None and not config.pseudo.given)
     first = config_lib.teacher_config(config) if whole else config
@@ -627,7 +630,7 @@ def check(config, folder, whole=False):
             rows = preflight.check(
                 training.Training(first, folder, data, distribution),
                 picture,
-                stages(config) if whole else {},
+                config_lib.stages(config) if whole else {},
             )
     return [*(("boxes", f"WARNING: {text}") for text in data.lost_boxes(first)), *rows]
 
@@ -928,7 +931,7 @@ def run(config, folder):
     Raises:
         UserError: for bad data or options, or if a stage fails.
     """
-    from official_selftrain import report
+    from official_selftrain.pipeline import report
 
     folder = pathlib.Path(folder)
     missing = [name for name in ("unlabeled", "pseudo") if getattr(config, name) is None]
@@ -951,7 +954,7 @@ def run(config, folder):
         with clock("teacher"):
             results["teacher"] = train(config_lib.teacher_config(config), folder / "teacher", data)
         best = folder / "teacher"
-        for suffix in rounds(config):
+        for suffix in config_lib.rounds(config):
             with clock(f"labels{suffix}"):
                 labels = folder / f"labels{suffix}"
                 pseudo_label(config, labels, best, data)
@@ -972,28 +975,13 @@ def run(config, folder):
     return results
 
 
-def rounds(config):
-    """The ends of the names of the folders of each round: "", "_2", ..."""
-    return ["", *(f"_{number}" for number in range(2, config.self_training.rounds + 1))]
-
-
-def stages(config):
-    """`{stage: Config}` of the trainings of `run`, in its order; without their start and labels."""
-    found = {"teacher": config_lib.teacher_config(config)}
-    for suffix in rounds(config):
-        found[f"student{suffix}"] = config
-    if config.self_training.control:
-        found["control"] = config_lib.control_config(config, None)
-    return found
-
-
 def write_report(config, folder):
     """Writes the report of a finished run again.
 
     Raises:
         UserError: if the folder holds no finished run.
     """
-    from official_selftrain import report
+    from official_selftrain.pipeline import report
 
     folder = pathlib.Path(folder)
     if not (folder / "labels" / LABEL_REPORT).exists():
@@ -1003,7 +991,10 @@ def write_report(config, folder):
         _check_settings(config, folder)
         data = prepare(config, folder / "data", distribution, _without("pseudo"))
         config = data.complete(config)
-        found = {stage: read_json_or_none(folder / stage / METRICS) for stage in stages(config)}
+        found = {
+            stage: read_json_or_none(folder / stage / METRICS)
+            for stage in config_lib.stages(config)
+        }
         results = {stage: metrics for stage, metrics in found.items() if metrics}
         with _reading(data, distribution):
             seconds = read_json_or_none(folder / SECONDS) or {}

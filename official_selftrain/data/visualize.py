@@ -135,12 +135,12 @@ def augmentation_sheet(path, records, count, names=None, seed=0, side=240):
     import tensorflow as tf
 
     from official_selftrain.config import InputConfig
-    from official_selftrain.data import augment
     from official_selftrain.data import records as record_lib
+    from official_selftrain.data.augmentation import geometry
 
     policies = ("S1", "S2", "S3", "S4")
-    views = [lambda scene, _: augment.fit(scene, augment.plan_resize(size(scene), (side, side)))]
-    views += [augment.Augmentation(InputConfig(policy=name), (side, side)) for name in policies]
+    views = [lambda scene, _: geometry.fit(scene, geometry.plan_resize(size(scene), (side, side)))]
+    views += [geometry.Augmentation(InputConfig(policy=name), (side, side)) for name in policies]
     size = lambda scene: tf.shape(scene["image"])[:2]  # noqa: E731
     rows = []
     for index, record in zip(range(count), records, strict=False):
@@ -156,9 +156,9 @@ def augmentation_sheet(path, records, count, names=None, seed=0, side=240):
 
 
 def _draw_view(view, classes, names):
-    from official_selftrain.data import augment, image_ops
+    from official_selftrain.data.augmentation import geometry, image_ops
 
-    pixels = np.asarray(view["image"]) * augment.STDDEV + augment.MEAN
+    pixels = np.asarray(view["image"]) * geometry.STDDEV + geometry.MEAN
     image = Image.fromarray((255 * pixels).round().clip(0, 255).astype("uint8"))
     if "mask" in view:
         image = draw_mask(image, np.asarray(view["mask"], "uint8"))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.data.records import ImageRecord, encode_png
-from official_selftrain.extras import import_extra
+from official_selftrain.utils.extras import import_extra
 
 DIGITS = (0, 1, 2, 3, 4)
 CLASSES = {index + 1: f"digit {digit}" for index, digit in enumerate(DIGITS)}

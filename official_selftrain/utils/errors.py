@@ -1,4 +1,6 @@
-"""The exceptions that are meant to be read by the person at the keyboard."""
+"""What is read by the person at the keyboard: exceptions, and the words of their messages."""
+
+import difflib
 
 
 def printable(text):
@@ -41,3 +43,27 @@ class Stopped(BaseException):
     def __init__(self, message, signal=15):
         super().__init__(message)
         self.signal = signal
+
+
+def short(value):
+    """A value as it would be written in Python, in at most 80 letters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:76]} ..."
+
+
+def nearest(name, known, cutoff=0.6):
+    """The one of the `known` names that is nearest to `name`, or None."""
+    name = str(name)
+    same = [other for other in known if other.lower() == name.lower()]
+    return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
+
+
+def or_nearest(name, known):
+    """The end of an error message: the nearest of the `known` names, or nothing."""
+    near = nearest(name, known, 0.5)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def did_you_mean(name, known):
+    """The end of an error message: the nearest of the `known` names, or all of them."""
+    return or_nearest(name, known) or (f"; known: {', '.join(known)}" if known else "")

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_json_or_none, replace, temporary_name, write_json
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_json_or_none, replace, temporary_name, write_json
 
 WEIGHTS = "model.weights.h5"
 AVERAGE = "ema.weights.h5"  # the moving average of the weights, where `trainer.ema_decay` is set

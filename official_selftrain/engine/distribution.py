@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,8 +17,8 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from official_selftrain import extras
-from official_selftrain.errors import UserError
+from official_selftrain.utils import extras
+from official_selftrain.utils.errors import UserError
 
 CALL_SECONDS = 5.0  # about the longest call to the device, so that bar and signals are not stuck
 

@@ -15,7 +15,7 @@ from official_selftrain.data.sources import stores
 from official_selftrain.data.sources.coco import Coco
 from official_selftrain.data.sources.voc import Voc
 from official_selftrain.data.sources.yolo import Yolo
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 # Class lists and images may lie beside the labels.
 BESIDE = (".yaml", ".yml", ".names")

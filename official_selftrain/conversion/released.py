@@ -18,7 +18,7 @@ import numpy as np
 import pydantic
 
 from official_selftrain import config as config_lib
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError, did_you_mean
 
 AVERAGE = "/ExponentialMovingAverage"
 # Variables that a network for inference or training does not need, and why.
@@ -336,7 +336,7 @@ def _network(values, kind, found):
     if backbone not in config_lib.BACKBONES:
         raise UserError(
             f"the backbone {backbone!r} is not in this package"
-            f"{config_lib.did_you_mean(backbone, config_lib.BACKBONES)}"
+            f"{did_you_mean(backbone, config_lib.BACKBONES)}"
         )
     if found and backbone != found["backbone"]:
         raise UserError(f"the config is for {backbone}, the checkpoint holds {_describe(found)}")

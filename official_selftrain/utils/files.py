@@ -14,7 +14,7 @@ import stat
 import sys
 import uuid
 
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 LARGEST_TEXT = 4 * 2**30  # bytes of a text file; COCO's largest has 0.7e9
 

@@ -13,12 +13,14 @@ import re
 
 from tqdm import tqdm
 
-from official_selftrain import checkpoints, memory, released, teacher
 from official_selftrain import config as config_lib
-from official_selftrain import loop as loop_lib
+from official_selftrain import teacher
+from official_selftrain.conversion import released
 from official_selftrain.data import inputs, records
-from official_selftrain.errors import Stopped, UserError
-from official_selftrain.files import read_json_or_none, write_json, write_text
+from official_selftrain.engine import checkpoints, memory
+from official_selftrain.engine import loop as loop_lib
+from official_selftrain.utils.errors import Stopped, UserError
+from official_selftrain.utils.files import read_json_or_none, write_json, write_text
 
 
 class Training:
@@ -360,7 +362,7 @@ def check_batches(config, distribution):
 
 def make_trainer(config, task):
     """A built and compiled `SelfTrainer`; call it in the strategy's scope."""
-    from official_selftrain.optimization import make_optimizer
+    from official_selftrain.engine.optimizers import make_optimizer
     from official_selftrain.self_training import SelfTrainer
 
     method = config.self_training

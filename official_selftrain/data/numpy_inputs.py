@@ -9,11 +9,11 @@ import io
 import numpy as np
 from PIL import Image
 
-from official_selftrain.data import MEAN, STDDEV
+from official_selftrain.data.records import IGNORE_LABEL
 from official_selftrain.data.sources.problems import Problems, merged, tell
 from official_selftrain.data.sources.readers import open_reader
-from official_selftrain.errors import UserError
-from official_selftrain.metrics import IGNORE_LABEL
+from official_selftrain.ops.colors import MEAN, STDDEV
+from official_selftrain.utils.errors import UserError
 
 
 def read_records(source):

@@ -1,0 +1,1 @@
+"""What a command does: stages of a run, from data to report."""
