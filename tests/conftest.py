@@ -12,7 +12,7 @@ import mini
 import numpy as np
 import pytest
 
-from official_selftrain.conversion.released import variables_by_name
+from official_selftrain.conversion.checkpoint import variables_by_name
 from official_selftrain.engine import memory as memory_lib
 
 try:

@@ -23,7 +23,7 @@ import time
 
 from official_selftrain import config as config_lib
 from official_selftrain import teacher
-from official_selftrain.conversion import released
+from official_selftrain.conversion import checkpoint
 from official_selftrain.data import records, sources, visualize
 from official_selftrain.data.sources.problems import hints
 from official_selftrain.engine import checkpoints, memory
@@ -201,7 +201,7 @@ def _identity(init):
     if not init or init in ("imagenet", "imagenet++"):
         return init
     path = pathlib.Path(init)
-    if released.is_checkpoint(path):
+    if checkpoint.is_checkpoint(path):
         if path.is_dir():
             files = sorted(path.glob("*"))
         else:
@@ -575,7 +575,7 @@ def _check_startable(config, finished=False):
         )
     if config.trainer.init and config.trainer.init != "imagenet" and not finished:
         init = pathlib.Path(config.trainer.init)
-        if not (init.exists() or released.is_checkpoint(init)):
+        if not (init.exists() or checkpoint.is_checkpoint(init)):
             raise UserError(f"trainer.init: {init} does not exist")
 
 
@@ -586,7 +586,7 @@ def _check_start(config, data):
         UserError: if they do not.
     """
     init = config.trainer.init
-    if not init or init == "imagenet" or released.is_checkpoint(init):
+    if not init or init == "imagenet" or checkpoint.is_checkpoint(init):
         return
     classes = checkpoints.classes_of(init)
     if classes is None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from official_selftrain import config as config_lib
 from official_selftrain import teacher
-from official_selftrain.conversion import released
+from official_selftrain.conversion import checkpoint
 from official_selftrain.data import inputs, records
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.engine import loop as loop_lib
@@ -254,8 +254,8 @@ def _initialize(model, config):
     """Loads `trainer.init`."""
     init = config.trainer.init
     if init != "imagenet":
-        if released.is_checkpoint(init):
-            released.load_backbone(model, config.task.backbone, init)
+        if checkpoint.is_checkpoint(init):
+            checkpoint.load_backbone(model, config.task.backbone, init)
         else:
             checkpoints.load_weights(model, init)
         return
