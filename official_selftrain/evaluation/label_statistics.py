@@ -42,3 +42,10 @@ def starved_classes(human, pseudo, names):
                 f"pseudo.class_thresholds={{{label}: ...}}, or train the teacher longer"
             )
     return warnings
+
+
+def display_names(labels, class_names):
+    """`{class id: name}`, a name with its id where classes share it."""
+    names = {label: class_names.get(label, str(label)) for label in labels}
+    every = list(names.values())
+    return {c: name if every.count(name) == 1 else f"{name} ({c})" for c, name in names.items()}

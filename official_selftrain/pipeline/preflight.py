@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 from official_selftrain.data import records, visualize
-from official_selftrain.engine import loop as loop_lib
+from official_selftrain.engine import guards
 from official_selftrain.pipeline.training import images_per_step
 from official_selftrain.utils.errors import UserError
 
@@ -37,8 +37,8 @@ def check(training, picture, stages=None):
         scalars = loop.step(batch)
         seconds.append(time.perf_counter() - began)
         try:
-            loop_lib.check_finite(scalars, step)
-        except loop_lib.NonFinite as problem:
+            guards.check_finite(scalars, step)
+        except guards.NonFinite as problem:
             raise UserError(
                 f"{problem} of the check: the labels, trainer.init or the first learning rate "
                 "(optimizer.warmup_learning_rate) cannot be right"

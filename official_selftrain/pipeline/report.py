@@ -14,6 +14,7 @@ from official_selftrain import teacher
 from official_selftrain.config import rounds, stages
 from official_selftrain.data import records, visualize
 from official_selftrain.engine import checkpoints, memory
+from official_selftrain.pipeline import curves
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256, write_json, write_text
 
@@ -73,14 +74,14 @@ def write(config, folder, data, results, seconds, again=False):
         shown += [f"<h3>{place}</h3>"] if len(rounds) > 1 else []
         shown += [
             _label_table(config, result),
-            visualize.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
+            curves.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
         ]
     parts = [
         _results_table(config, results),
         _stages_table(config, data, results, labels["threshold"]),
         *shown,
         _heading("Training"),
-        visualize.curves(histories, names),
+        curves.curves(histories, names),
         _table(["stage", "seconds"], [[s, f"{seconds[s]:.0f}"] for s in seconds if s != "report"]),
         _heading("Unlabelled images"),
         _picture(folder / "pictures-unlabeled.png", labelling),

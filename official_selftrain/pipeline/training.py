@@ -17,7 +17,7 @@ from official_selftrain import config as config_lib
 from official_selftrain import teacher
 from official_selftrain.conversion import checkpoint
 from official_selftrain.data import inputs, records
-from official_selftrain.engine import checkpoints, memory
+from official_selftrain.engine import checkpoints, guards, memory
 from official_selftrain.engine import loop as loop_lib
 from official_selftrain.utils.errors import Stopped, UserError
 from official_selftrain.utils.files import read_json_or_none, write_json, write_text
@@ -54,7 +54,7 @@ class Training:
         self.history_file = folder / "history.jsonl"
         self.skipped_file = folder / "skipped.json"
         self.replays = 0
-        self.shutdown = loop_lib.GracefulShutdown()
+        self.shutdown = guards.GracefulShutdown()
 
     def run(self):
         """Trains to the end, and writes weights and classes."""
@@ -63,7 +63,7 @@ class Training:
                 try:
                     self._train_from(self.restore())
                     break
-                except loop_lib.NonFinite as problem:
+                except guards.NonFinite as problem:
                     self._find_batch(problem)
         if self.distribution.chief:
             self._finish()
@@ -184,8 +184,8 @@ class Training:
             if step in skipped:
                 continue
             try:
-                loop_lib.check_finite(loop.step(batch), step + 1)
-            except loop_lib.NonFinite as found:
+                guards.check_finite(loop.step(batch), step + 1)
+            except guards.NonFinite as found:
                 problem = found
                 name = f"nonfinite-{step:08d}-{self.distribution.worker}.npz"
                 batch_file = str(self.folder / name)

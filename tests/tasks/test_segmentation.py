@@ -9,9 +9,11 @@ from PIL import Image
 
 from official_selftrain.config import InputConfig, PseudoConfig, SegmentationConfig
 from official_selftrain.data import inputs, records
-from official_selftrain.evaluation.metrics import SegmentationMetric
-from official_selftrain.tasks import make_task, segmentation
-from official_selftrain.tasks.segmentation import MaskPrediction, MaskTally, SegmentationTask
+from official_selftrain.data.predictions import MaskPrediction
+from official_selftrain.evaluation.mask_labels import MaskTally
+from official_selftrain.evaluation.miou import SegmentationMetric
+from official_selftrain.tasks import make_task, multiscale
+from official_selftrain.tasks.segmentation import SegmentationTask
 from official_selftrain.utils.errors import UserError
 
 SIZE = (128, 128)
@@ -209,7 +211,7 @@ def test_single_scale_equals_the_exported_network(model, tmp_path):
 def test_strips_change_nothing(model, tmp_path, monkeypatch):
     files = write_images(tmp_path, (200, 60), (31, 90))
     whole = predict(make(), model, files)
-    monkeypatch.setattr(segmentation, "STRIP", 1000)  # a few rows at a time
+    monkeypatch.setattr(multiscale, "STRIP", 1000)  # a few rows at a time
     for a, b in zip(whole, predict(make(), model, files), strict=True):
         # But for rounding: where a CPU's vectors end, exp is another function.
         assert np.mean(a.classes != b.classes) < 0.001
