@@ -15,10 +15,10 @@ def main():
     if not cli.FLAGS.weights:
         raise UserError("give --weights, the teacher's run folder or .weights.h5 file")
 
-    from official_selftrain.pipeline import runner
+    from official_selftrain import pipeline
     from official_selftrain.tasks import make_task
 
-    files, report = runner.pseudo_label(
+    files, report = pipeline.pseudo_label(
         config,
         cli.FLAGS.model_dir,
         cli.FLAGS.weights,

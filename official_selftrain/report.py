@@ -8,9 +8,9 @@ from official_selftrain import cli
 
 def main():
     """Writes the report of a finished run again."""
-    from official_selftrain.pipeline import runner
+    from official_selftrain import pipeline
 
-    runner.write_report(cli.config_from_flags(), cli.FLAGS.model_dir)
+    pipeline.write_report(cli.config_from_flags(), cli.FLAGS.model_dir)
     print(f"report: {cli.FLAGS.model_dir}/report.html")
 
 

@@ -89,7 +89,7 @@ def unfinished(shards):
 def _is_whole(file, output):
     if not os.path.exists(output):
         return False
-    proof = read_json_or_none(proof_file(output))
+    proof = read_json_or_none(records.proof_file(output))
     if isinstance(proof, dict) and "sha256" in proof:
         if proof["sha256"] == sha256(output):
             return True
@@ -108,13 +108,10 @@ def _same_images(file, output):
         return False
 
 
-def proof_file(output):
-    """The file that tells the checksum of a labelled shard."""
-    return f"{output}.json"
-
-
 def _write_proof(output):
-    write_json(proof_file(output), {"bytes": os.path.getsize(output), "sha256": sha256(output)})
+    write_json(
+        records.proof_file(output), {"bytes": os.path.getsize(output), "sha256": sha256(output)}
+    )
 
 
 def label(predictor, shards, teacher, images=None):

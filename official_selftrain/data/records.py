@@ -532,6 +532,11 @@ def _undamaged(file, offset):
     return serialized if right else None
 
 
+def proof_file(output):
+    """The file that tells the checksum of a labelled shard."""
+    return f"{output}.json"
+
+
 def write(path, records):
     """Writes a TFRecord file that appears only when complete; returns the number of records.
 

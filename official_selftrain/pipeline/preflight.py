@@ -1,20 +1,32 @@
 """Before a long run: one batch through everything, and what the run will need."""
 
+import pathlib
 import resource
 import shutil
 import time
 
 import numpy as np
 
+from official_selftrain import config as config_lib
 from official_selftrain.data import records, visualize
-from official_selftrain.engine import guards
-from official_selftrain.pipeline.training import images_per_step
+from official_selftrain.data.prepared import SOURCES, WITHOUT_LABELS
+from official_selftrain.engine import distribution as distribution_lib
+from official_selftrain.engine import guards, memory
+from official_selftrain.pipeline.folder import check_settings, working_in
+from official_selftrain.pipeline.training import (
+    Training,
+    check_batches,
+    check_start,
+    check_startable,
+    images_per_step,
+)
+from official_selftrain.pipeline.workspace import prepare, reading
 from official_selftrain.utils.errors import UserError
 
 SHOWN = 4  # images in the picture
 
 
-def check(training, picture, stages=None):
+def look(training, picture, stages=None):
     """Makes two steps, which nothing keeps, and looks at data, time, memory and disk.
 
     Args:
@@ -135,3 +147,36 @@ def _gpu_memory():
         peaks = [tf.config.experimental.get_memory_info(name)["peak"] for name in names]
     peaks = [peak for peak in peaks if peak]
     return f", {max(peaks) / 2**30:.1f} GB on a device" if peaks else ""
+
+
+def check(config, folder, whole=False):
+    """What a training would meet and need, without training; see `look`.
+
+    Prepares the data in `folder/data`, and draws `folder/check.png`. Of a recipe for `run`, whose
+    student has no labels yet, the teacher is looked at; the time is that of all stages.
+
+    Args:
+        config: `Config`.
+        folder: the run folder.
+        whole: look at the stages of `run`, even if `pseudo.records` is given.
+    """
+    whole = whole or (config.pseudo is not None and not config.pseudo.given)
+    first = config_lib.teacher_config(config) if whole else config
+    check_startable(first)
+    folder = pathlib.Path(folder)
+    distribution = distribution_lib.make(config.runtime)
+    check_batches(first, distribution)
+    with working_in(folder, distribution):
+        check_settings(config, folder)
+        names = WITHOUT_LABELS if whole else SOURCES
+        data = prepare(config, folder / "data", distribution, names)
+        first, config = data.complete(first), data.complete(config)
+        check_start(first, data)
+        picture = folder / "check.png" if distribution.chief else None
+        with reading(data, distribution), memory.given_back():
+            rows = look(
+                Training(first, folder, data, distribution),
+                picture,
+                config_lib.stages(config) if whole else {},
+            )
+    return [*(("boxes", f"WARNING: {text}") for text in data.lost_boxes(first)), *rows]

@@ -40,7 +40,7 @@ def write(config, folder, data, results, seconds, again=False):
     Args:
         config: `Config` of the run, complete.
         folder: the folder of `run`.
-        data: `runner.Data`.
+        data: `PreparedData`.
         results: `{stage: metrics}` in the order of the stages.
         seconds: `{stage: seconds}`.
         again: also write it if nothing has changed since it was written.

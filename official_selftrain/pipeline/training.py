@@ -3,7 +3,6 @@
 Resumes by itself, evaluates on the way, and looks for the batch behind a loss that is not finite.
 """
 
-import contextlib
 import functools
 import json
 import logging
@@ -11,14 +10,23 @@ import math
 import pathlib
 import re
 
-from tqdm import tqdm
-
 from official_selftrain import config as config_lib
 from official_selftrain import teacher
 from official_selftrain.conversion import checkpoint
 from official_selftrain.data import inputs, records
+from official_selftrain.data.prepared import check_classes
 from official_selftrain.engine import checkpoints, guards, memory
+from official_selftrain.engine import distribution as distribution_lib
 from official_selftrain.engine import loop as loop_lib
+from official_selftrain.pipeline import evaluation
+from official_selftrain.pipeline.folder import (
+    check_weights,
+    claim_content,
+    claim_folder,
+    working_in,
+    write_classes,
+)
+from official_selftrain.pipeline.workspace import prepare, reading
 from official_selftrain.utils.errors import Stopped, UserError
 from official_selftrain.utils.files import read_json_or_none, write_json, write_text
 
@@ -58,7 +66,10 @@ class Training:
 
     def run(self):
         """Trains to the end, and writes weights and classes."""
-        with self.shutdown, readable_errors(self.data, ("human", "pseudo"), self.task.check_record):
+        with (
+            self.shutdown,
+            evaluation.readable_errors(self.data, ("human", "pseudo"), self.task.check_record),
+        ):
             while True:
                 try:
                     self._train_from(self.restore())
@@ -138,10 +149,10 @@ class Training:
     def _evaluate(self, step):
         """Measures the present weights, and keeps them if they are the best."""
         self._predictor.refresh()
-        metrics = measure(self._predictor, self.data, self.distribution)
+        metrics = evaluation.measure(self._predictor, self.data, self.distribution)
         name = self.task.headline
         if self.distribution.chief:
-            log_metrics(self.folder, step, metrics)
+            evaluation.log_metrics(self.folder, step, metrics)
             checkpoints.save_best(self.trainer.student, self.folder, step, name, metrics[name])
         memory.give_back()
         return {name: metrics[name]}
@@ -209,13 +220,97 @@ class Training:
 
     def _finish(self):
         student, average = self.trainer.student, self.trainer.average
-        classes = {"num_classes": self.config.task.num_classes, "names": self.data.class_names}
-        write_json(self.folder / checkpoints.CLASSES, classes)
+        write_classes(self.config, self.folder, self.data)
         if average is not None:
             average.swap(student)
             checkpoints.save_weights(student, self.folder, checkpoints.AVERAGE)
             average.swap(student)
         checkpoints.save_weights(student, self.folder)
+
+
+def train(config, folder, data=None, evaluate_after=True):
+    """Trains one model; resumes by itself, and returns at once if the folder is finished.
+
+    Weights come from, in this order: the newest checkpoint of the folder, `trainer.init`, random.
+
+    Args:
+        config: `Config`.
+        folder: the run folder.
+        data: prepared `Data`, None prepares it in `folder/data`.
+        evaluate_after: also evaluate the final weights.
+
+    Returns:
+        The metrics, or {} without evaluation.
+
+    Raises:
+        UserError: for bad data or options, a folder made of other data, or a diverged training.
+    """
+    folder = pathlib.Path(folder)
+    check_startable(config, (folder / checkpoints.WEIGHTS).exists())
+    distribution = distribution_lib.make(config.runtime)
+    check_batches(config, distribution)
+    with working_in(folder, distribution):
+        distribution.chief_first(lambda: claim_folder(config, folder))
+        data = data or prepare(config, folder / "data", distribution)
+        config = data.complete(config)
+        distribution.chief_first(lambda: claim_content(config, folder, data))
+        if not (folder / checkpoints.WEIGHTS).exists():
+            check_start(config, data)
+            for text in data.lost_boxes(config):
+                logging.warning("%s", text)
+            if evaluate_after or config.trainer.evaluation_interval:
+                evaluation.check_measurable(config, data)
+            with reading(data, distribution), memory.given_back():
+                Training(config, folder, data, distribution).run()
+        if distribution.chief:
+            check_weights(folder)
+            if read_json_or_none(folder / checkpoints.CLASSES) is None:
+                write_classes(config, folder, data)
+        if not evaluate_after or config.evaluation is None:
+            return {}
+        return evaluation.measured(config, folder, distribution, data)
+
+
+def check_startable(config, finished=False):
+    """Raises a `UserError` if a training lacks what it starts from."""
+    if not config.human.given:
+        raise UserError("no labelled images: set human.records, or human.images and annotations")
+    if config.pseudo is not None and not config.pseudo.given:
+        raise UserError(
+            "this experiment trains a student, but pseudo.records is not set: use "
+            "`python -m official_selftrain.run`, or give the files that pseudo_label wrote"
+        )
+    if config.trainer.init == "imagenet++":
+        raise UserError(
+            "this cell starts from ImageNet++, Noisy Student's EfficientNet, whose weights only "
+            "its authors publish: fetch them and give trainer.init=CHECKPOINT, their TF1 "
+            "checkpoint (prefix, folder or .tar.gz)"
+        )
+    if config.trainer.init and config.trainer.init != "imagenet" and not finished:
+        init = pathlib.Path(config.trainer.init)
+        if not (init.exists() or checkpoint.is_checkpoint(init)):
+            raise UserError(f"trainer.init: {init} does not exist")
+
+
+def check_start(config, data):
+    """Checks that the weights of `trainer.init` mean the same classes as the data.
+
+    Raises:
+        UserError: if they do not.
+    """
+    init = config.trainer.init
+    if not init or init == "imagenet" or checkpoint.is_checkpoint(init):
+        return
+    classes = checkpoints.classes_of(init)
+    if classes is None:
+        return
+    check_classes({f"trainer.init={init}": classes["names"], "human": data.class_names})
+    if classes["num_classes"] != config.task.num_classes:
+        raise UserError(
+            f"trainer.init={init} knows {classes['num_classes']} classes (with the background), "
+            f"the data {config.task.num_classes}; set task.num_classes={classes['num_classes']} if "
+            "the data holds a part of them"
+        )
 
 
 def _warn_of_precision(config):
@@ -298,43 +393,6 @@ def _forget_after(history_file, step):
     write_text(history_file, "".join(line + "\n" for line in kept))
 
 
-@contextlib.contextmanager
-def readable_errors(data, sources, check=None):
-    """Turns what TensorFlow raises for a damaged shard into one line that names file and record.
-
-    Args:
-        data: prepared `Data`.
-        sources: names of the sources that are read inside.
-        check: function record, which raises a `UserError` for labels that the task cannot use.
-
-    Raises:
-        UserError: in place of an error of TensorFlow that data can cause, or of lacking memory.
-    """
-    from tensorflow import errors
-
-    of_input = (
-        errors.DataLossError, errors.FailedPreconditionError, errors.InvalidArgumentError,
-        errors.NotFoundError, errors.OutOfRangeError, errors.PermissionDeniedError,
-        errors.UnknownError,
-    )  # fmt: skip
-    try:
-        yield
-    except errors.ResourceExhaustedError as error:
-        raise UserError(
-            f"out of memory ({_first_line(error)}): take smaller batches (human.batch_size, "
-            "pseudo.batch_size), trainer.micro_batches=N, or a smaller task.image_size"
-        ) from None
-    except of_input as error:
-        for name in sources:
-            if name in data.summaries:
-                inputs.find_bad_record(data.files(name), check)
-        raise UserError(f"the input failed: {_first_line(error)}") from None
-
-
-def _first_line(error):
-    return error.message.strip().split("\n")[0][:200]
-
-
 def check_batches(config, distribution):
     """A replica without images would write NaN into the weights.
 
@@ -382,33 +440,6 @@ def make_trainer(config, task):
     trainer.compile(optimizer=optimizer)
     trainer.optimizer.build(trainer.student.trainable_variables)
     return trainer
-
-
-def measure(predictor, data, distribution):
-    """The metrics of a `teacher.Predictor` on the evaluation source.
-
-    Every worker sees a share of the images, and returns the metrics of all.
-
-    Raises:
-        UserError: if a shard is damaged.
-    """
-    metric = predictor.task.metric(data.class_names)
-    summary, workers = data.summaries["evaluation"], distribution.workers
-    stream = predictor(summary["files"], distribution.worker, workers)
-    total = -(-summary["images"] // workers)
-    with readable_errors(data, ["evaluation"]):
-        for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
-            metric.update(record, prediction)
-    first, *others = distribution.gather(metric)
-    for other in others:
-        first.merge(other)
-    return first.result()
-
-
-def log_metrics(folder, step, metrics):
-    """Writes metrics for TensorBoard."""
-    with loop_lib.summaries(folder / "tensorboard") as write:
-        write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
 
 
 def training_data(config, task, data, start_step, input_context=None):

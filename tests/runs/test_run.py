@@ -20,12 +20,16 @@ from mini import resolve, resolve_masks
 from PIL import Image
 from workers import finish, start_workers
 
-from official_selftrain import cli, report, teacher
+from official_selftrain import cli, pipeline, teacher
 from official_selftrain import config as config_lib
 from official_selftrain.data import records
+from official_selftrain.data.prepared import WITHOUT_LABELS, PreparedData, check_classes
 from official_selftrain.engine import checkpoints, loop
 from official_selftrain.engine.distribution import Distribution
-from official_selftrain.pipeline import preflight, runner, training
+from official_selftrain.pipeline import evaluation, preflight, report, training
+from official_selftrain.pipeline.folder import claim_folder, environment
+from official_selftrain.pipeline.run import StageTimer
+from official_selftrain.pipeline.workspace import reading
 from official_selftrain.tasks import make_task
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import Stopped, UserError
@@ -38,11 +42,11 @@ def finished(data, tmp_path_factory):
     """An uninterrupted `run` with a control."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     config = resolve(data, "self_training.control=true")
-    return config, folder, runner.run(config, folder)
+    return config, folder, pipeline.run(config, folder)
 
 
 def weights(config, folder):
-    config = runner.Data(config, folder.parent / "data").complete(config)
+    config = PreparedData(config, folder.parent / "data").complete(config)
     model = make_task(config.task).build_model()
     checkpoints.load_weights(model, folder)
     return [np.asarray(w) for w in model.weights]
@@ -75,7 +79,7 @@ def test_class_count_comes_from_the_labels(finished):
 def test_finished_run_is_not_done_again(finished):
     config, folder, results = finished
     before = (folder / "student/model.weights.h5").stat().st_mtime_ns
-    assert runner.run(config, folder) == results
+    assert pipeline.run(config, folder) == results
     assert (folder / "student/model.weights.h5").stat().st_mtime_ns == before
 
 
@@ -90,7 +94,7 @@ def test_student_reads_the_teachers_labels_and_control_does_not(finished):
 def test_folder_of_another_run_is_refused(data, finished):
     _, folder, _ = finished
     with pytest.raises(UserError, match=r"differs in self_training.alpha \(1.0 there, 0.5 now\)"):
-        runner.run(resolve(data, "self_training.control=true,self_training.alpha=0.5"), folder)
+        pipeline.run(resolve(data, "self_training.control=true,self_training.alpha=0.5"), folder)
 
 
 @pytest.mark.parametrize(
@@ -113,22 +117,22 @@ def test_wrong_input_stops_in_one_line(data, finished, override, message):
     other = folder.parent / f"wrong-{abs(hash(override))}"
     with pytest.raises(UserError, match=message):
         if "threshold" in override:
-            runner.pseudo_label(wrong, other, folder / "teacher")
+            pipeline.pseudo_label(wrong, other, folder / "teacher")
         else:
-            runner.run(wrong, other)
+            pipeline.run(wrong, other)
 
 
 def test_labels_of_two_teachers_do_not_mix(data, finished, tmp_path):
     _, folder, _ = finished
     config = resolve(data)
-    runner.pseudo_label(config, tmp_path, folder / "teacher")
+    pipeline.pseudo_label(config, tmp_path, folder / "teacher")
     with pytest.raises(UserError, match="labels by another teacher"):
-        runner.pseudo_label(config, tmp_path, folder / "student")
+        pipeline.pseudo_label(config, tmp_path, folder / "student")
 
 
 def test_images_without_any_label_cannot_teach(data, tmp_path):
     with pytest.raises(UserError, match="hold no box; is human.annotations given"):
-        runner.run(resolve(data, "human.annotations=null"), tmp_path / "run")
+        pipeline.run(resolve(data, "human.annotations=null"), tmp_path / "run")
 
 
 def test_every_checkpoint_and_evaluation_that_is_due_ends_a_loop():
@@ -175,14 +179,14 @@ def test_batches_are_shared_out_evenly(data):
 def test_measured_images_are_not_to_be_labelled(data, tmp_path, caplog):
     """Evaluation images among the unlabelled are refused, among the labelled a warning."""
     with pytest.raises(UserError, match="6 images are both in 'evaluation' and in 'unlabeled'"):
-        runner.run(resolve(data, "unlabeled.images=train"), tmp_path / "a")
-    runner.Data(resolve(data), tmp_path / "b")
+        pipeline.run(resolve(data, "unlabeled.images=train"), tmp_path / "a")
+    PreparedData(resolve(data), tmp_path / "b")
     assert "6 images are both in human and in evaluation" in caplog.text
 
 
 def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
     config = resolve_masks(masks, "self_training.control=true,human.policy=S4")
-    results = runner.run(config, tmp_path)
+    results = pipeline.run(config, tmp_path)
     assert list(results) == ["teacher", "student", "control"]
     for metrics in results.values():
         assert {"mIoU", "IoU/left", "IoU/right"} <= set(metrics)
@@ -191,54 +195,54 @@ def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
     assert "mIoU" in page and "pixels ignored" in page and "left" in page
     report = json.loads((tmp_path / "labels/report.json").read_text())
     assert report["images"] == 5 and 0 <= report["ignored_share"] < 1
-    assert runner.evaluate(
+    assert pipeline.evaluate(
         config, tmp_path / "again", weights=tmp_path / "student"
     ) == pytest.approx(results["student"])
-    assert runner.run(config, tmp_path) == results
+    assert pipeline.run(config, tmp_path) == results
 
 
 def test_class_absent_from_the_labelled_images(masks, tmp_path, caplog):
     (masks / "more.txt").write_text("right\nleft\nmiddle\n")
     human = "human.class_list=more.txt,evaluation.class_list=more.txt"
-    metrics = runner.train(config_lib.teacher_config(resolve_masks(masks, human)), tmp_path)
+    metrics = pipeline.train(config_lib.teacher_config(resolve_masks(masks, human)), tmp_path)
     assert "no labelled image holds 'middle'" in caplog.text
     assert metrics["IoU/middle"] == -1  # it is not in the truth either
 
 
 def test_student_learns_the_distribution_of_the_teacher(masks, tmp_path):
     soft = "task.label_classes=2,pseudo.soft=true"
-    results = runner.run(resolve_masks(masks, soft), tmp_path / "a")
+    results = pipeline.run(resolve_masks(masks, soft), tmp_path / "a")
     assert list(results) == ["teacher", "student"] and results["student"]["mIoU"] > 0
     fewer = resolve_masks(masks, "task.num_classes=3,task.label_classes=3,pseudo.soft=true")
     student = config_lib.student_config(fewer, f"{tmp_path}/a/labels/pseudo-*.tfrecord", None)
     with pytest.raises(UserError, match="task.label_classes=3: the labels hold 2 of 3 classes"):
-        runner.train(student, tmp_path / "b")
+        pipeline.train(student, tmp_path / "b")
 
 
 def test_wrong_masks_stop_a_run_in_one_line(masks, tmp_path):
     with pytest.raises(UserError, match="6 images of human have no mask; is human.masks given?"):
-        runner.run(resolve_masks(masks, "human={masks: null, class_list: null}"), tmp_path / "a")
+        pipeline.run(resolve_masks(masks, "human={masks: null, class_list: null}"), tmp_path / "a")
     with pytest.raises(UserError, match="class_weights has 3 numbers for 2 classes"):
-        runner.run(resolve_masks(masks, "task.class_weights=[1,1,1]"), tmp_path / "b")
+        pipeline.run(resolve_masks(masks, "task.class_weights=[1,1,1]"), tmp_path / "b")
     with pytest.raises(UserError, match="needs task.kind=segmentation and task.label_classes=2"):
         resolve_masks(masks, "pseudo.soft=true")
     with pytest.raises(UserError, match="starts from ImageNet"):
-        runner.train(resolve_masks(masks, "trainer.init=imagenet++,pseudo=null"), tmp_path / "c")
+        pipeline.train(resolve_masks(masks, "trainer.init=imagenet++,pseudo=null"), tmp_path / "c")
 
 
 def test_empty_unlabelled_folder(data, tmp_path):
     (data / "empty").mkdir()
     with pytest.raises(UserError, match="no usable image in .*empty"):
-        runner.run(resolve(data, "unlabeled.images=empty"), tmp_path / "run")
+        pipeline.run(resolve(data, "unlabeled.images=empty"), tmp_path / "run")
 
 
 def test_student_without_labels_and_training_without_images_say_so(data, tmp_path):
     with pytest.raises(UserError, match=r"pseudo.records is not set"):
-        runner.train(resolve(data), tmp_path / "a")
+        pipeline.train(resolve(data), tmp_path / "a")
     with pytest.raises(UserError, match="no labelled images"):
-        runner.train(resolve(data, "human={images: null, annotations: null}"), tmp_path / "b")
+        pipeline.train(resolve(data, "human={images: null, annotations: null}"), tmp_path / "b")
     with pytest.raises(UserError, match="nowhere does not exist"):
-        runner.train(resolve(data, "pseudo=null,trainer.init=nowhere"), tmp_path / "c")
+        pipeline.train(resolve(data, "pseudo=null,trainer.init=nowhere"), tmp_path / "c")
 
 
 def test_evaluate_command_gives_the_same_metrics(finished, tmp_path):
@@ -261,7 +265,7 @@ def test_images_that_keep_nothing_can_be_left_out(data, finished):
     config, folder, _ = finished
     student = config_lib.student_config(config, str(folder / "labels/pseudo-*.tfrecord"), "x")
     student = student.override({"pseudo.keep_empty": False, "pseudo.score_threshold": 0.0})
-    prepared = runner.Data(student, folder / "data")
+    prepared = PreparedData(student, folder / "data")
     student = prepared.complete(student)
     images, labels = next(
         iter(training.training_data(student, make_task(student.task), prepared, 0))
@@ -282,11 +286,11 @@ def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_pat
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(loop.TensorFlowLoop, "run", ask_to_end)
     with pytest.raises(Stopped, match="stopped at step 2 of 4, which is saved"):
-        runner.train(teacher, tmp_path / "a")
+        pipeline.train(teacher, tmp_path / "a")
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "a/checkpoints/ckpt-00000002.npz").exists()
     monkeypatch.undo()
-    runner.train(teacher, tmp_path / "a")
+    pipeline.train(teacher, tmp_path / "a")
     assert_same_training(tmp_path / "a", whole / "teacher", 0, 4)
 
 
@@ -313,7 +317,7 @@ def no_network(monkeypatch):
     """Metrics are counted calls: 0.01, 0.02, ..."""
     calls = itertools.count(1)
     monkeypatch.setattr(teacher, "load_predictor", lambda *_, **__: None)
-    monkeypatch.setattr(training, "measure", lambda *_: {"AP": next(calls) / 100})
+    monkeypatch.setattr(evaluation, "measure", lambda *_: {"AP": next(calls) / 100})
 
 
 def flip(file):
@@ -326,13 +330,13 @@ def test_a_copied_run_is_as_finished_and_reads_its_own_data(own, no_training):
     """With other times, in a folder whose name could be taken for a pattern."""
     config, folder, results = own
     os.utime(pathlib.Path(config.data_dir) / "unlabeled/0.png")
-    assert runner.run(config, folder) == results
+    assert pipeline.run(config, folder) == results
     saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
     assert saved.pseudo.records == str(folder / "labels")
     assert saved.trainer.init == str(folder / "teacher")
     assert saved.data_dir == config.data_dir
     student = config_lib.student_config(config, str(folder / "labels"), None)
-    for summary in runner.Data(student, folder / "data").summaries.values():
+    for summary in PreparedData(student, folder / "data").summaries.values():
         assert all(str(folder) in file for file in summary["files"])
 
 
@@ -344,10 +348,10 @@ def test_labels_that_are_edited_under_a_training_are_told(own, no_training):
     file.write_text(json.dumps(content))
     before, now = r"human: 6 images, 5 boxes \(\w{8}\) before", r"6 images, 2 boxes \(\w{8}\) now"
     with pytest.raises(UserError, match=f"teacher was trained on other data .*{before}, {now}"):
-        runner.run(config, folder)
+        pipeline.run(config, folder)
     (folder / "teacher/model.weights.h5").unlink()  # in the middle of a training, too
     with pytest.raises(UserError, match=before):
-        runner.run(config, folder)
+        pipeline.run(config, folder)
 
 
 def test_a_training_goes_on_with_other_data_only_before_its_first_step(own, no_training):
@@ -359,16 +363,16 @@ def test_a_training_goes_on_with_other_data_only_before_its_first_step(own, no_t
     (folder / "student/made_of.json").write_text(json.dumps(made_of))
     student = student.override({"data_dir": str(folder.parent / "data")})
     student = config_lib.student_config(student, str(folder / "labels"), str(folder / "teacher"))
-    prepared = runner.Data(student, folder / "data")
+    prepared = PreparedData(student, folder / "data")
     with pytest.raises(UserError, match="pseudo: 5 images, .*of other.* before, 5 images"):
-        runner.train(student, folder / "student", prepared)  # what is finished needs no start
+        pipeline.train(student, folder / "student", prepared)  # what is finished needs no start
     (folder / "student/model.weights.h5").unlink()
     with pytest.raises(UserError, match="init: of another t before, "):
-        runner.train(student, folder / "student", prepared)
+        pipeline.train(student, folder / "student", prepared)
     for step in (2, 4):
         (folder / f"student/checkpoints/ckpt-{step:08d}.npz").unlink()
     with pytest.raises(pytest.fail.Exception, match="it trains again"):
-        runner.train(student, folder / "student", prepared)
+        pipeline.train(student, folder / "student", prepared)
     assert not list((folder / "student/checkpoints").iterdir())
     assert json.loads((folder / "student/made_of.json").read_text())["init"] != made_of["init"]
 
@@ -376,7 +380,7 @@ def test_a_training_goes_on_with_other_data_only_before_its_first_step(own, no_t
 def test_damaged_files_are_made_again_alone(own, no_training, caplog, monkeypatch):
     """As a power cut leaves them: empty, or half written."""
     config, folder, results = own
-    monkeypatch.setattr(training, "measure", lambda *_: results["teacher"])
+    monkeypatch.setattr(evaluation, "measure", lambda *_: results["teacher"])
     before = {file: file.read_bytes() for file in folder.rglob("*.json*")}
     labels = folder / "labels/pseudo-00000.tfrecord"
     before[labels] = labels.read_bytes()
@@ -389,7 +393,7 @@ def test_damaged_files_are_made_again_alone(own, no_training, caplog, monkeypatc
     for name in ("student/history.jsonl", "comparison.json"):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
-    assert runner.run(config, folder) == results
+    assert pipeline.run(config, folder) == results
     assert f"{labels} is damaged: it is labelled again" in caplog.text
     for name in ("labels/pseudo-00000.tfrecord", "labels/report.json", "teacher/classes.json"):
         assert (folder / name).read_bytes() == before[folder / name]
@@ -399,7 +403,7 @@ def test_weights_that_are_damaged_after_a_training_are_told(own, no_training):
     config, folder, _ = own
     flip(folder / "teacher/model.weights.h5")
     with pytest.raises(UserError, match="teacher/model.weights.h5 is not as .* delete it, and the"):
-        runner.run(config, folder)
+        pipeline.run(config, folder)
 
 
 def test_a_damaged_shard_is_named_whoever_reads_it_and_made_again(own):
@@ -408,31 +412,31 @@ def test_a_damaged_shard_is_named_whoever_reads_it_and_made_again(own):
     student = config_lib.student_config(config, str(labels), None)
     one = Distribution("any", 1)
     for name in ("human", "unlabeled", "evaluation", "pseudo"):
-        prepared = runner.Data(student, folder / "data")
+        prepared = PreparedData(student, folder / "data")
         file = pathlib.Path(prepared.files(name)[0])
         before = file.read_bytes()
         flip(file)
         with (
             pytest.raises(UserError, match=rf"{re.escape(str(file))} .*the same command|labels"),
-            runner._reading(prepared, one),
+            reading(prepared, one),
         ):
             list(records.read([str(file)]))
         if name == "pseudo":
             assert teacher.unfinished([(prepared.files("unlabeled")[0], str(file))])
         else:
-            runner.Data(student, folder / "data")
+            PreparedData(student, folder / "data")
             assert file.read_bytes() == before
-    with pytest.raises(UserError, match="^something else$"), runner._reading(prepared, one):
+    with pytest.raises(UserError, match="^something else$"), reading(prepared, one):
         raise UserError("something else")
 
 
 def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
     first, second = resolve(data), resolve(data, "trainer.steps=3,human.on_bad_record=skip")
-    runner.claim_folder(first, tmp_path)
+    claim_folder(first, tmp_path)
     start = tmp_path / "checkpoints/ckpt-00000000.npz"
     start.parent.mkdir()
     start.touch()
-    runner.claim_folder(second, tmp_path)
+    claim_folder(second, tmp_path)
     assert "it takes the new settings, human.on_bad_record ('stop' there" in caplog.text
     saved = config_lib.make(config_lib.load_file(tmp_path / "config.yaml"))
     assert saved == second and not start.exists()
@@ -440,23 +444,23 @@ def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
         (tmp_path / trained).parent.mkdir(exist_ok=True)
         (tmp_path / trained).touch()
         with pytest.raises(UserError, match=r"differs in .*trainer.steps \(3 there, 4 now\)"):
-            runner.claim_folder(first, tmp_path)
+            claim_folder(first, tmp_path)
         (tmp_path / trained).unlink()
-    runner.claim_folder(first, tmp_path)
+    claim_folder(first, tmp_path)
     (tmp_path / "config.yaml").write_text("experiment: x\nfoo: 1\n")
     with pytest.raises(UserError, match="config.yaml: .*unknown key 'foo'"):
-        runner.claim_folder(first, tmp_path)
+        claim_folder(first, tmp_path)
 
 
 @pytest.mark.parametrize(
     "work",
     [
-        lambda config, folder: runner.run(config, folder),
-        lambda config, folder: runner.train(config_lib.teacher_config(config), folder),
-        lambda config, folder: runner.evaluate(config, folder, weights=folder, refresh=True),
-        lambda config, folder: runner.pseudo_label(config, folder, folder),
-        lambda config, folder: runner.check(config, folder),
-        lambda config, folder: runner.write_report(config, folder),
+        lambda config, folder: pipeline.run(config, folder),
+        lambda config, folder: pipeline.train(config_lib.teacher_config(config), folder),
+        lambda config, folder: pipeline.evaluate(config, folder, weights=folder, refresh=True),
+        lambda config, folder: pipeline.pseudo_label(config, folder, folder),
+        lambda config, folder: pipeline.check(config, folder),
+        lambda config, folder: pipeline.write_report(config, folder),
     ],
     ids=["run", "train", "evaluate", "pseudo_label", "check", "report"],
 )
@@ -476,13 +480,13 @@ def test_a_second_process_in_a_folder_ends_and_names_the_first(data, tmp_path, w
 
 def test_the_header_of_a_config_needs_no_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "# keras " in runner._environment() and "# git" not in runner._environment()
+    assert "# keras " in environment() and "# git" not in environment()
     monkeypatch.undo()
     monkeypatch.setattr(
         config_lib, "PACKAGE", tmp_path / "somebody/else"
     )  # inside another checkout
     (tmp_path / ".git").mkdir()
-    assert "# git" not in runner._environment()
+    assert "# git" not in environment()
 
 
 # --- Numbers of its own ------------------------------------------------------------------------
@@ -506,17 +510,17 @@ def test_metrics_of_other_data_or_weights_are_kept_apart(own, no_network, caplog
         (saved, stage / "best.weights.h5"),
     ):
         caplog.clear()
-        metrics = runner.evaluate(config, stage, weights=weights, refresh=True)
+        metrics = pipeline.evaluate(config, stage, weights=weights, refresh=True)
         assert json.loads((stage / "metrics.json").read_text()) == results["student"]
         assert "not the metrics of the run" in caplog.text
         file = max((stage / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
         assert str(file) in caplog.text
         assert json.loads(file.read_text())["metrics"] == metrics != results["student"]
     assert len(list((stage / "evaluations").glob("*.json"))) == 4
-    assert runner.evaluate(saved, stage) == results["student"]
+    assert pipeline.evaluate(saved, stage) == results["student"]
     # Its own weights on its own data; these may lie elsewhere now.
     moved = saved.override({"data_dir": str(folder.parent / "data")})
-    refreshed = runner.evaluate(moved, stage, weights=stage, refresh=True)
+    refreshed = pipeline.evaluate(moved, stage, weights=stage, refresh=True)
     assert json.loads((stage / "metrics.json").read_text()) == refreshed == {"AP": 0.05}
 
 
@@ -524,7 +528,7 @@ def test_averaged_weights_are_measured_again_with_the_others(own, no_network):
     _, folder, _ = own
     (folder / "student/ema.weights.h5").touch()
     saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
-    metrics = runner.evaluate(saved, folder / "student", weights=folder / "student", refresh=True)
+    metrics = pipeline.evaluate(saved, folder / "student", weights=folder / "student", refresh=True)
     assert metrics == {"AP": 0.01, "ema/AP": 0.02}
 
 
@@ -532,7 +536,7 @@ def test_all_trainings_of_a_run_are_measured_on_data_that_is_prepared_once(own, 
     _, folder, _ = own
     saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
     configs = dict.fromkeys(("control", "student", "teacher"), saved)
-    assert runner.evaluate_stages(configs, folder)["teacher"] == {"AP": 0.03}
+    assert pipeline.evaluate_stages(configs, folder)["teacher"] == {"AP": 0.03}
     assert not list(folder.glob("*/data")) and not list(folder.rglob("evaluations"))
 
 
@@ -541,15 +545,15 @@ def test_evaluation_reads_classes_beside_the_weights(own, no_network):
     classes = folder / "student/classes.json"
     classes.write_text(json.dumps({"num_classes": 4, "names": {"1": "circle", "3": "square"}}))
     with pytest.raises(UserError, match="the weights and of evaluation differ: 1 'circle', 3 'sq"):
-        runner.evaluate(config, folder.parent / "out", weights=folder / "student")
+        pipeline.evaluate(config, folder.parent / "out", weights=folder / "student")
     classes.write_text(json.dumps({"num_classes": 4, "names": {"1": "square"}}))
     with pytest.raises(UserError, match="the weights know 4 classes .*but task.num_classes=2"):
-        runner.evaluate(
+        pipeline.evaluate(
             config.override({"task.num_classes": 2}), folder.parent / "out", weights=classes.parent
         )
     start = config.override({"pseudo": None, "trainer.init": str(folder / "student")})
     with pytest.raises(UserError, match="student knows 4 classes .*, the data 2; set task.num_cl"):
-        runner.train(start, folder.parent / "b")
+        pipeline.train(start, folder.parent / "b")
 
 
 @pytest.mark.parametrize(
@@ -568,17 +572,17 @@ def test_evaluation_reads_classes_beside_the_weights(own, no_network):
 def test_classes_of_two_sources_agree(first, second, differ):
     sources = {"human": first, "evaluation": second}
     if not differ:
-        runner.check_classes(sources)
+        check_classes(sources)
         return
     with pytest.raises(UserError, match="the classes of human and of evaluation differ") as told:
-        runner.check_classes(sources)
+        check_classes(sources)
     wrong = next(key for key in second if second[key] != first.get(key))
     assert f"{wrong} {second[wrong]!r}" in str(told.value) and len(str(told.value)) < 1500
 
 
 def test_boxes_beyond_the_limit_are_counted(data, tmp_path):
     config = resolve(data, "task.max_instances=3")
-    prepared = runner.Data(config, tmp_path)
+    prepared = PreparedData(config, tmp_path)
     prepared.summaries["human"]["boxes_per_image"] = {"0": 9, "3": 5, "4": 2, "10": 1}
     assert list(prepared.lost_boxes(config)) == [
         "3 images of human have more than task.max_instances=3 boxes: 9 of its 33 boxes are left "
@@ -588,14 +592,14 @@ def test_boxes_beyond_the_limit_are_counted(data, tmp_path):
 
 
 def test_boxes_of_the_teacher_count_above_their_threshold(data, tmp_path):
-    image = next(records.read(runner.Data(resolve(data), tmp_path / "data").files("unlabeled")))
+    image = next(records.read(PreparedData(resolve(data), tmp_path / "data").files("unlabeled")))
     boxes = np.tile([[0.1, 0.1, 0.5, 0.5]], (6, 1))
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "float32")
     labelled = image.relabelled("t", boxes=boxes, classes=[1] * 6, scores=scores)
     records.write(tmp_path / "p.tfrecord", [labelled])
     student = config_lib.student_config(resolve(data), str(tmp_path / "p.tfrecord"), None)
     student = student.override({"pseudo.score_threshold": 0.55, "task.num_classes": 2})
-    prepared = runner.Data(student, tmp_path / "data")
+    prepared = PreparedData(student, tmp_path / "data")
     prepared.summaries["pseudo"]["boxes_per_image"] = {6: 1}
     assert "1 of its 4 boxes" in next(prepared.lost_boxes(student))
     assert not list(prepared.lost_boxes(student.override({"pseudo.score_threshold": 0.65})))
@@ -605,7 +609,7 @@ def test_hints_name_the_key_of_their_section(data, tmp_path):
     shutil.copytree(data / "unlabeled", data / "broken")
     (data / "broken/0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"\(unlabeled.on_bad_record=skip goes on without it\)"):
-        runner.Data(resolve(data, "unlabeled.images=broken"), tmp_path)
+        PreparedData(resolve(data, "unlabeled.images=broken"), tmp_path)
 
 
 # --- Before and after --------------------------------------------------------------------------
@@ -619,10 +623,10 @@ def test_a_recipe_for_run_is_checked_before_there_are_labels(data, tmp_path, mon
         assert trained.config.human.batch_size == 4  # the teacher's
         return [("second step", "1 s")]
 
-    monkeypatch.setattr(preflight, "check", look)
-    monkeypatch.setattr(training, "Training", lambda config, *_: SimpleNamespace(config=config))
+    monkeypatch.setattr(preflight, "look", look)
+    monkeypatch.setattr(preflight, "Training", lambda config, *_: SimpleNamespace(config=config))
     config = resolve(data, "self_training={control: true, rounds: 2}")
-    assert runner.check(config, tmp_path)[-1] == ("second step", "1 s")
+    assert pipeline.check(config, tmp_path)[-1] == ("second step", "1 s")
     assert {
         name: (stage.trainer.steps, training.images_per_step(stage)) for name, stage in seen.items()
     } == {"teacher": (4, 4), "student": (4, 4), "student_2": (4, 4), "control": (4, 4)}
@@ -650,7 +654,7 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
         "contact_sheet",
         lambda rows, captions: drawn.update(dict.fromkeys(captions)) or Image.new("RGB", (4, 4)),
     )
-    prepared = runner.Data(config, folder / "data", runner._without("pseudo"))
+    prepared = PreparedData(config, folder / "data", WITHOUT_LABELS)
     config = prepared.complete(config)
     report.write(config, folder, prepared, results, {"teacher": 1.0})
     page = (folder / "report.html").read_text()
@@ -671,7 +675,7 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
 
 
 def test_ctrl_c_says_in_which_stage(tmp_path):
-    clock = runner._Clock(tmp_path / "seconds.json")
+    clock = StageTimer(tmp_path / "seconds.json")
     told = "in the stage labels; the same command goes on"
     with pytest.raises(KeyboardInterrupt, match=told), clock("labels"):
         raise KeyboardInterrupt
@@ -699,7 +703,7 @@ def test_labelling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tm
     """Every image is labelled once, as in one go, and what was finished is left alone."""
     _, whole, _ = finished
     config = resolve(data, shards)
-    expected, report = runner.pseudo_label(config, tmp_path / "whole", whole / "teacher")
+    expected, report = pipeline.pseudo_label(config, tmp_path / "whole", whole / "teacher")
     folder = tmp_path / "parts"
     command = [
         *(sys.executable, "-m", "official_selftrain.pseudo_label", f"--params_override={shards}"),
@@ -732,7 +736,7 @@ def test_labelling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tm
 @pytest.mark.slow
 def test_two_workers_label_a_share_of_the_shards_each(data, finished, shards, tmp_path):
     _, whole, _ = finished
-    expected, _ = runner.pseudo_label(resolve(data, shards), tmp_path / "one", whole / "teacher")
+    expected, _ = pipeline.pseudo_label(resolve(data, shards), tmp_path / "one", whole / "teacher")
     weights_flag = [f"--weights={whole / 'teacher'}"]
     folder = tmp_path / "two"
     both = start_workers(data, folder, shards, command="pseudo_label", flags=weights_flag)
@@ -749,7 +753,7 @@ def test_two_workers_label_a_share_of_the_shards_each(data, finished, shards, tm
 def test_a_beam_pipeline_that_cannot_label_is_one_line(data, finished, shards, tmp_path):
     _, whole, _ = finished
     with pytest.raises(UserError, match="Apache Beam stopped: Unexpected pipeline runner: Nope"):
-        runner.pseudo_label(
+        pipeline.pseudo_label(
             resolve(data, shards), tmp_path, whole / "teacher", beam_args=["--runner=Nope"]
         )
 
