@@ -28,7 +28,7 @@ from PIL import Image
 
 from official_selftrain import config as config_lib
 from official_selftrain.data import records, sources
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 SIZE = (100, 128)
 OUTCOMES = collections.Counter()

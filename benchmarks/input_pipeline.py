@@ -65,7 +65,8 @@ def our_dataset(name, file):
     import tensorflow as tf
 
     from official_selftrain.config import InputConfig
-    from official_selftrain.data import augment, inputs, records
+    from official_selftrain.data import inputs, records
+    from official_selftrain.data.augmentation import geometry
     from official_selftrain.tasks.detection import DetectionTask
 
     if name == "decode":
@@ -75,7 +76,7 @@ def our_dataset(name, file):
         parse = inputs.simclr_parser(224)
         return inputs.training_dataset([file], parse, BATCH, 0, threads=1), BATCH
     if name.startswith("S1 "):
-        augmentation = augment.Augmentation(InputConfig(policy="S1"), SIZE)
+        augmentation = geometry.Augmentation(InputConfig(policy="S1"), SIZE)
         data = tf.data.TFRecordDataset(file).repeat().enumerate()
 
         def parse(index, serialized):
@@ -84,7 +85,7 @@ def our_dataset(name, file):
             if name == "S1 unbatched":
                 scene = {key: example[key] for key in ("image", "boxes")}
                 return augmentation(scene, seed)["image"]
-            info = augment.plan_resize(tf.shape(example["image"])[:2], SIZE)
+            info = geometry.plan_resize(tf.shape(example["image"])[:2], SIZE)
             return tf.raw_ops.ResizeBilinear(
                 images=example["image"][None], size=tf.cast(tf.round(info[0] * info[2]), tf.int32)
             )
@@ -143,7 +144,7 @@ def time_operations(repeats=30):
     import numpy as np
     import tensorflow as tf
 
-    from official_selftrain.data import policies
+    from official_selftrain.data.augmentation import policies
 
     rng = np.random.default_rng(0)
     corners = np.sort(rng.random((7, 2, 2)), axis=1).reshape(7, 4)

@@ -46,7 +46,10 @@ def main():
     parser.add_argument("--evaluations", type=int, default=50)
     arguments = parser.parse_args()
 
-    from official_selftrain import distribution, runner, training
+    from official_selftrain import pipeline
+    from official_selftrain.engine import distribution
+    from official_selftrain.pipeline import training
+    from official_selftrain.pipeline.workspace import prepare
 
     logging.getLogger().setLevel(logging.ERROR)
     evaluate = training.Training._evaluate
@@ -60,12 +63,12 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         config = settings(arguments.network, 3, 0)
-        data = runner.prepare(config, folder / "data", distribution.make(config.runtime))
+        data = prepare(config, folder / "data", distribution.make(config.runtime))
         if arguments.evaluations:
             once = settings(arguments.network, arguments.evaluations + 1, 1)
-            runner.train(once, folder / "evaluations", data, evaluate_after=False)
+            pipeline.train(once, folder / "evaluations", data, evaluate_after=False)
         for number in range(arguments.trainings):
-            runner.train(config, folder / f"training-{number}", data)
+            pipeline.train(config, folder / f"training-{number}", data)
             print(f"training {number:5d} {resident():6.0f} MB", flush=True)
 
 

@@ -33,7 +33,9 @@ def ours():
     import tensorflow as tf
     import train_step
 
-    from official_selftrain import config, distribution, training
+    from official_selftrain import config
+    from official_selftrain.engine import distribution
+    from official_selftrain.pipeline import training
     from official_selftrain.tasks import make_task
 
     overrides = [f"task.image_size=[{SIZE},{SIZE}],task.bn_synchronized=false"]

@@ -27,7 +27,7 @@ from PIL import Image
 
 from official_selftrain import config as config_lib
 from official_selftrain.data import records, sources
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 # A case that reads without end fails alone, and does not take the machine with it.
 MEMORY, SECONDS = 8 * 2**30, 40

@@ -53,13 +53,15 @@ def train(name):
 
     if name.startswith("jax"):
         os.environ["KERAS_BACKEND"] = "jax"
-    from official_selftrain import distribution, runner, training
+    from official_selftrain.data.prepared import PreparedData
+    from official_selftrain.engine import distribution
+    from official_selftrain.pipeline import training
 
     chosen = settings(SETTINGS[name], f"human.batch_size={BATCH}")
     devices = distribution.make(chosen.runtime)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        data = runner.Data(chosen, folder / "data")
+        data = PreparedData(chosen, folder / "data")
         loop = training.Training(chosen, folder, data, devices).loop(0)
         began = time.perf_counter()
         loop.run(2)
@@ -86,8 +88,9 @@ def all_trainings():
 
 
 def resume():
-    from official_selftrain import checkpoints, distribution, training
     from official_selftrain.config import resolve
+    from official_selftrain.engine import checkpoints, distribution
+    from official_selftrain.pipeline import training
     from official_selftrain.tasks import make_task
 
     for experiment in ("demo", "coco_spinenet49"):
@@ -122,14 +125,15 @@ def resume():
 
 def labels():
     """The demo's 1,000 unlabelled images in shards of 250, by an untrained teacher."""
-    from official_selftrain import runner, training
     from official_selftrain.data import records
+    from official_selftrain.data.prepared import PreparedData
+    from official_selftrain.pipeline import training
     from official_selftrain.tasks import make_task
 
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         chosen = settings("task.nms.score_threshold=0.0", "pseudo={score_threshold: 0.001}")
-        data = runner.Data(chosen, folder / "data")
+        data = PreparedData(chosen, folder / "data")
         images = list(records.read(data.files("unlabeled")))
         for shard in range(4):
             records.write(str(folder / f"u-{shard}.tfrecord"), images[250 * shard :][:250])

@@ -29,9 +29,9 @@ def training(variant):
     import numpy as np
     import tensorflow as tf
 
-    from official_selftrain import distribution
+    from official_selftrain.engine import distribution
+    from official_selftrain.pipeline.training import make_trainer
     from official_selftrain.tasks import make_task
-    from official_selftrain.training import make_trainer
 
     chosen, size = settings(variant), BATCH.get(variant, 1)
     distribution.make(chosen.runtime)

@@ -13,7 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from official_selftrain import config, distribution, training
+from official_selftrain import config
+from official_selftrain.engine import distribution
+from official_selftrain.pipeline import training
 from official_selftrain.tasks import make_task
 
 SIZE, STEPS = 256, 5

@@ -2,7 +2,7 @@
 
     python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
 
-Handwritten digits pasted on photographs (`data/embedded.py`). Measured numbers are in
+Handwritten digits pasted on photographs (`data/sources/digits.py`). Measured numbers are in
 docs/results/demo.md.
 """
 

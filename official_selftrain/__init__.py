@@ -11,11 +11,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "DetectionTask": "tasks.detection",
-    "Detections": "tasks.detection",
+    "Detections": "data.predictions",
     "ImageRecord": "data.records",
     "LossNormalizer": "self_training",
     "FPN": "models.fpn",
-    "MaskPrediction": "tasks.segmentation",
+    "MaskPrediction": "data.predictions",
     "NASFPN": "models.nasfpn",
     "RetinaNet": "models.retinanet",
     "Segmenter": "models.segmenter",

@@ -15,7 +15,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from official_selftrain import config as config_lib
-from official_selftrain.errors import Stopped, UserError, printable
+from official_selftrain.utils.errors import Stopped, UserError, did_you_mean, printable
 
 FLAGS = flags.FLAGS
 
@@ -205,7 +205,7 @@ def _parse(arguments):
     try:
         return FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
-        hint = config_lib.did_you_mean(f"--{error.flagname}", [f"--{f}" for f in _own_flags()])
+        hint = did_you_mean(f"--{error.flagname}", [f"--{f}" for f in _own_flags()])
         raise UserError(f"unknown flag --{error.flagname}{hint}") from None
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None

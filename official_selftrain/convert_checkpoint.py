@@ -12,9 +12,10 @@ import pathlib
 
 from absl import flags
 
-from official_selftrain import cli, files
+from official_selftrain import cli
 from official_selftrain import config as config_lib
-from official_selftrain.errors import UserError
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -35,10 +36,10 @@ def main():
     values = config_lib.load_file(FLAGS.config_file, last_wins=True)
     size = cli.image_size(FLAGS.image_size)
 
-    from official_selftrain import released
+    from official_selftrain.conversion import checkpoint
 
-    result = released.convert(FLAGS.checkpoint, values, size)
-    summary = released.forward_summary(result.model)
+    result = checkpoint.convert(FLAGS.checkpoint, values, size)
+    summary = checkpoint.forward_summary(result.model)
     output = pathlib.Path(FLAGS.output)
     _save(result.model, output)
     stem = output.name.removesuffix(".keras").removesuffix(".weights.h5")
@@ -68,9 +69,9 @@ def _save(model, output):
 
 
 def _back_to_tf1(file, prefix):
-    from official_selftrain import released
+    from official_selftrain.conversion import checkpoint
 
-    released.write_checkpoint(load_model(file), prefix)
+    checkpoint.write_checkpoint(load_model(file), prefix)
     print(f"wrote the TF1 checkpoint {prefix}")
 
 

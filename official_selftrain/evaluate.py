@@ -22,12 +22,12 @@ def main():
         stages = {stage.name: cli.config_from_flags(folder=stage) for stage in trained}
     config = None if stages else cli.config_from_flags()
 
-    from official_selftrain import runner
+    from official_selftrain import pipeline
 
     if stages:
-        results = runner.evaluate_stages(stages, folder)
+        results = pipeline.evaluate_stages(stages, folder)
     else:
-        results = {"": runner.evaluate(config, folder, weights=weights, refresh=True)}
+        results = {"": pipeline.evaluate(config, folder, weights=weights, refresh=True)}
     for stage, metrics in results.items():
         print(f"\n{stage}" if stage else "")
         for name, value in metrics.items():

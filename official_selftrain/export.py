@@ -9,9 +9,11 @@ import pathlib
 
 from absl import flags
 
-from official_selftrain import checkpoints, cli, files
+from official_selftrain import cli
 from official_selftrain.config import changed
-from official_selftrain.errors import UserError
+from official_selftrain.engine import checkpoints
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -32,7 +34,7 @@ def main():
     # Not `changed`: a network may be exported at a size that training refuses.
     task = task.model_copy(update={"image_size": size})
 
-    from official_selftrain import serving
+    from official_selftrain.conversion import serving
     from official_selftrain.models import build_model
 
     serving.check_output(FLAGS.output, FLAGS.format)

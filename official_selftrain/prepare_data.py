@@ -11,7 +11,7 @@ import json
 from absl import flags
 
 from official_selftrain import cli, config
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 # What of the summary is printed; PREFIX.json has the rest, such as each skipped record.
@@ -68,8 +68,7 @@ def _percentages():
 
 
 def _preview(files, names):
-    from official_selftrain import visualize
-    from official_selftrain.data import records
+    from official_selftrain.data import records, visualize
 
     path = f"{FLAGS.output}-preview.png"
     visualize.augmentation_sheet(path, records.read(files), FLAGS.preview, names, FLAGS.seed)

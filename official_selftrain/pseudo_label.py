@@ -7,7 +7,7 @@ python -m official_selftrain.pseudo_label --experiment=NAME --model_dir=OUT --we
 from absl import flags
 
 from official_selftrain import cli
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 
 def main():
@@ -15,10 +15,10 @@ def main():
     if not cli.FLAGS.weights:
         raise UserError("give --weights, the teacher's run folder or .weights.h5 file")
 
-    from official_selftrain import runner
+    from official_selftrain import pipeline
     from official_selftrain.tasks import make_task
 
-    files, report = runner.pseudo_label(
+    files, report = pipeline.pseudo_label(
         config,
         cli.FLAGS.model_dir,
         cli.FLAGS.weights,

@@ -13,12 +13,12 @@ from official_selftrain import cli
 def main():
     config = cli.config_from_flags()
 
-    from official_selftrain import runner
+    from official_selftrain import pipeline
 
     if cli.FLAGS.mode == "check":
-        cli.print_rows(runner.check(config, cli.FLAGS.model_dir, whole=True))
+        cli.print_rows(pipeline.check(config, cli.FLAGS.model_dir, whole=True))
         return
-    for stage, metrics in runner.run(config, cli.FLAGS.model_dir).items():
+    for stage, metrics in pipeline.run(config, cli.FLAGS.model_dir).items():
         cli.print_metrics(stage, metrics)
     print(f"report: {cli.FLAGS.model_dir}/report.html")
 

@@ -15,13 +15,13 @@ import threading
 
 from tqdm import tqdm
 
-from official_selftrain import checkpoints
 from official_selftrain import config as config_lib
-from official_selftrain import distribution as distribution_lib
 from official_selftrain.data import beam, inputs, records
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_json_or_none, sha256, write_json
+from official_selftrain.engine import checkpoints
+from official_selftrain.engine import distribution as distribution_lib
 from official_selftrain.tasks import make_task
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_json_or_none, sha256, write_json
 
 
 class Predictor:
@@ -89,7 +89,7 @@ def unfinished(shards):
 def _is_whole(file, output):
     if not os.path.exists(output):
         return False
-    proof = read_json_or_none(proof_file(output))
+    proof = read_json_or_none(records.proof_file(output))
     if isinstance(proof, dict) and "sha256" in proof:
         if proof["sha256"] == sha256(output):
             return True
@@ -108,13 +108,10 @@ def _same_images(file, output):
         return False
 
 
-def proof_file(output):
-    """The file that tells the checksum of a labelled shard."""
-    return f"{output}.json"
-
-
 def _write_proof(output):
-    write_json(proof_file(output), {"bytes": os.path.getsize(output), "sha256": sha256(output)})
+    write_json(
+        records.proof_file(output), {"bytes": os.path.getsize(output), "sha256": sha256(output)}
+    )
 
 
 def label(predictor, shards, teacher, images=None):

@@ -15,15 +15,15 @@ MODES = ("train", "eval", "train_and_eval", "check")
 def main():
     config = cli.config_from_flags()
 
-    from official_selftrain import runner
+    from official_selftrain import pipeline
 
     if cli.FLAGS.mode == "check":
-        cli.print_rows(runner.check(config, cli.FLAGS.model_dir))
+        cli.print_rows(pipeline.check(config, cli.FLAGS.model_dir))
         return
     if cli.FLAGS.mode == "eval":
-        metrics = runner.evaluate(config, cli.FLAGS.model_dir, refresh=True)
+        metrics = pipeline.evaluate(config, cli.FLAGS.model_dir, refresh=True)
     else:
-        metrics = runner.train(
+        metrics = pipeline.train(
             config, cli.FLAGS.model_dir, evaluate_after=cli.FLAGS.mode == "train_and_eval"
         )
     cli.print_metrics(config.experiment, metrics)

@@ -15,9 +15,9 @@ import numpy as np
 from conftest import set_hashed_weights
 from helpers import update_error
 
-from official_selftrain.checkpoints import Checkpoints
 from official_selftrain.config import DetectionConfig, OptimizerConfig, SegmentationConfig
-from official_selftrain.optimization import make_optimizer
+from official_selftrain.engine.checkpoints import Checkpoints
+from official_selftrain.engine.optimizers import make_optimizer
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks import make_task
 

@@ -12,8 +12,8 @@ import mini
 import numpy as np
 import pytest
 
-from official_selftrain import memory as memory_lib
-from official_selftrain.released import variables_by_name
+from official_selftrain.conversion.checkpoint import variables_by_name
+from official_selftrain.engine import memory as memory_lib
 
 try:
     import tensorflow as tf

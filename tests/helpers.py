@@ -7,12 +7,12 @@ import re
 import numpy as np
 from PIL import Image
 
-from official_selftrain import distribution
 from official_selftrain.config import RuntimeConfig, SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import readers
 from official_selftrain.data.sources.problems import Problems
-from official_selftrain.errors import UserError
+from official_selftrain.engine import distribution
+from official_selftrain.utils.errors import UserError
 
 
 def two_replicas():

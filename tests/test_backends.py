@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from helpers import mask_png, png, record
 
-from official_selftrain.data import augment, numpy_feed
+from official_selftrain.data import numpy_inputs
+from official_selftrain.data.augmentation import geometry
 
 HERE = pathlib.Path(__file__).parent
 KINDS = ["detection", "segmentation"]
@@ -82,11 +83,11 @@ def test_teacher_and_student_train_without_tensorflow(data):
 def test_numpy_feed_fits_images_as_the_other_one_does():
     """Boxes, masks and info to the bit; pixels where nothing is smoothed."""
     one = record(encoded=png(40, 60), mask=mask_png(40, 60), height=40, width=60)
-    info = augment.plan_resize([40, 60], (128, 128), 1.5, (0.25, 0.75))
+    info = geometry.plan_resize([40, 60], (128, 128), 1.5, (0.25, 0.75))
     scene = {"image": np.full((40, 60, 3), 7, "uint8"), "boxes": one.boxes}
     scene["mask"] = np.full((40, 60), 3, "uint8")
-    expected = augment.fit(scene, info)
-    found = numpy_feed.fit(one, (128, 128), 1.5, (0.25, 0.75))
+    expected = geometry.fit(scene, info)
+    found = numpy_inputs.fit(one, (128, 128), 1.5, (0.25, 0.75))
     assert found.keys() == expected.keys()
     for key in expected:
         np.testing.assert_allclose(found[key], expected[key], atol=1e-4, err_msg=key)
@@ -99,10 +100,10 @@ def test_numpy_feed_mirrors_drops_and_ignores():
         encoded=png(64, 64), height=64, width=64, mask=mask_png(64, 64),
         confidence=mask_png(64, 64, 100), origin="pseudo", is_crowd=None, **values
     )  # fmt: skip
-    mirrored = numpy_feed.fit(pseudo, (128, 128), mirrored=True, threshold=0.5)
+    mirrored = numpy_inputs.fit(pseudo, (128, 128), mirrored=True, threshold=0.5)
     np.testing.assert_allclose(mirrored["boxes"][0], [0, 96, 64, 127])
     assert (mirrored["mask"] == 255).all()
-    stream = numpy_feed.training_batches(
+    stream = numpy_inputs.training_batches(
         {"human": ([pseudo], 2)}, (128, 128), room=3, threshold=0.5
     )
     images, labels = next(stream)

@@ -12,7 +12,7 @@ from helpers import png
 
 import official_selftrain as ost
 from official_selftrain import cli
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -94,7 +94,7 @@ PROGRAM = """
 import os, sys
 sys.argv[0] = "-m"  # as for a command: without Keras
 from official_selftrain import cli
-from official_selftrain.errors import Stopped, UserError
+from official_selftrain.utils.errors import Stopped, UserError
 def main():
     import logging
     logging.warning("clear \\x1b[2J\\n%s", "\\ud800")

@@ -7,7 +7,8 @@ import pytest
 
 import official_selftrain as ost
 from official_selftrain import config as config_lib
-from official_selftrain.errors import UserError
+from official_selftrain.config import build
+from official_selftrain.utils.errors import UserError
 
 
 def test_every_experiment_loads_and_survives_yaml(tmp_path):
@@ -162,7 +163,7 @@ def test_a_file_without_experiment_says_what_to_add(tmp_path):
 def _fields(group, prefix=""):
     """Dotted keys of all settings, those of both kinds of tasks among them."""
     for name, field in group.model_fields.items():
-        members = config_lib._members(field.annotation)
+        members = build.members_of(field.annotation)
         if not members:
             yield prefix + name
         for member in members.values():

@@ -16,7 +16,8 @@ from PIL import Image
 
 from official_selftrain import cli
 from official_selftrain import config as config_lib
-from official_selftrain.errors import UserError
+from official_selftrain.config import build
+from official_selftrain.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = {
@@ -72,7 +73,7 @@ def folder(tmp_path_factory):
 
     import official_selftrain as ost
     from official_selftrain.applications.spinenet import SpineNet49S, Variant
-    from official_selftrain.data import numpy_feed, records
+    from official_selftrain.data import numpy_inputs, records
 
     folder = tmp_path_factory.mktemp("docs")
     Image.fromarray(np.full((120, 160, 3), 90, "uint8")).save(folder / "photo.jpg")
@@ -82,7 +83,7 @@ def folder(tmp_path_factory):
     source = config_lib.InputConfig(
         images=str(folder / "train"), annotations=str(folder / "train.json")
     )
-    images = numpy_feed.read_records(source)
+    images = numpy_inputs.read_records(source)
     for name in ("data/human", "labels/pseudo"):
         file = folder / f"runs/demo/{name}-00000.tfrecord"
         file.parent.mkdir(parents=True)
@@ -195,7 +196,7 @@ def test_flags_and_settings_in_the_text_exist(flags_of):
     for command in COMMANDS:
         if (ROOT / f"official_selftrain/{command}.py").exists():
             known |= set(flags_of(command))
-    keys = {".".join(key) for key in config_lib._keys(config_lib.Config)}
+    keys = {".".join(key) for key in build.keys_of(config_lib.Config)}
     sections = {key.partition(".")[0] for key in keys if "." in key}
     for page, text in PAGES.items():
         # `--beam=--runner=...` hands its value on to Beam.
@@ -207,7 +208,7 @@ def test_flags_and_settings_in_the_text_exist(flags_of):
 
 
 def test_a_source_without_images_is_refused_instead_of_waited_for():
-    from official_selftrain.data import numpy_feed
+    from official_selftrain.data import numpy_inputs
 
     with pytest.raises(UserError, match="no image in pseudo"):
-        next(numpy_feed.training_batches({"pseudo": ([], 2)}, (128, 128)))
+        next(numpy_inputs.training_batches({"pseudo": ([], 2)}, (128, 128)))

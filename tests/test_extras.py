@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from official_selftrain.errors import UserError
-from official_selftrain.extras import import_extra
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.extras import import_extra
 
 
 @pytest.mark.parametrize(
     ("module", "user"),
-    [("sklearn", "embedded:_sources"), ("skimage", "embedded:_sources"),
-     ("keras_cv", "augment:keras_cv_policy")],
+    [("sklearn", "sources.digits:_sources"), ("skimage", "sources.digits:_sources"),
+     ("keras_cv", "augmentation.geometry:keras_cv_policy")],
 )  # fmt: skip
 def test_broken_packages_of_data_are_told_as_such(module, user, tmp_path, monkeypatch):
     name, function = user.split(":")

@@ -12,10 +12,10 @@ import tensorflow as tf
 from helpers import two_replicas
 from test_self_training import Regression, batch, trainer
 
-from official_selftrain import checkpoints, loop
-from official_selftrain.distribution import Distribution
-from official_selftrain.errors import Stopped, UserError
+from official_selftrain.engine import checkpoints, guards, loop
+from official_selftrain.engine.distribution import Distribution
 from official_selftrain.self_training import SelfTrainer
+from official_selftrain.utils.errors import Stopped, UserError
 
 
 def dataset(start=0, scale=1.0):
@@ -161,7 +161,7 @@ def test_without_tensorboard_one_line_says_so_and_training_goes_on(
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_noted_and_a_ctrl_c_after_it_ends_at_once(first, caplog):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with loop.GracefulShutdown() as shutdown:
+    with guards.GracefulShutdown() as shutdown:
         assert not shutdown.received
         signal.raise_signal(first)
         assert shutdown.received == first and "without saving" in caplog.text
@@ -184,7 +184,7 @@ def test_mirrored_loop_equals_one_device():
 
 
 def test_a_loss_that_is_not_finite_stops_the_loop():
-    with pytest.raises(loop.NonFinite, match="loss is not finite before step 2"):
+    with pytest.raises(guards.NonFinite, match="loss is not finite before step 2"):
         train(trainer(), dataset(scale=np.nan), 4, steps_per_loop=2)
 
 

@@ -4,9 +4,9 @@ import pytest
 import tensorflow as tf
 from conftest import concatenate_levels, load
 
-from official_selftrain import losses
 from official_selftrain.applications.layers import BilinearUpsample
-from official_selftrain.losses import segmentation_loss_sum
+from official_selftrain.ops import losses
+from official_selftrain.ops.losses import segmentation_loss_sum
 
 
 def test_focal_loss_by_hand():

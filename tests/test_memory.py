@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_selftrain import memory
+from official_selftrain.engine import memory
 
 
 def traced():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import load
 
-from official_selftrain import metrics
+from official_selftrain.data.predictions import Detections
 from official_selftrain.data.records import ImageRecord
-from official_selftrain.tasks.detection import Detections
+from official_selftrain.evaluation import coco
 
 
 def golden_images(case):
@@ -41,9 +41,9 @@ def test_coco_metrics_equal_release(evaluator, golden, monkeypatch):
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
-        monkeypatch.setattr(metrics, "_evaluator", lambda: (COCO, COCOeval))
+        monkeypatch.setattr(coco, "_evaluator", lambda: (COCO, COCOeval))
     case = load(golden / "evaluation/coco_box.npz")
-    metric = metrics.DetectionMetric()
+    metric = coco.DetectionMetric()
     for truth, found in golden_images(case):
         metric.update(truth, found)
     result = metric.result()
@@ -59,7 +59,7 @@ def test_nothing_found_is_zero_and_no_truth_is_minus_one():
     labelled = ImageRecord(
         image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1]
     )
-    metric = metrics.DetectionMetric()
+    metric = coco.DetectionMetric()
     metric.update(empty, nothing)
     assert metric.result()["AP"] == -1.0
     metric.update(labelled, nothing)
@@ -71,7 +71,7 @@ def test_classes_have_a_value_with_and_without_detections():
     labelled = ImageRecord(
         image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1]
     )
-    metric = metrics.DetectionMetric({1: "cat", 2: "dog", 3: "dog"})
+    metric = coco.DetectionMetric({1: "cat", 2: "dog", 3: "dog"})
     metric.update(labelled, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)))
     classes = {"AP/cat": 0.0, "AP/dog (2)": -1.0, "AP/dog (3)": -1.0}
     result = metric.result()
@@ -88,7 +88,7 @@ def test_values_are_finite_whatever_the_truth(crowd):
         image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1],
         is_crowd=np.array([crowd]), areas=np.array([1e11 if not crowd else 100.0]),
     )  # fmt: skip
-    metric = metrics.DetectionMetric()
+    metric = coco.DetectionMetric()
     metric.update(truth, Detections(np.array([[0, 0, 1, 1.0]]), np.ones(1), np.ones(1, int)))
     values = metric.result().values()
     assert all(value == -1 or 0 <= value <= 1 for value in values)
@@ -105,7 +105,7 @@ def test_a_broken_evaluator_gives_way_to_pycocotools(error, monkeypatch, caplog)
     for name in [n for n in sys.modules if n.startswith("faster_coco_eval")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
-    metrics._evaluator.cache_clear()
-    assert {cls.__module__.split(".")[0] for cls in metrics._evaluator()} == {"pycocotools"}
-    metrics._evaluator.cache_clear()
+    coco._evaluator.cache_clear()
+    assert {cls.__module__.split(".")[0] for cls in coco._evaluator()} == {"pycocotools"}
+    coco._evaluator.cache_clear()
     assert "faster_coco_eval is broken, pycocotools takes its place" in caplog.text

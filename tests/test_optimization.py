@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from official_selftrain.config import OptimizerConfig
-from official_selftrain.optimization import WarmupSchedule, make_optimizer
+from official_selftrain.engine.optimizers import WarmupSchedule, make_optimizer
 
 
 def test_schedules_equal_release(golden):

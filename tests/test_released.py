@@ -16,13 +16,16 @@ import tensorflow as tf
 from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
 
 from official_selftrain import config as config_lib
-from official_selftrain import convert_checkpoint, losses, released, training
+from official_selftrain import convert_checkpoint
 from official_selftrain.applications import efficientnet
-from official_selftrain.errors import UserError
+from official_selftrain.conversion import architecture, checkpoint, released_config
+from official_selftrain.engine.optimizers import make_optimizer
 from official_selftrain.models import build_model
-from official_selftrain.optimization import make_optimizer
+from official_selftrain.ops import losses
+from official_selftrain.pipeline import training
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 TINY = ["retinanet_spinenet_tiny", "segmentation_efficientnet_tiny"]
 
@@ -34,7 +37,7 @@ def folder(request, golden):
 
 @pytest.fixture(scope="module")
 def conversion(folder):
-    return released.convert(folder, config_lib.load_file(folder / "case.json"), (256, 256))
+    return checkpoint.convert(folder, config_lib.load_file(folder / "case.json"), (256, 256))
 
 
 # --- Conversion ------------------------------------------------------------------------------
@@ -55,7 +58,7 @@ def test_outputs_equal_the_released_checkpoint(conversion, folder):
 
 
 def test_every_variable_is_accounted_for(conversion, folder):
-    names = set(released.read_checkpoint(folder))
+    names = set(checkpoint.read_checkpoint(folder))
     assert set(conversion.mapped) | set(conversion.skipped) == names
     assert not set(conversion.mapped) & set(conversion.skipped)
     reasons = {
@@ -67,7 +70,7 @@ def test_every_variable_is_accounted_for(conversion, folder):
 
 
 def test_the_names_alone_tell_the_architecture(conversion, folder):
-    found = released.detect({n: a.shape for n, a in released.read_checkpoint(folder).items()})
+    found = architecture.detect({n: a.shape for n, a in checkpoint.read_checkpoint(folder).items()})
     task = conversion.config.task.model_dump()
     sizes = found.pop("backbone_sizes")
     assert {key: task[key] for key in found} == found
@@ -96,7 +99,7 @@ PARTIAL = {
 
 
 def test_what_a_partial_config_leaves_open_is_read_off_the_checkpoint(conversion, folder):
-    again = released.convert(folder, PARTIAL[folder.name], (256, 256))
+    again = checkpoint.convert(folder, PARTIAL[folder.name], (256, 256))
     assert again.checksum == conversion.checksum
     x = np.random.default_rng(0).standard_normal((1, 256, 256, 3)).astype("float32")
     expected = conversion.model(x, training=False)
@@ -105,11 +108,11 @@ def test_what_a_partial_config_leaves_open_is_read_off_the_checkpoint(conversion
 
 
 def test_prefix_and_archive_read_as_the_folder(folder, tmp_path):
-    whole = released.read_checkpoint(folder)
+    whole = checkpoint.read_checkpoint(folder)
     with tarfile.open(tmp_path / "released.tar.gz", "w:gz") as archive:
         archive.add(folder, arcname="released")
     for path in (folder / "model.ckpt-3", tmp_path / "released.tar.gz"):
-        arrays = released.read_checkpoint(path)
+        arrays = checkpoint.read_checkpoint(path)
         assert arrays.keys() == whole.keys()
         np.testing.assert_array_equal(arrays["global_step"], 3)
 
@@ -120,7 +123,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
     classifier = efficientnet.EfficientNet(
         "b0", sizes=sizes, input_shape=(64, 64, 3), classes=5, weights=None
     )
-    raw = released.variables_by_name(classifier)
+    raw = checkpoint.variables_by_name(classifier)
     arrays = {name: np.full(v.shape, 2.0, "float32") for name, v in raw.items()}
     arrays |= {
         f"{name}/ExponentialMovingAverage": np.full(v.shape, 1 + index, "float32")
@@ -145,12 +148,12 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
         }
     )  # fmt: skip
     model = build_model(recipe.task)
-    before = {n: np.array(v) for n, v in released.variables_by_name(model).items()}
-    assert released.is_checkpoint(prefix) and released.is_checkpoint(tmp_path)
-    assert not released.is_checkpoint(tmp_path / "absent.tar.gz")
+    before = {n: np.array(v) for n, v in checkpoint.variables_by_name(model).items()}
+    assert checkpoint.is_checkpoint(prefix) and checkpoint.is_checkpoint(tmp_path)
+    assert not checkpoint.is_checkpoint(tmp_path / "absent.tar.gz")
     training._initialize(model, recipe)
     order = list(raw)
-    for name, variable in released.variables_by_name(model).items():
+    for name, variable in checkpoint.variables_by_name(model).items():
         if not name.startswith("efficientnet-b0/"):
             np.testing.assert_array_equal(variable, before[name])
         else:
@@ -159,7 +162,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
     config["backbone_sizes"] = {"width": 0.5, "depth": 0.3}
     other = build_model(config_lib.SegmentationConfig(**config))
     with pytest.raises(UserError, match="misshapen efficientnet-b0/"):
-        released.load_backbone(other, "efficientnet-b0", prefix)
+        checkpoint.load_backbone(other, "efficientnet-b0", prefix)
 
 
 @pytest.mark.parametrize("variant", ["49S", "49", "96", "143", "190"])
@@ -167,23 +170,23 @@ def test_spinenets_are_told_apart_by_their_shapes(variant, golden):
     lines = (golden / f"variables/retinanet_spinenet{variant}.txt").read_text().splitlines()[1:]
     rows = [line.split("\t") for line in lines]
     shapes = {r[0]: () if r[1] == "scalar" else tuple(map(int, r[1].split("x"))) for r in rows}
-    found = released.detect(shapes)
+    found = architecture.detect(shapes)
     assert (found["backbone"], found["num_classes"]) == (f"spinenet{variant}", 91)
     assert "backbone_sizes" not in found
 
 
 def test_back_to_tf1_and_forth_keeps_every_weight(conversion, folder, tmp_path):
-    released.write_checkpoint(conversion.model, tmp_path / "model.ckpt")
-    arrays = released.read_checkpoint(tmp_path / "model.ckpt")
+    checkpoint.write_checkpoint(conversion.model, tmp_path / "model.ckpt")
+    arrays = checkpoint.read_checkpoint(tmp_path / "model.ckpt")
     assert sorted(arrays) == conversion.mapped
     values = config_lib.load_file(folder / "case.json")
-    again = released.convert(tmp_path, values, (256, 256))
+    again = checkpoint.convert(tmp_path, values, (256, 256))
     assert (again.checksum, again.skipped) == (conversion.checksum, {})
 
 
 def altered(model, tmp_path, change):
     """A checkpoint of `model` after `change` of its `{name: array}`."""
-    arrays = {n: np.asarray(v) for n, v in released.variables_by_name(model).items()}
+    arrays = {n: np.asarray(v) for n, v in checkpoint.variables_by_name(model).items()}
     change(arrays)
     tf.raw_ops.SaveV2(
         prefix=str(tmp_path / "model.ckpt"),
@@ -204,7 +207,7 @@ def test_a_variable_that_does_not_fit_is_named(conversion, folder, tmp_path, kin
 
     path = altered(conversion.model, tmp_path, change)
     with pytest.raises(UserError) as error:
-        released.convert(path, config_lib.load_file(folder / "case.json"), (256, 256))
+        checkpoint.convert(path, config_lib.load_file(folder / "case.json"), (256, 256))
     wanted = [f"missing {victim}", f"unexpected {victim}2"]
     for line in wanted if kind == "renamed" else [f"misshapen {victim}"]:
         assert line in str(error.value)
@@ -214,21 +217,21 @@ def test_wrong_class_count_is_named(conversion, folder):
     values = config_lib.load_file(folder / "case.json")
     values["params"]["architecture"]["num_classes"] = 7
     with pytest.raises(UserError, match="misshapen .*there, .*here"):
-        released.convert(folder, values, (256, 256))
+        checkpoint.convert(folder, values, (256, 256))
 
 
 def test_another_variant_is_refused(golden):
     folder = golden / "checkpoints/retinanet_spinenet_tiny"
     values = config_lib.load_file(golden / "configs/retinanet_spinenet49.json")
     with pytest.raises(UserError, match="config is for spinenet49, the checkpoint holds"):
-        released.convert(folder, values)
+        checkpoint.convert(folder, values)
     with pytest.raises(UserError, match="for segmentation, the checkpoint for detection"):
-        released.convert(folder, {"type": "segmentation"})
+        checkpoint.convert(folder, {"type": "segmentation"})
 
 
 def test_input_size_that_the_network_cannot_bear_is_refused(folder):
     with pytest.raises(UserError, match="divisible by"):
-        released.convert(folder, config_lib.load_file(folder / "case.json"), (250, 256))
+        checkpoint.convert(folder, config_lib.load_file(folder / "case.json"), (250, 256))
 
 
 def test_truncated_missing_and_foreign_checkpoints_are_refused(folder, tmp_path):
@@ -236,14 +239,14 @@ def test_truncated_missing_and_foreign_checkpoints_are_refused(folder, tmp_path)
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(data[: len(data) // 2])
     (tmp_path / "model.ckpt.index").write_bytes((folder / "model.ckpt-3.index").read_bytes())
     with pytest.raises(UserError, match="damaged or cut short"):
-        released.read_checkpoint(tmp_path / "model.ckpt")
+        checkpoint.read_checkpoint(tmp_path / "model.ckpt")
     with pytest.raises(UserError, match="no checkpoint at"):
-        released.read_checkpoint(tmp_path / "other")
+        checkpoint.read_checkpoint(tmp_path / "other")
     with pytest.raises(UserError, match="no released detector or segmenter"):
-        released.detect({"dense/kernel": (3, 4)})
+        architecture.detect({"dense/kernel": (3, 4)})
     (tmp_path / "half.tar.gz").write_bytes(b"\x1f\x8b\x08no archive")
     with pytest.raises(UserError, match="cannot unpack"):
-        released.read_checkpoint(tmp_path / "half.tar.gz")
+        checkpoint.read_checkpoint(tmp_path / "half.tar.gz")
 
 
 # --- Files from outside ----------------------------------------------------------------------
@@ -294,7 +297,7 @@ def test_only_the_files_of_a_checkpoint_are_unpacked(small, tmp_path, mode):
         "photo.jpg": b"x",
     }
     archive = pack(tmp_path / "a.tar.gz", *small.iterdir(), mode=mode, **others)
-    arrays = released.read_checkpoint(archive)
+    arrays = checkpoint.read_checkpoint(archive)
     assert sorted(arrays) == ["a", "step"] and arrays["a"][-1] == 599
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
 
@@ -302,7 +305,7 @@ def test_only_the_files_of_a_checkpoint_are_unpacked(small, tmp_path, mode):
 def test_an_archive_without_a_checkpoint_names_what_it_holds(tmp_path):
     archive = pack(tmp_path / "a.tar.gz", **{"photo.jpg": b"x", "labels.json": b"{}"})
     with pytest.raises(UserError) as error:
-        released.read_checkpoint(archive)
+        checkpoint.read_checkpoint(archive)
     assert str(error.value).startswith(f"{archive} must hold one TF1 checkpoint")
     assert "'photo.jpg', 'labels.json'" in str(error.value) and "\n" not in str(error.value)
 
@@ -317,7 +320,7 @@ def test_errors_of_an_archive_name_it_and_not_the_temporary_folder(small, tmp_pa
     for number, members in enumerate(cases):
         archive = pack(tmp_path / f"{number}.tar.gz", **members)
         with pytest.raises(UserError) as error:
-            released.read_checkpoint(archive)
+            checkpoint.read_checkpoint(archive)
         assert str(archive) in str(error.value)
         assert tempfile.gettempdir() not in str(error.value).replace(str(tmp_path), "")
 
@@ -348,7 +351,7 @@ def test_archives_are_unpacked_within_limits(tmp_path, content, message):
     with gzip.open(archive, "wb", compresslevel=1) as file:
         file.write(content)
     with pytest.raises(UserError, match=message):
-        released.read_checkpoint(archive)
+        checkpoint.read_checkpoint(archive)
 
 
 def test_a_cut_archive_is_told(small, tmp_path):
@@ -356,9 +359,9 @@ def test_a_cut_archive_is_told(small, tmp_path):
     for part in (0, 1, 10, 100, len(whole) // 2, len(whole) - 100):
         (tmp_path / "cut.tar.gz").write_bytes(whole[:part])
         with pytest.raises(UserError, match=r"cut\.tar\.gz"):
-            released.read_checkpoint(tmp_path / "cut.tar.gz")
+            checkpoint.read_checkpoint(tmp_path / "cut.tar.gz")
     with pytest.raises(UserError, match="No such file"):
-        released.read_checkpoint(tmp_path / "absent.tar.gz")
+        checkpoint.read_checkpoint(tmp_path / "absent.tar.gz")
 
 
 def test_of_several_checkpoints_the_newest_is_taken_or_all_are_named(small, tmp_path):
@@ -367,14 +370,14 @@ def test_of_several_checkpoints_the_newest_is_taken_or_all_are_named(small, tmp_
             copy = tmp_path / file.name.replace("model.ckpt", name)
             copy.write_bytes(file.read_bytes())
     with pytest.raises(UserError, match=r"found: model\.ckpt-1, model\.ckpt-2"):
-        released.read_checkpoint(tmp_path)
+        checkpoint.read_checkpoint(tmp_path)
     state = tmp_path / "checkpoint"
     state.write_text('model_checkpoint_path: "/elsewhere/model.ckpt-2"\n')  # copied from there
-    assert released._prefix_in(tmp_path, tmp_path).name == "model.ckpt-2"
+    assert checkpoint._prefix_in(tmp_path, tmp_path).name == "model.ckpt-2"
     for text in ("", "model_checkpoint_path: 5", 'model_checkpoint_path: "gone"', "\0\xff"):
         state.write_text(text)
         with pytest.raises(UserError, match="must hold one"):
-            released.read_checkpoint(tmp_path)
+            checkpoint.read_checkpoint(tmp_path)
 
 
 def test_flipped_bits_of_a_checkpoint_are_told_in_one_line(small, tmp_path):
@@ -387,7 +390,7 @@ def test_flipped_bits_of_a_checkpoint_are_told_in_one_line(small, tmp_path):
                 data[rng.integers(len(data))] ^= 1 << rng.integers(8)
             (tmp_path / name).write_bytes(data)
         try:
-            arrays = released.read_checkpoint(tmp_path)
+            arrays = checkpoint.read_checkpoint(tmp_path)
         except UserError as error:
             assert "\n" not in str(error)
         else:  # a bit that carries nothing
@@ -405,7 +408,7 @@ def test_flipped_bits_of_a_checkpoint_are_told_in_one_line(small, tmp_path):
 )
 def test_shapes_of_no_network_are_told(shapes):
     with pytest.raises(UserError, match="shapes that no released network has"):
-        released.detect(shapes)
+        architecture.detect(shapes)
 
 
 @pytest.mark.parametrize(
@@ -441,15 +444,15 @@ def test_shapes_of_no_network_are_told(shapes):
 )
 def test_a_released_config_of_wrong_types_names_the_key(values, message):
     with pytest.raises(UserError) as error:
-        config_lib.make(released.experiment(values))
+        config_lib.make(released_config.experiment(values))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_parts_that_do_not_exist_here_are_refused_by_name():
     with pytest.raises(UserError, match="head.use_separable_conv"):
-        released.experiment({"retinanet_head": {"use_separable_conv": True}})
+        released_config.experiment({"retinanet_head": {"use_separable_conv": True}})
     with pytest.raises(UserError, match="'mask_rcnn' model"):
-        released.experiment({"type": "mask_rcnn"})
+        released_config.experiment({"type": "mask_rcnn"})
 
 
 def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
@@ -468,7 +471,7 @@ def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
     back = [*command[:3], f"--checkpoint={output}", f"--output={tmp_path / 'back'}"]
     done = subprocess.run(back, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(released.read_checkpoint(tmp_path / "back")) == 737
+    assert len(checkpoint.read_checkpoint(tmp_path / "back")) == 737
     script = (
         "import sys, keras, numpy, official_selftrain\n"
         "model = keras.models.load_model(sys.argv[1])\n"
@@ -558,7 +561,7 @@ def test_damaged_keras_files_are_told_in_one_line(tmp_path):
 
 def test_the_released_augmentation_policy_is_kept(golden):
     values = config_lib.load_file(golden / "configs/retinanet_autoaugment.json")
-    human = config_lib.make(released.experiment(values)).human
+    human = config_lib.make(released_config.experiment(values)).human
     assert (human.policy, human.auto_augment, human.as_released) == ("S2", "v0", True)
     assert human.scale_jitter == (0.8, 1.2)
 
@@ -567,14 +570,14 @@ def test_every_released_configuration_becomes_an_experiment(golden):
     files = [f for f in (golden / "configs").glob("*.json") if "override" not in f.name]
     assert len(files) > 9
     for file in files:
-        made = config_lib.make(released.experiment(config_lib.load_file(file)))
+        made = config_lib.make(released_config.experiment(config_lib.load_file(file)))
         assert made.task.num_classes == (21 if made.task.kind == "segmentation" else 91)
 
 
 @pytest.mark.parametrize("model", ["retinanet", "segmentation"])
 def test_an_empty_configuration_means_the_released_defaults(model, golden):
     whole = config_lib.load_file(golden / f"configs/{model}_default.json")
-    assert released.experiment({"type": model}) == released.experiment(whole)
+    assert released_config.experiment({"type": model}) == released_config.experiment(whole)
 
 
 def test_the_later_of_two_equal_keys_wins_as_in_the_released_pascal_files(tmp_path):
@@ -582,7 +585,7 @@ def test_the_later_of_two_equal_keys_wins_as_in_the_released_pascal_files(tmp_pa
     norm = "batch_norm_activation: {{activation: swish, batch_norm_epsilon: {}}}\n"
     file.write_text("type: segmentation\n" + norm.format(1) + "batch_norm_activation: {}\n")
     values = config_lib.load_file(file, last_wins=True)
-    assert config_lib.make(released.experiment(values)).task.activation == "relu"
+    assert config_lib.make(released_config.experiment(values)).task.activation == "relu"
     with pytest.raises(UserError, match="'batch_norm_activation' twice"):
         config_lib.load_file(file)
 
@@ -615,8 +618,8 @@ class GoldenMasks:
 def steps(folder):
     """Rows of three steps, variables after the first, what the release had, and the student."""
     info = config_lib.load_file(folder / "case.json")
-    found = released.detect({n: a.shape for n, a in released.read_checkpoint(folder).items()})
-    made = config_lib.make(released.experiment(info, found))
+    found = architecture.detect({n: a.shape for n, a in checkpoint.read_checkpoint(folder).items()})
+    made = config_lib.make(released_config.experiment(info, found))
     task = made.task.model_copy(update={"image_size": (256, 256), "stochastic_depth": None})
     student = build_model(task)
     set_hashed_weights(student, info["gain"])
@@ -645,7 +648,7 @@ def steps(folder):
         for tracker in model.trackers.values():
             tracker.reset_state()
         if index == 0:
-            variables = released.variables_by_name(student)
+            variables = checkpoint.variables_by_name(student)
             after = {name: np.array(variable) for name, variable in variables.items()}
             names = {id(variable): name for name, variable in variables.items()}
             for variable, slot in zip(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from official_selftrain.errors import UserError
 from official_selftrain.self_training import (
     LossNormalizer,
     SelfTrainer,
@@ -14,6 +13,7 @@ from official_selftrain.self_training import (
     half_squared_kernels,
     sum_over_replicas,
 )
+from official_selftrain.utils.errors import UserError
 
 
 @pytest.fixture

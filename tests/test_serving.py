@@ -16,11 +16,12 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from official_selftrain import config as config_lib
-from official_selftrain import export, serving
+from official_selftrain import export
 from official_selftrain.applications.efficientnet import preprocess_input
-from official_selftrain.errors import UserError
+from official_selftrain.conversion import serving
 from official_selftrain.models import build_model
 from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 SIZE = (128, 256)
 SPINENET = {"endpoint_filters": 8, "filter_size_scale": 0.125}

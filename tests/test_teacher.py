@@ -9,8 +9,10 @@ from helpers import record
 from official_selftrain import teacher
 from official_selftrain.config import PseudoConfig
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
-from official_selftrain.tasks.detection import BoxTally, Detections, DetectionTask, matches
+from official_selftrain.data.predictions import Detections
+from official_selftrain.evaluation.box_labels import BoxTally, matches
+from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 
 class Answers(DetectionTask):

@@ -6,8 +6,8 @@ import pytest
 from helpers import mask_png, png, record
 from PIL import Image, ImageDraw
 
-from official_selftrain import report, visualize
-from official_selftrain.data import records
+from official_selftrain.data import records, visualize
+from official_selftrain.pipeline import curves, report
 
 
 def test_a_box_is_drawn_where_it_is():
@@ -107,8 +107,8 @@ def test_without_matplotlib_there_are_no_curves(monkeypatch, problem):
     for name in [n for n in sys.modules if n.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    assert visualize.curves({"a": []}, ["loss"]) is None
-    assert visualize.histogram([1, 2], 0.5) is None
+    assert curves.curves({"a": []}, ["loss"]) is None
+    assert curves.histogram([1, 2], 0.5) is None
 
 
 def test_threshold_leaves_boxes_out_and_empty_images_are_drawn():
@@ -131,8 +131,8 @@ def test_sheet_of_uneven_pictures(tmp_path):
 
 def test_curves_and_histogram_are_inline_svg():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "ratio": 1.0}]
-    assert visualize.curves({"a": rows}, ["loss", "ratio"]).startswith("<svg")
-    assert visualize.histogram([1, 2, 3], 0.5).startswith("<svg")
+    assert curves.curves({"a": rows}, ["loss", "ratio"]).startswith("<svg")
+    assert curves.histogram([1, 2, 3], 0.5).startswith("<svg")
 
 
 def test_masks_are_laid_over_and_background_is_clear():

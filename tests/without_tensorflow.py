@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from official_selftrain.config import DetectionConfig, InputConfig
-from official_selftrain.data import numpy_feed
-from official_selftrain.distribution import Distribution
-from official_selftrain.loop import make_loop
-from official_selftrain.loop import train as train_loop
+from official_selftrain.data import numpy_inputs
+from official_selftrain.engine.distribution import Distribution
+from official_selftrain.engine.loop import make_loop
+from official_selftrain.engine.loop import train as train_loop
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
 
@@ -27,7 +27,7 @@ def train(task, **sources):
     trainer = SelfTrainer(task.build_model(), task, decay=0.9, clip_norm=5.0)
     trainer.compile(keras.optimizers.SGD(0.01, momentum=0.9))
     trainer.optimizer.build(trainer.student.trainable_variables)
-    batches = numpy_feed.training_batches(sources, SIZE, room=4, threshold=0.001)
+    batches = numpy_inputs.training_batches(sources, SIZE, room=4, threshold=0.001)
     rows = []
     train_loop(
         make_loop(trainer, batches, ONE), 8, 0, 4, on_loop=lambda step, row: rows.append(row)
@@ -37,8 +37,8 @@ def train(task, **sources):
 
 def main(folder):
     human = InputConfig(images=f"{folder}/train", annotations=f"{folder}/train.json")
-    human = numpy_feed.read_records(human)
-    unlabeled = numpy_feed.read_records(InputConfig(images=f"{folder}/unlabeled"))
+    human = numpy_inputs.read_records(human)
+    unlabeled = numpy_inputs.read_records(InputConfig(images=f"{folder}/unlabeled"))
     task = DetectionTask(
         DetectionConfig(
             num_classes=2, image_size=SIZE, backbone="resnet10", neck="fpn", neck_filters=8,
@@ -47,7 +47,7 @@ def main(folder):
         )
     )  # fmt: skip
     teacher, rows = train(task, human=(human, 4))
-    scenes = [numpy_feed.fit(record, SIZE) for record in unlabeled]
+    scenes = [numpy_inputs.fit(record, SIZE) for record in unlabeled]
     predict = ONE.predictor(lambda *batch: task.predict(teacher, *batch), teacher)
     images, infos = (np.stack([s[key] for s in scenes]) for key in ("image", "image_info"))
     found = task.predictions(predict(images, {"image_info": infos}), len(scenes))

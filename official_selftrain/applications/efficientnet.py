@@ -12,6 +12,7 @@ import keras
 
 from official_selftrain.applications import classifier
 from official_selftrain.applications.layers import DropConnect, Norm, Scope, batch_norm
+from official_selftrain.config.networks import WITH_IMAGENET
 
 # (output channels, repeats, kernel size, strides of the first block, expansion) of B0.
 STAGES = [
@@ -72,8 +73,6 @@ VARIANTS = {
     "lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
 }
 
-WITH_IMAGENET = (*(f"b{number}" for number in range(8)), "lite0")
-
 
 def EfficientNet(
     variant,
@@ -120,7 +119,7 @@ def EfficientNet(
         raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
     if weights == "imagenet" and (sizes or (include_top and classes != 1000)):
         raise ValueError('`weights="imagenet"` needs the published sizes and `classes=1000`.')
-    classifier.check_weights(weights, imagenet=variant in WITH_IMAGENET)
+    classifier.check_weights(weights, imagenet=f"efficientnet-{variant}" in WITH_IMAGENET)
     sizes = sizes or VARIANTS[variant]
     images = classifier.image_input(input_shape, input_tensor, sizes.size, include_top)
     network = _Builder(f"efficientnet-{variant}", sizes, norm or released_norm(sizes))

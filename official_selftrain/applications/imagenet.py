@@ -7,11 +7,9 @@ import re
 import keras
 import numpy as np
 
-from official_selftrain.errors import UserError
-from official_selftrain.extras import import_extra
-
-# The Lite weights were trained on (pixel - 127) / 128, ours take pixels normalised by these.
-MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+from official_selftrain.ops.colors import MEAN, STDDEV
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.extras import import_extra
 
 
 def load_efficientnet(model, variant):
@@ -114,7 +112,8 @@ def from_lite(tensors):
 
     kernel, statistics = conv("_conv_stem")[0], norm("_bn0")
     # Fold the difference in input normalisation into the stem: x_lite = scale * x + offset.
-    scale, offset = 255 * DEVIATION / 128, (255 * MEAN - 127) / 128
+    # The Lite weights were trained on (pixel - 127) / 128.
+    scale, offset = 255 * np.array(STDDEV) / 128, (255 * np.array(MEAN) - 127) / 128
     statistics[2] = statistics[2] - np.einsum("hwio,i->o", kernel, offset)
     arrays = {
         "stem.conv2d": [kernel * scale[:, None]],

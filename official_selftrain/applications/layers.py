@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from official_selftrain.replicas import ReplicaSeed
+from official_selftrain.engine.replicas import ReplicaSeed
 
 
 @dataclasses.dataclass(frozen=True)

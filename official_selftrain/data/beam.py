@@ -6,8 +6,8 @@ pickled. All workers must see the files under the same paths.
 
 import pathlib
 
-from official_selftrain.errors import UserError
-from official_selftrain.extras import import_extra
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.extras import import_extra
 
 
 def run(jobs, arguments):

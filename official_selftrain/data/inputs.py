@@ -8,8 +8,9 @@ import logging
 
 import tensorflow as tf
 
-from official_selftrain.data import augment, records, simclr
-from official_selftrain.errors import UserError
+from official_selftrain.data import records
+from official_selftrain.data.augmentation import geometry, simclr
+from official_selftrain.utils.errors import UserError
 
 
 def training_dataset(
@@ -92,7 +93,7 @@ def classification_parser(source, size):
         function (decoded example, seed) -> (image float32 `[h, w, 3]`, {"label": int32, -1 where
         the record has none}).
     """
-    augmentation = augment.Augmentation(source, size)
+    augmentation = geometry.Augmentation(source, size)
 
     def parse(example, seed):
         scene = augmentation({"image": example["image"], "boxes": tf.zeros([0, 4])}, seed)

@@ -16,11 +16,12 @@ import struct
 import numpy as np
 from PIL import Image
 
-from official_selftrain.errors import Damaged, UserError
-from official_selftrain.files import matching, replace, temporary_name
+from official_selftrain.utils.errors import Damaged, UserError
+from official_selftrain.utils.files import matching, replace, temporary_name
 
 LARGEST_IMAGE = 2**29 - 1  # pixels; TensorFlow decodes no more
 Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a third, less than a large panorama
+IGNORE_LABEL = 255  # pixels of a mask that do not count
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
 # What a record knows of its image, whoever labels it.
@@ -529,6 +530,11 @@ def _undamaged(file, offset):
         serialized = stream.read(int.from_bytes(stream.read(12)[:8], "little"))
         right = struct.unpack("<I", stream.read(4))[0] == _checksum(serialized)
     return serialized if right else None
+
+
+def proof_file(output):
+    """The file that tells the checksum of a labelled shard."""
+    return f"{output}.json"
 
 
 def write(path, records):

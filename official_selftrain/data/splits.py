@@ -11,8 +11,8 @@ import logging
 
 import numpy as np
 
-from official_selftrain import files
-from official_selftrain.errors import UserError
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError
 
 
 def order(images, seed=0, stratified=False):

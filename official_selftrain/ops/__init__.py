@@ -1,1 +1,1 @@
-"""Pure functions on boxes and anchors, written in `keras.ops` only."""
+"""Pure functions and constants; none of them knows a network or a file."""

@@ -1,45 +1,24 @@
 """Object detection with RetinaNet: labels, loss, predictions and pseudo labels."""
 
-import collections
-import dataclasses
-
 import numpy as np
 from keras import ops
 
-from official_selftrain import losses, metrics
 from official_selftrain.config import DetectionConfig, changed
+from official_selftrain.data.predictions import Detections
+from official_selftrain.evaluation import coco
+from official_selftrain.evaluation.box_labels import BoxTally, box_rows
+from official_selftrain.evaluation.label_statistics import check_class
 from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
-from official_selftrain.ops import nms
-from official_selftrain.tasks import check_class, starved_classes
-
-# What calls for a second look at pseudo labels.
-FEW = 0.05  # share of images with a box
-MANY = 0.95  # share of boxes above the threshold
-DOUBLE = 0.1  # share of boxes on a better box of another class
-
-
-@dataclasses.dataclass(frozen=True)
-class Detections:
-    """Objects found in one image, best first.
-
-    Attributes:
-        boxes: `[N, 4]` float32, (ymin, xmin, ymax, xmax) as fractions of the image.
-        scores: `[N]` in (0, 1].
-        classes: `[N]` int, from 1.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
+from official_selftrain.ops import losses, nms
 
 
 class DetectionTask:
     """RetinaNet.
 
     Labels are a dict: `boxes` `[M, 4]` in pixels of the network input, `classes` `[M]` int32 and
-    `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `augment.plan_resize`.
+    `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `geometry.plan_resize`.
 
     Args:
         config: `DetectionConfig` with `num_classes` set; None takes the defaults.
@@ -76,13 +55,13 @@ class DetectionTask:
         """
         import tensorflow as tf
 
-        from official_selftrain.data import augment, image_ops
+        from official_selftrain.data.augmentation import geometry, image_ops
 
         size, room = self.config.image_size, self.config.max_instances
         pseudo = training and hasattr(source, "thresholds")
         if pseudo:
             thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
-        augmentation = augment.Augmentation(source, size) if training else None
+        augmentation = geometry.Augmentation(source, size) if training else None
 
         def pad(values, value=-1):
             values = values[:room]
@@ -95,7 +74,9 @@ class DetectionTask:
             if training:
                 scene = augmentation(scene, seed)
             else:
-                scene = augment.fit(scene, augment.plan_resize(tf.shape(scene["image"])[:2], size))
+                scene = geometry.fit(
+                    scene, geometry.plan_resize(tf.shape(scene["image"])[:2], size)
+                )
             keep = image_ops.non_empty(scene["boxes"])
             if training:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
@@ -215,7 +196,7 @@ class DetectionTask:
         return found
 
     def metric(self, class_names=None):
-        return metrics.DetectionMetric(class_names)
+        return coco.DetectionMetric(class_names)
 
     def to_record(self, record, detections, teacher):
         """The record with the teacher's labels instead of its own; every score is kept."""
@@ -244,159 +225,3 @@ def _thresholds_of(classes, thresholds):
     )
     with tf.control_dependencies([known]):
         return tf.gather(thresholds, classes)
-
-
-class BoxTally:
-    """What the student will see of pseudo boxes.
-
-    Args:
-        source: `config.PseudoConfig`; boxes above its thresholds are kept.
-        num_classes: with the background.
-        class_names: `{class id: name}`.
-        human: some `ImageRecord`s with human labels, whose classes the pseudo labels are compared
-            with.
-    """
-
-    def __init__(self, source, num_classes, class_names=None, human=()):
-        self.num_classes = num_classes
-        self.thresholds = np.array(source.thresholds(num_classes), "float32")
-        self.threshold = source.score_threshold
-        self.names = class_names or {}
-        self.images = self.stored = self.empty = self.correct = self.truth = self.doubles = 0
-        self.scores, self.per_class = [], collections.Counter()
-        self.human = collections.Counter()
-        for record in human:
-            self.human.update(record.classes[~record.is_crowd].tolist())
-
-    def add(self, record, truth):
-        """Adds a pseudo-labelled record and the same image with held-back labels, or with none.
-
-        Raises:
-            UserError: if a class id is beyond the task's classes.
-        """
-        check_class(record, max(record.classes, default=0), self.num_classes)
-        keep = record.scores > self.thresholds[record.classes]
-        self.images += 1
-        self.stored += len(keep)
-        self.empty += not keep.any()
-        self.scores.extend(record.scores.tolist())
-        self.per_class.update(record.classes[keep].tolist())
-        self.doubles += doubles(record.boxes[keep], record.classes[keep], record.scores[keep])
-        self.truth += int((~truth.is_crowd).sum())
-        self.correct += matches(record.boxes[keep], record.classes[keep], truth)
-
-    def result(self):
-        """dict: `images`, `threshold`, `stored_boxes`, `boxes` (kept), `boxes_per_image`,
-        `boxes_per_class`, `double_boxes` (see `doubles`), `empty_share` (of images),
-        `score_histogram` (20 bins of 0..1), `largest_score`, `warnings`; with held-back labels also
-        `precision` and `recall` at IoU 0.5.
-        """
-        kept = sum(self.per_class.values())
-        images = max(self.images, 1)
-        share = 1 - self.empty / images
-        warnings = []
-        if self.images and share < FEW:
-            warnings.append(
-                f"only {share:.1%} of images keep a box above {self.threshold}: the student "
-                "learns mostly background; is the teacher trained, the threshold too high?"
-            )
-        if self.stored and kept / self.stored > MANY and self.stored > self.images:
-            warnings.append(
-                f"{kept / self.stored:.0%} of all boxes are above {self.threshold}: scores that "
-                "do not tell good from bad; is the threshold too low?"
-            )
-        if kept and self.doubles / kept > DOUBLE:
-            warnings.append(
-                f"{self.doubles} of {kept} boxes ({self.doubles / kept:.0%}) lie on a better box "
-                "of another class: one object with two labels; a higher pseudo.score_threshold "
-                "leaves fewer"
-            )
-        warnings += starved_classes(self.human, self.per_class, self.names)
-        histogram, _ = np.histogram(self.scores, bins=20, range=(0, 1))
-        per_class = sorted(self.per_class.items())
-        result = {
-            "images": self.images,
-            "threshold": self.threshold,
-            "stored_boxes": self.stored,
-            "boxes": kept,
-            "boxes_per_image": kept / images,
-            "boxes_per_class": {self.names.get(k, str(k)): v for k, v in per_class},
-            "double_boxes": self.doubles,
-            "empty_share": self.empty / images,
-            "score_histogram": histogram.tolist(),
-            "largest_score": max(self.scores, default=0.0),
-            "warnings": warnings,
-        }
-        if self.truth:
-            result["precision"] = self.correct / kept if kept else 0.0
-            result["recall"] = self.correct / self.truth
-        return result
-
-    def complaint(self, result):
-        """Why the labels are of no use at all, or None."""
-        if result["boxes"]:
-            return None
-        return (
-            f"the score threshold {self.threshold} keeps no box of {self.images} images; the "
-            f"highest score is {result['largest_score']:.2f}. Lower pseudo.score_threshold, or "
-            "train the teacher longer"
-        )
-
-
-def box_rows(result):
-    """A result as (name, text) for people."""
-    rows = [
-        ("images", str(result["images"])),
-        (f"boxes above {result['threshold']}", str(result["boxes"])),
-        ("boxes an image", f"{result['boxes_per_image']:.2f}"),
-        ("images left without a box", f"{result['empty_share']:.1%}"),
-        ("boxes on a better box of another class", str(result.get("double_boxes", ""))),
-        *((name, str(count)) for name, count in result["boxes_per_class"].items()),
-    ]
-    if "precision" in result:
-        rows += [(f"{key} at IoU 0.5", f"{result[key]:.1%}") for key in ("precision", "recall")]
-    return rows
-
-
-def matches(boxes, classes, truth, threshold=0.5):
-    """Number of boxes, best first, that match a true box of their class not matched before.
-
-    Args:
-        boxes: `[N, 4]` fractions, sorted by falling score.
-        classes: `[N]`.
-        truth: `ImageRecord`.
-        threshold: smallest IoU.
-    """
-    free = ~truth.is_crowd.copy()
-    count = 0
-    for overlap, label in zip(_iou(boxes, truth.boxes), classes, strict=True):
-        iou = np.where(free & (truth.classes == label), overlap, 0)
-        if iou.size and iou.max() >= threshold:
-            free[iou.argmax()] = False
-            count += 1
-    return count
-
-
-def doubles(boxes, classes, scores, threshold=0.5):
-    """Number of boxes that overlap a better box of another class by an IoU above `threshold`.
-
-    Suppression is class by class, so that one object may keep a box of each of several classes.
-
-    Args:
-        boxes: `[N, 4]` fractions.
-        classes, scores: `[N]`.
-        threshold: of the IoU.
-    """
-    order = np.argsort(-scores, kind="stable")
-    boxes, classes = boxes[order], classes[order]
-    others = np.tri(len(boxes), k=-1, dtype=bool) & (classes[:, None] != classes)
-    return int(((_iou(boxes, boxes) > threshold) & others).any(axis=1).sum())
-
-
-def _iou(a, b):
-    """IoU `[N, M]` of boxes `[N, 4]` and `[M, 4]`."""
-    low = np.maximum(a[:, None, :2], b[:, :2])
-    high = np.minimum(a[:, None, 2:], b[:, 2:])
-    overlap = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = [np.prod(x[:, 2:] - x[:, :2], axis=-1) for x in (a, b)]
-    return overlap / np.maximum(areas[0][:, None] + areas[1] - overlap, 1e-12)

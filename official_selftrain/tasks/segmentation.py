@@ -1,43 +1,28 @@
 """Semantic segmentation: labels, loss, multi-scale predictions and pseudo labels."""
 
-import dataclasses
-import io
 import math
 
 import numpy as np
 from keras import ops
-from PIL import Image
 
-from official_selftrain import losses, metrics
 from official_selftrain.applications.layers import BilinearUpsample
 from official_selftrain.config import SegmentationConfig, changed
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
-from official_selftrain.metrics import IGNORE_LABEL
+from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.evaluation import miou
+from official_selftrain.evaluation.mask_labels import (
+    MaskTally,
+    byte_limits,
+    check_mask,
+    mask_rows,
+    open_png,
+)
 from official_selftrain.models import build_model
-from official_selftrain.tasks import check_class, starved_classes
+from official_selftrain.ops import losses
+from official_selftrain.tasks import multiscale
+from official_selftrain.utils.errors import UserError
 
 MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
-STRIP = 2**24  # probabilities held at a time while an image is put together
-# Shares of pixels kept that call for a second look.
-FEW, ALL = 0.05, 0.999
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskPrediction:
-    """The class of every pixel of one image.
-
-    Attributes:
-        classes: `[H, W]` uint8 class ids.
-        confidence: `[H, W]` uint8, 255 times the probability of the class.
-        next_classes, next_confidences: the same of the second, third, ... class, `[K H, W]`, one
-            map below the other; K is 0 unless `label_classes` asks for more.
-    """
-
-    classes: np.ndarray
-    confidence: np.ndarray
-    next_classes: np.ndarray = ()
-    next_confidences: np.ndarray = ()
 
 
 class SegmentationTask:
@@ -45,7 +30,7 @@ class SegmentationTask:
 
     Labels are a dict: in training `mask` `[S, S]` int32 with 255 where ignored, or `[S, S, 2 K]`
     with soft labels: K classes, the likeliest first, then K probabilities times 255; in prediction
-    `image_info` `[V, 4, 2]`, one for each scale, as in `augment.plan_resize`.
+    `image_info` `[V, 4, 2]`, one for each scale, as in `geometry.plan_resize`.
 
     Args:
         config: `SegmentationConfig` with `num_classes` set.
@@ -115,12 +100,12 @@ class SegmentationTask:
         """
         import tensorflow as tf
 
-        from official_selftrain.data import augment
+        from official_selftrain.data.augmentation import geometry
 
         size = self.config.image_size
         if not training:
             return self._prediction_parser()
-        augmentation = augment.Augmentation(source, size)
+        augmentation = geometry.Augmentation(source, size)
         sure = self._sure(source) if hasattr(source, "thresholds") else None
         soft = sure is not None and source.soft
         channels = (2 * self._label_classes(),) if soft else ()
@@ -155,13 +140,13 @@ class SegmentationTask:
     def _prediction_parser(self):
         import tensorflow as tf
 
-        from official_selftrain.data import augment
+        from official_selftrain.data.augmentation import geometry
 
         def parse(example, seed):
             images, infos = [], []
             for target, size in zip(self._targets(), self._sizes(), strict=True):
-                info = augment.plan_resize(tf.shape(example["image"])[:2], target)
-                image = augment.resize_image(example["image"], info, size)
+                info = geometry.plan_resize(tf.shape(example["image"])[:2], target)
+                image = geometry.resize_image(example["image"], info, size)
                 images.append(tf.ensure_shape(image, [*size, 3]))
                 infos.append(info)
             return tuple(images), {"image_info": tf.stack(infos)}
@@ -182,7 +167,7 @@ class SegmentationTask:
         Raises:
             UserError: if it holds another number.
         """
-        further = _open(record.next_masks).height // record.height if record.next_masks else 0
+        further = open_png(record.next_masks).height // record.height if record.next_masks else 0
         if further + 1 != self._label_classes():
             raise UserError(
                 f"pseudo.soft with task.label_classes={self.config.label_classes}: the labels hold "
@@ -283,15 +268,17 @@ class SegmentationTask:
         found = []
         for index in range(count):
             views = [
-                _inside(logits[index], infos[index, view // repeats], sizes[view // repeats])
+                multiscale.inside(
+                    logits[index], infos[index, view // repeats], sizes[view // repeats]
+                )
                 for view, logits in enumerate(all_logits)
             ]
             size = views[0].shape[:2] if self.at_network_size else infos[index, 0, 0].astype(int)
-            found.append(_merge(views, *size, self.stored))
+            found.append(multiscale.merge_views(views, *size, self.stored))
         return found
 
     def metric(self, class_names=None):
-        return metrics.SegmentationMetric(self.config.num_classes, class_names)
+        return miou.SegmentationMetric(self.config.num_classes, class_names)
 
     def to_record(self, record, prediction, teacher):
         """The record with the teacher's mask instead of its own labels; every pixel is kept."""
@@ -312,29 +299,6 @@ class SegmentationTask:
     def label_rows(self, result):
         """A result of `MaskTally` as (name, text) for people."""
         return mask_rows(result)
-
-
-def check_mask(record, num_classes):
-    """The mask `[H, W]` of a record, after a check of its class ids; 255 is ignored.
-
-    Raises:
-        UserError: naming the record, if it has no mask or a class id beyond `num_classes`.
-    """
-    if not record.mask:
-        raise UserError(
-            f"image {record.name or record.image_id} has no mask; segmentation needs one for every "
-            "labelled image"
-        )
-    mask = np.asarray(_open(record.mask))
-    check_class(record, int(np.where(mask == IGNORE_LABEL, 0, mask).max()), num_classes)
-    return mask
-
-
-def byte_limits(thresholds):
-    """int32 `[256]`: the smallest uint8 confidence that reaches the threshold of each class."""
-    limits = np.zeros(256, "int32")
-    limits[: len(thresholds)] = np.rint(255 * np.array(thresholds))
-    return limits
 
 
 def _stack(mask, example):
@@ -365,174 +329,3 @@ def _distribution(mask, num_classes, dtype):
 
 def _png_or_none(maps):
     return records.encode_png(maps) if len(maps) else b""
-
-
-def _inside(logits, info, size):
-    """Logits `[h, w, C]` at the pixels of the fitted image, without the padding."""
-    import tensorflow as tf
-
-    height, width = (int(side) for side in np.rint(info[0] * info[2]))
-    return tf.raw_ops.ResizeBilinear(images=logits[None], size=size)[0, :height, :width]
-
-
-def _merge(views, height, width, stored):
-    """The `stored` largest mean probabilities of views `[h, w, C]` at (height, width)."""
-    import tensorflow as tf
-
-    rows = max(1, STRIP // (width * views[0].shape[-1]))
-    classes, confidences = [], []
-    for first in range(0, height, rows):
-        last = min(first + rows, height)
-        mean = tf.add_n(
-            [tf.nn.softmax(_resized_rows(v, first, last, height, width)) for v in views]
-        )
-        largest, which = tf.math.top_k(mean, stored)
-        classes.append(which.numpy().astype("uint8"))
-        confidences.append(np.rint(255 / len(views) * largest.numpy()).astype("uint8"))
-    # One map below the other.
-    classes, confidences = (
-        np.concatenate(strips).transpose(2, 0, 1).reshape(stored * height, width)
-        for strips in (classes, confidences)
-    )
-    return MaskPrediction(
-        classes[:height], confidences[:height], classes[height:], confidences[height:]
-    )
-
-
-def _resized_rows(x, first, last, height, width):
-    """Rows `first` to `last` of `x` resized to (height, width), by TF1's bilinear rule."""
-    import tensorflow as tf
-
-    scale = np.float32(x.shape[0]) / np.float32(height)
-    source = np.arange(first, last, dtype="float32") * scale
-    low = np.floor(source).astype("int32")
-    share = (source - low)[:, None, None]
-    top = tf.gather(x, low)
-    rows = top + (tf.gather(x, np.minimum(low + 1, x.shape[0] - 1)) - top) * share
-    return tf.raw_ops.ResizeBilinear(images=rows[None], size=[last - first, width])[0]
-
-
-class MaskTally:
-    """What the student will see of pseudo masks.
-
-    Args:
-        source: `config.PseudoConfig`; pixels below its thresholds are ignored.
-        num_classes: of the masks.
-        class_names: `{class id: name}`.
-        human: some `ImageRecord`s with human masks, whose classes the pseudo labels are compared
-            with.
-    """
-
-    def __init__(self, source, num_classes, class_names=None, human=()):
-        self.num_classes = num_classes
-        self.limits = byte_limits(source.thresholds(num_classes))
-        self.threshold = source.score_threshold
-        self.names = class_names or {}
-        self.images = self.ignored_images = 0
-        self.pixels = np.zeros(256, "int64")
-        self.kept = np.zeros(256, "int64")
-        self.histogram = np.zeros(20, "int64")
-        self.human = np.zeros(256, "int64")
-        for record in human:
-            if record.mask:
-                pixels = np.asarray(_open(record.mask))
-                self.human += np.bincount(pixels.ravel(), minlength=256)
-        self.metric = metrics.SegmentationMetric(num_classes, class_names)
-        self.all_pixels = metrics.SegmentationMetric(num_classes, class_names)
-
-    def add(self, record, truth):
-        """Adds a pseudo-labelled record and the same image with held-back labels, or with none.
-
-        Raises:
-            UserError: if a mask is missing, or has a class id beyond the task's classes.
-        """
-        classes = check_mask(record, self.num_classes)
-        if not record.confidence:
-            raise UserError(
-                f"image {record.name or record.image_id} has a mask without confidences; were its "
-                "labels written by pseudo_label?"
-            )
-        confidence = np.asarray(_open(record.confidence))
-        keep = confidence >= self.limits[classes]
-        self.images += 1
-        self.ignored_images += not keep.any()
-        self.pixels += np.bincount(classes.ravel(), minlength=256)
-        self.kept += np.bincount(classes[keep], minlength=256)
-        bins = np.minimum(confidence.astype(int) * 20 // 255, 19)
-        self.histogram += np.bincount(bins.ravel(), minlength=20)
-        if truth.mask:
-            check_mask(truth, self.num_classes)
-            self.all_pixels.update(truth, MaskPrediction(classes, confidence))
-            self.metric.update(truth, MaskPrediction(classes, confidence), keep)
-
-    def result(self):
-        """dict: `images`, `threshold`, `ignored_share` (of pixels), `ignored_images`, `pixels` and
-        `pixels_per_class` (kept), `score_histogram` (20 bins of 0..1), `warnings`; with held-back
-        labels also `mIoU` of the kept pixels, `mIoU_all` of all, and `IoU/NAME`.
-        """
-        total = int(self.pixels.sum())
-        kept = int(self.kept.sum())
-        warnings = []
-        if total and kept / total < FEW:
-            warnings.append(
-                f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
-                "student learns next to nothing; is the teacher trained, the threshold too high?"
-            )
-        if total and kept / total > ALL and self.limits.any():
-            always = self.threshold <= 1 / self.num_classes
-            reason = f" (of {self.num_classes} classes one always has that much)" if always else ""
-            warnings.append(
-                f"the threshold {self.threshold} ignores no pixel{reason}; is "
-                "pseudo.score_threshold too low?"
-            )
-        lost = [c for c in np.flatnonzero(self.pixels) if not self.kept[c]]
-        if lost and kept:
-            names = ", ".join(self.names.get(int(c), str(c)) for c in lost[:5])
-            warnings.append(f"no pixel is left of {len(lost)} classes that were found: {names}")
-        human = {int(c): int(self.human[c]) for c in np.flatnonzero(self.human[:IGNORE_LABEL])}
-        left = {int(c): int(self.kept[c]) for c in np.flatnonzero(self.kept)}
-        warnings += starved_classes(human, left, self.names)
-        result = {
-            "images": self.images,
-            "threshold": self.threshold,
-            "pixels": kept,
-            "ignored_share": 1 - kept / total if total else 0.0,
-            "ignored_images": self.ignored_images,
-            "pixels_per_class": {self.names.get(c, str(c)): n for c, n in left.items()},
-            "score_histogram": self.histogram.tolist(),
-            "warnings": warnings,
-        }
-        if self.metric.images:
-            result |= self.metric.result()
-            result["mIoU_all"] = self.all_pixels.result()["mIoU"]
-        return result
-
-    def complaint(self, result):
-        """Why the labels are of no use at all, or None."""
-        if result["pixels"]:
-            return None
-        return (
-            f"the threshold {self.threshold} keeps no pixel of {self.images} images. Lower "
-            "pseudo.score_threshold, or train the teacher longer"
-        )
-
-
-def mask_rows(result):
-    """A result as (name, text) for people."""
-    rows = [
-        ("images", str(result["images"])),
-        (f"pixels ignored (below {result['threshold']})", f"{result['ignored_share']:.1%}"),
-        ("images ignored altogether", str(result["ignored_images"])),
-    ]
-    kept = max(result["pixels"], 1)
-    rows += [(n, f"{c / kept:.1%} of pixels") for n, c in result["pixels_per_class"].items()]
-    if "mIoU" in result:
-        rows += [
-            ("mIoU of the pixels kept", f"{100 * result['mIoU']:.1f}"),
-            ("mIoU of all pixels", f"{100 * result['mIoU_all']:.1f}"),
-        ]
-    return rows
-
-
-def _open(png):
-    return Image.open(io.BytesIO(png))

@@ -89,8 +89,6 @@ def test_config_knows_every_family_member():
     names |= {f"efficientnet-{variant}" for variant in efficientnet.VARIANTS}
     names |= {f"resnet{depth}" for depth in resnet.VARIANTS}
     assert set(config.BACKBONES) == names
-    imagenet = {f"efficientnet-{variant}" for variant in efficientnet.WITH_IMAGENET}
-    assert set(config.WITH_IMAGENET) == imagenet
 
 
 def test_published_sizes_of_efficientnets():

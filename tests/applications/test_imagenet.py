@@ -9,7 +9,7 @@ from PIL import Image
 
 from official_selftrain.applications import EfficientNetB0, EfficientNetLite0, imagenet
 from official_selftrain.applications.efficientnet import preprocess_input
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 ESPRESSO, CATS = 967, {281, 282, 285}
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from official_selftrain.config import InputConfig
-from official_selftrain.data import augment, image_ops, records
+from official_selftrain.data import records
+from official_selftrain.data.augmentation import geometry, image_ops
 
 
 @pytest.mark.parametrize("inside_tf_data", [False, True])
@@ -18,19 +19,19 @@ def test_resize_equals_release(index, inside_tf_data, golden):
     padded = case["output_image"].shape[:2]
 
     def transform(image, boxes, label):
-        info = augment.plan_resize(
+        info = geometry.plan_resize(
             tf.shape(image)[:2],
             target,
             case["random_scale"] if jitter else None,
             case["uniform_offset"] if jitter else (0.0, 0.0),
         )
-        boxes = augment.resize_boxes(boxes, info)
+        boxes = geometry.resize_boxes(boxes, info)
         return (
-            augment.resize_image(image, info, padded),
+            geometry.resize_image(image, info, padded),
             info,
             boxes,
             image_ops.non_empty(boxes),
-            augment.resize_mask(label, info),
+            geometry.resize_mask(label, info),
         )
 
     inputs = (case["image"], case["boxes_normalized"], case["label"])
@@ -49,12 +50,12 @@ def test_resize_equals_release(index, inside_tf_data, golden):
 def test_normalize_equals_release(golden):
     case = load(golden / "resize/normalize.npz")
     image, expected = (case[k] for k in sorted(case, key=lambda k: case[k].dtype.itemsize))
-    np.testing.assert_allclose(augment.normalize(image), expected, atol=1e-5)
+    np.testing.assert_allclose(geometry.normalize(image), expected, atol=1e-5)
 
 
 def test_flip_equals_release(golden):
     case = load(golden / "augment/horizontal_flip.npz")
-    flipped = augment.flip({"image": case["image"], "boxes": case["boxes"]})
+    flipped = geometry.flip({"image": case["image"], "boxes": case["boxes"]})
     np.testing.assert_array_equal(flipped["image"], case["image_flipped"])
     np.testing.assert_allclose(flipped["boxes"], case["boxes_flipped"], atol=1e-6)
 
@@ -66,7 +67,7 @@ def test_flip_twice_is_the_identity():
         "mask": rng.integers(0, 9, (5, 7)),
         "boxes": np.array([[0.1, 0.2, 0.5, 0.9]], "float32"),
     }
-    again = augment.flip(augment.flip(scene))
+    again = geometry.flip(geometry.flip(scene))
     for key, value in scene.items():
         np.testing.assert_allclose(again[key], value, atol=1e-7)
 
@@ -76,12 +77,12 @@ def test_segmentation_parser_equals_release(case, golden):
     expected = load(golden / f"parsers/segmentation_{case}.npz")
     (serialized,) = tf.data.TFRecordDataset(str(golden / "parsers/segmentation.tfrecord"))
     example = records.decode(serialized)
-    plan = augment.plan_pad if case == "eval_pad" else augment.plan_resize
+    plan = geometry.plan_pad if case == "eval_pad" else geometry.plan_resize
     if case == "train_noaug":
         source = InputConfig(flip=False, jitter=(1.0, 1.0), as_released=True)
-        result = augment.Augmentation(source, (128, 128))(example, tf.constant([0, 0], tf.int64))
+        result = geometry.Augmentation(source, (128, 128))(example, tf.constant([0, 0], tf.int64))
     else:
-        result = augment.fit(example, plan(tf.shape(example["image"])[:2], (128, 128)), True)
+        result = geometry.fit(example, plan(tf.shape(example["image"])[:2], (128, 128)), True)
     np.testing.assert_allclose(result["image"], expected["image"], atol=1e-5)
     np.testing.assert_array_equal(result["mask"], expected["masks"][..., 0])
     np.testing.assert_array_equal(result["mask"] != 255, expected["valid_masks"][..., 0])
@@ -99,10 +100,10 @@ def test_image_boxes_and_mask_move_together(height, width, scale, position, top,
     image[row : row + 4, column : column + 4] = 255
     mask = (image[..., 0] > 0).astype("int32")
     box = np.array([[row / height, column / width, (row + 4) / height, (column + 4) / width]])
-    info = augment.plan_resize((height, width), (64, 64), scale, (position, position))
-    moved = np.asarray(augment.resize_boxes(tf.constant(box, tf.float32), info))[0]
-    bright = np.asarray(augment.resize_image(image, info))[..., 0]
-    labelled = np.asarray(augment.resize_mask(mask, info)) == 1
+    info = geometry.plan_resize((height, width), (64, 64), scale, (position, position))
+    moved = np.asarray(geometry.resize_boxes(tf.constant(box, tf.float32), info))[0]
+    bright = np.asarray(geometry.resize_image(image, info))[..., 0]
+    labelled = np.asarray(geometry.resize_mask(mask, info)) == 1
     assert (moved >= 0).all() and (moved <= 63).all() and (moved[2:] >= moved[:2]).all()
     y, x = np.mgrid[:64, :64]
     slack = 1 + np.asarray(info)[2].max()  # a source pixel wide
@@ -115,6 +116,6 @@ def test_image_boxes_and_mask_move_together(height, width, scale, position, top,
 
 
 def test_equal_seeds_give_equal_draws_and_neighbours_differ():
-    draws = [augment.draw(tf.constant([3, i], tf.int64), (0.5, 2.0)) for i in (0, 0, 1)]
+    draws = [geometry.draw(tf.constant([3, i], tf.int64), (0.5, 2.0)) for i in (0, 0, 1)]
     assert float(draws[0][1]) == float(draws[1][1]) != float(draws[2][1])
     assert 0.5 <= float(draws[0][1]) <= 2.0

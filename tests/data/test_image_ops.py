@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import load
 
-from official_selftrain.data import image_ops, policies
+from official_selftrain.data.augmentation import image_ops, policies
 
 COLOURS = (
     "AutoContrast", "Equalize", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",

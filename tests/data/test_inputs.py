@@ -5,8 +5,8 @@ from helpers import mask_png, png, record
 
 from official_selftrain.config import InputConfig, PseudoConfig
 from official_selftrain.data import inputs, records
-from official_selftrain.errors import UserError
 from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 TASK = DetectionTask(num_classes=3, image_size=(128, 128), max_instances=4)
 

@@ -15,7 +15,7 @@ from PIL import Image
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
 from official_selftrain.data.sources import lists, stores
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
 <bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""

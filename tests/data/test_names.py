@@ -5,7 +5,7 @@ import unicodedata
 import pytest
 
 from official_selftrain.data.sources import names
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 ON_DISK = [
     "a.jpg", "B.PNG", "q 2.jpg", "cam1/0001.png", "cam2/0001.png", "cam1/only.jpg",

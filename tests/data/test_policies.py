@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from official_selftrain.config import InputConfig
-from official_selftrain.data import augment, policies
-from official_selftrain.data.image_ops import FILL, IGNORE_LABEL
-from official_selftrain.errors import UserError
+from official_selftrain.data.augmentation import geometry, policies
+from official_selftrain.data.augmentation.image_ops import FILL
+from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.utils.errors import UserError
 
 MOVING = sorted(
     name
@@ -120,7 +121,7 @@ def test_no_box_leaves_or_inverts(height, width, policy, count, magnitude, as_re
     image, boxes, mask = picture(height, width, seed, count)
     source = InputConfig(policy=policy, magnitude=magnitude, as_released=as_released)
     scene = policies.make_scene(image, boxes, mask)
-    result = augment.Augmentation(source, (32, 32))(scene, tf.constant([seed, 1], tf.int64))
+    result = geometry.Augmentation(source, (32, 32))(scene, tf.constant([seed, 1], tf.int64))
     found = result["boxes"].numpy()
     assert found.shape == (count, 4)
     assert (found >= 0).all() and (found <= 31).all() and (found[:, 2:] >= found[:, :2]).all()
@@ -166,7 +167,7 @@ def test_unknown_operations_are_refused():
 @pytest.mark.parametrize("name", ["S2", "S4"])
 def test_pipeline_equals_eager_and_equal_seeds_give_equal_images(name):
     image, boxes, mask = picture(40, 56, 0)
-    augmentation = augment.Augmentation(InputConfig(policy=name), (32, 32))
+    augmentation = geometry.Augmentation(InputConfig(policy=name), (32, 32))
     scene = policies.make_scene(image, boxes, mask)
     seeds = [tf.constant([7, i], tf.int64) for i in (0, 1, 2, 3, 4, 5, 0)]
     mapped = tf.data.Dataset.from_tensor_slices(seeds).map(lambda seed: augmentation(scene, seed))
@@ -261,7 +262,7 @@ def test_distances_shrink_with_small_images(height, width, as_released, shift, h
 def test_a_small_image_keeps_most_of_its_pixels(policy):
     """A share of 1 - 100 * 96 / 640 / 96 = 84 % of an image stays in each translation of S4."""
     source = InputConfig(policy=policy)
-    change = augment.make_policy(source)
+    change = geometry.make_policy(source)
     mask = np.ones((96, 96), "uint8")
     scene = policies.make_scene(np.full((96, 96, 3), 7, "uint8"), mask=mask)
     kept = [
@@ -291,7 +292,7 @@ def test_keras_cv_policy_moves_no_label():
     pytest.importorskip("keras_cv")
     image, boxes, mask = picture(40, 56, 0)
     source = InputConfig(policy="keras_cv", flip=False, jitter=(1.0, 1.0))
-    augmentation = augment.Augmentation(source, (40, 56))
+    augmentation = geometry.Augmentation(source, (40, 56))
     scene = policies.make_scene(image, boxes, mask)
     data = tf.data.Dataset.range(20).map(
         lambda i: augmentation(scene, tf.stack([tf.constant(5, tf.int64), i]))

@@ -20,11 +20,11 @@ import pytest
 from helpers import png, record
 from PIL import Image
 
-from official_selftrain import files
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
 from official_selftrain.data.sources import readers
-from official_selftrain.errors import UserError
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from helpers import mask_png, png, record
 from hypothesis import strategies as st
 
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 
 def assert_equal(a, b):

@@ -2,7 +2,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import ndimage
 
-from official_selftrain.data import simclr
+from official_selftrain.data.augmentation import simclr
 
 
 def place(index):

@@ -9,10 +9,10 @@ import pytest
 from helpers import read_source, told
 from PIL import Image
 
-from official_selftrain import files
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
-from official_selftrain.errors import UserError
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from official_selftrain.data import splits
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 # 1,000 images; class 3 is in one of a hundred, a tenth holds nothing.
 RNG = np.random.default_rng(0)

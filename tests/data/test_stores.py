@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from official_selftrain.config import InputConfig, SourceConfig
-from official_selftrain.data import augment, policies, records, sources
+from official_selftrain.data import records, sources
+from official_selftrain.data.augmentation import geometry, policies
 from official_selftrain.data.sources import stores
 from official_selftrain.data.sources.problems import Problems
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 
 def encode(image, kind="PNG", **settings):
@@ -123,11 +124,11 @@ def test_images_of_every_kind_reach_the_network(kind):
     if kind == "turned":
         assert (height, width) == (8, 6)
     scene = policies.make_scene(np.asarray(example["image"]))
-    result = augment.Augmentation(InputConfig(policy="S4"), (32, 32))(
+    result = geometry.Augmentation(InputConfig(policy="S4"), (32, 32))(
         scene, tf.constant([0, 0], tf.int64)
     )
     assert result["image"].shape == (32, 32, 3)
-    fitted = augment.fit(scene, augment.plan_resize((height, width), (32, 32)))
+    fitted = geometry.fit(scene, geometry.plan_resize((height, width), (32, 32)))
     assert fitted["image"].shape == (32, 32, 3)
 
 

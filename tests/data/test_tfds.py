@@ -7,7 +7,7 @@ import tensorflow as tf
 from official_selftrain.config import SourceConfig
 from official_selftrain.data import records, sources
 from official_selftrain.data.sources.tfds import COCO_IDS
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 

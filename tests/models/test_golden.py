@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import hashed_weight, load, set_hashed_weights
 
-from official_selftrain import config, released
+from official_selftrain import config
+from official_selftrain.conversion import released_config
+from official_selftrain.conversion.checkpoint import variables_by_name
 from official_selftrain.models import build_model, multiply_adds
 from official_selftrain.models.build import build_backbone
-from official_selftrain.released import variables_by_name
 
 CASES = [
     "retinanet_spinenet49S_128",
@@ -24,7 +25,7 @@ CASES = [
 ]
 
 
-def released_config(golden, base):
+def golden_config(golden, base):
     """The golden configuration behind a name such as `projects/.../pascal_seg_X.yaml`."""
     if base.startswith("defaults"):
         name = "retinanet_default"
@@ -38,9 +39,9 @@ def released_config(golden, base):
 
 
 def task_config(golden, base, override, size):
-    values = released_config(golden, base)
+    values = golden_config(golden, base)
     values["params"] = config.merge(values["params"], override)
-    task = config.make(released.experiment(values)).task
+    task = config.make(released_config.experiment(values)).task
     # Any size that the network itself can bear, not only multiples of 128.
     return task.model_copy(update={"image_size": tuple(size), "stochastic_depth": None})
 

@@ -15,10 +15,11 @@ from mini import history, resolve, resolve_masks
 from workers import finish, start_workers
 
 from official_selftrain import config as config_lib
-from official_selftrain import distribution, runner, teacher
+from official_selftrain import pipeline, teacher
 from official_selftrain.config import RuntimeConfig
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
+from official_selftrain.engine import distribution
+from official_selftrain.utils.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Batches that four devices share, statistics over all of them.
@@ -40,10 +41,10 @@ def student(request, data, masks, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     resolve_it = resolve if request.param == "detection" else resolve_masks
     config = resolve_it(data, SHARED)
-    runner.train(config_lib.teacher_config(config), folder / "teacher")
-    runner.pseudo_label(config, folder / "labels", folder / "teacher")
+    pipeline.train(config_lib.teacher_config(config), folder / "teacher")
+    pipeline.pseudo_label(config, folder / "labels", folder / "teacher")
     config = config_lib.student_config(config, f"{folder}/labels/pseudo-*.tfrecord", None)
-    runner.train(config, folder / "one")
+    pipeline.train(config, folder / "one")
     return config, folder
 
 
@@ -78,7 +79,7 @@ def test_devices_change_nothing_for_a_teacher(student):
 def test_labels_of_several_devices_equal_those_of_one(student):
     config, folder = student
     config = config.override({"runtime": {"strategy": "mirrored", "devices": 2}})
-    written, report = runner.pseudo_label(config, folder / "labels2", folder / "teacher")
+    written, report = pipeline.pseudo_label(config, folder / "labels2", folder / "teacher")
     wanted = json.loads((folder / "labels/report.json").read_text())
     assert report.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -101,7 +102,7 @@ def test_two_workers_survive_the_kill_of_either(data, tmp_path):
     process that nothing disturbed, and so are weights and metrics."""
     longer = f"{SHARED},trainer.steps=6,human.batch_size=2,pseudo=null"
     config = resolve(data, longer)
-    metrics = runner.train(config, tmp_path / "one")
+    metrics = pipeline.train(config, tmp_path / "one")
     folder = tmp_path / "two"
     for victim, step in ((1, 2), (0, 4)):
         processes = start_workers(data, folder, longer)

@@ -10,10 +10,13 @@ from helpers import record
 from mini import history, resolve, resolve_masks
 
 from official_selftrain import config as config_lib
-from official_selftrain import memory, runner, training
+from official_selftrain import pipeline
 from official_selftrain.data import records
-from official_selftrain.errors import UserError
+from official_selftrain.data.prepared import PreparedData
+from official_selftrain.engine import memory
+from official_selftrain.pipeline import evaluation, training
 from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 
 def teacher_of(data, *overrides):
@@ -38,10 +41,10 @@ def flip(file, position):
 
 def test_averaged_weights_are_evaluated_beside_the_raw_ones_and_the_best_are_kept(data, tmp_path):
     config = teacher_of(data, "trainer={ema_decay: 0.5, evaluation_interval: 2}")
-    metrics = runner.train(config, tmp_path)
+    metrics = pipeline.train(config, tmp_path)
     raw = {name: value for name, value in metrics.items() if not name.startswith("ema/")}
     assert {f"ema/{name}" for name in raw} == set(metrics) - set(raw) and raw
-    alone = runner.evaluate(config, tmp_path / "again", weights=tmp_path / "ema.weights.h5")
+    alone = pipeline.evaluate(config, tmp_path / "again", weights=tmp_path / "ema.weights.h5")
     assert alone == pytest.approx({name: metrics[f"ema/{name}"] for name in raw})
     averaged, last = (
         np.load(tmp_path / "checkpoints/ckpt-00000004.npz")[key] for key in ("ema/0", "student/0")
@@ -54,9 +57,9 @@ def test_averaged_weights_are_evaluated_beside_the_raw_ones_and_the_best_are_kep
 
 def test_the_last_evaluation_counts_for_the_best(data, tmp_path, monkeypatch):
     values = iter([0.2, 0.3])
-    measured = dict.fromkeys(["AR", "AP"])  # the name decides, not the place
-    monkeypatch.setattr(training, "measure", lambda *_: measured | {"AR": 0.9, "AP": next(values)})
-    runner.train(teacher_of(data, "trainer.evaluation_interval=2"), tmp_path)
+    measured = {"AR": 0.9, "AP": None}  # the name decides, not the place
+    monkeypatch.setattr(evaluation, "measure", lambda *_: measured | {"AP": next(values)})
+    pipeline.train(teacher_of(data, "trainer.evaluation_interval=2"), tmp_path)
     best = json.loads((tmp_path / "best.json").read_text())
     assert best == {"step": 4, "metric": "AP", "value": 0.3}
     kept, last = (stored(tmp_path / f"{name}.weights.h5") for name in ("best", "model"))
@@ -71,7 +74,7 @@ def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(da
     losses = []
     for parts in (1, 2):
         config = teacher_of(data, f"trainer.micro_batches={parts}", *settings)
-        runner.train(config, tmp_path / f"{parts}", evaluate_after=False)
+        pipeline.train(config, tmp_path / f"{parts}", evaluate_after=False)
         rows = history(tmp_path / f"{parts}")
         losses.append([[row["loss"], row["gradient_norm"]] for row in rows])
     np.testing.assert_allclose(*losses, rtol=1e-4)
@@ -94,7 +97,7 @@ def test_many_evaluations_trace_once_and_a_training_leaves_nothing_registered(
     monkeypatch.setattr(DetectionTask, "predict", counted)
     before = set(memory._registry())
     config = teacher_of(data, "trainer={evaluation_interval: 1, steps_per_loop: 1}")
-    runner.train(config, tmp_path, evaluate_after=False)
+    pipeline.train(config, tmp_path, evaluate_after=False)
     assert [row["step"] for row in history(tmp_path) if "AP" in row] == [1, 2, 3]
     assert len(traces) == 1
     assert set(memory._registry()) == before
@@ -105,15 +108,15 @@ def test_a_predictor_of_another_size_follows_the_training(masks, tmp_path, monke
     step: the metrics on the way are those of a training that ends there."""
     small = "trainer={evaluation_interval: 2, steps: 4},task.eval_scales=[0.5,1.0]"
     config = config_lib.teacher_config(resolve_masks(masks, small, "human.cache=false"))
-    measured, measure = [], training.measure
+    measured, measure = [], evaluation.measure
 
     def noted(predictor, *others):
         models = predictor.model, predictor._network
         measured.append([np.concatenate([w.ravel() for w in m.get_weights()]) for m in models])
         return measure(predictor, *others)
 
-    monkeypatch.setattr(training, "measure", noted)
-    runner.train(config.override({"trainer.evaluation_interval": 1}), tmp_path)
+    monkeypatch.setattr(evaluation, "measure", noted)
+    pipeline.train(config.override({"trainer.evaluation_interval": 1}), tmp_path)
     assert len(measured) == 4 and measured[0][0].size == measured[0][1].size
     for model, network in measured:
         np.testing.assert_array_equal(model, network)
@@ -140,7 +143,7 @@ def test_damaged_shards_are_named_while_they_are_read(tmp_path, harm, message):
 
     records.write(tmp_path / "a.tfrecord", [record(image_id=i) for i in range(2)])
     harm(tmp_path / "a.tfrecord")
-    data, read = Prepared(), training.readable_errors
+    data, read = Prepared(), evaluation.readable_errors
     with pytest.raises(UserError, match=message) as told, read(data, ["human", "pseudo"]):
         for serialized in tf.data.TFRecordDataset(data.files("human")).map(records.decode):
             serialized["image"]
@@ -149,7 +152,7 @@ def test_damaged_shards_are_named_while_they_are_read(tmp_path, harm, message):
 
 def test_lack_of_memory_is_one_line_with_a_remedy():
     told = pytest.raises(UserError, match="out of memory .shape.*human.batch_size")
-    with told, training.readable_errors(None, []):
+    with told, evaluation.readable_errors(None, []):
         raise tf.errors.ResourceExhaustedError(None, None, "shape[9]\nmore", None)
 
 
@@ -202,7 +205,7 @@ def poison(monkeypatch, steps):
 def test_a_loss_that_is_not_finite_stops_with_checkpoint_and_batch(data, tmp_path, monkeypatch):
     poison(monkeypatch, [3])
     with pytest.raises(UserError, match="not finite before step 4: the training diverged") as told:
-        runner.train(teacher_of(data), tmp_path)
+        pipeline.train(teacher_of(data), tmp_path)
     assert "ckpt-00000002.npz" in str(told.value) and "nonfinite-00000003-0.npz" in str(told.value)
     with np.load(tmp_path / "nonfinite-00000003-0.npz") as batch:
         assert np.isnan(batch["0/images/human"]).all()
@@ -215,17 +218,17 @@ def test_a_loss_that_is_not_finite_stops_with_checkpoint_and_batch(data, tmp_pat
 
 def test_bad_batches_are_left_out_as_often_as_allowed(data, tmp_path, monkeypatch):
     poison(monkeypatch, [0, 2])
-    runner.train(teacher_of(data, "trainer.skip_nonfinite=2"), tmp_path / "a")
+    pipeline.train(teacher_of(data, "trainer.skip_nonfinite=2"), tmp_path / "a")
     assert json.loads((tmp_path / "a/skipped.json").read_text()) == [0, 2]
     rows = history(tmp_path / "a")
     assert all(np.isfinite(row["loss"]) for row in rows) and rows[-1]["step"] == 4
     with pytest.raises(UserError, match="the training diverged"):
-        runner.train(teacher_of(data, "trainer.skip_nonfinite=1"), tmp_path / "b")
+        pipeline.train(teacher_of(data, "trainer.skip_nonfinite=1"), tmp_path / "b")
 
 
 def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.Data, "lost_boxes", lambda *_: ["2 boxes are left out"])
-    rows = dict(runner.check(teacher_of(data), tmp_path))
+    monkeypatch.setattr(PreparedData, "lost_boxes", lambda *_: ["2 boxes are left out"])
+    rows = dict(pipeline.check(teacher_of(data), tmp_path))
     assert rows["boxes"] == "WARNING: 2 boxes are left out"
     assert rows["class 1 square"] == "5 in human, 5 in evaluation"
     assert "4 images (128, 128, 3)" in rows["first batch of human"]
@@ -234,14 +237,14 @@ def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkey
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "config.yaml").exists()
     poison(monkeypatch, [0])
     with pytest.raises(UserError, match="not finite before step 1 of the check"):
-        runner.check(teacher_of(data), tmp_path)
+        pipeline.check(teacher_of(data), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_trains_with_float32_losses_and_weights(data, tmp_path, precision):
     whole, half = (tmp_path / name for name in ("whole", "half"))
-    runner.train(teacher_of(data), whole, evaluate_after=False)
-    metrics = runner.train(teacher_of(data, f"task.precision={precision}"), half)
+    pipeline.train(teacher_of(data), whole, evaluate_after=False)
+    metrics = pipeline.train(teacher_of(data, f"task.precision={precision}"), half)
     assert "AP" in metrics
     losses = [[row["loss"] for row in history(folder)] for folder in (whole, half)]
     assert losses[0] != losses[1]

@@ -10,12 +10,13 @@ import pytest
 import tensorflow as tf
 from conftest import set_hashed_weights
 
-from official_selftrain import loop, teacher
+from official_selftrain import teacher
 from official_selftrain.config import OptimizerConfig
-from official_selftrain.distribution import Distribution
+from official_selftrain.engine import loop
+from official_selftrain.engine.distribution import Distribution
+from official_selftrain.engine.optimizers import make_optimizer
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import nms
-from official_selftrain.optimization import make_optimizer
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks import make_task
 

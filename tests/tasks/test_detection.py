@@ -6,12 +6,14 @@ from helpers import loss_of, png, record
 
 from official_selftrain.config import InputConfig, PseudoConfig
 from official_selftrain.data import inputs, records
+from official_selftrain.data.predictions import Detections
 from official_selftrain.data.records import ImageRecord
-from official_selftrain.errors import UserError
+from official_selftrain.evaluation.box_labels import BoxTally, doubles
+from official_selftrain.evaluation.label_statistics import starved_classes
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
-from official_selftrain.tasks import starved_classes
-from official_selftrain.tasks.detection import BoxTally, Detections, DetectionTask, doubles
+from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.utils.errors import UserError
 
 SIZE = (128, 128)
 

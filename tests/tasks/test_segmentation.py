@@ -9,10 +9,12 @@ from PIL import Image
 
 from official_selftrain.config import InputConfig, PseudoConfig, SegmentationConfig
 from official_selftrain.data import inputs, records
-from official_selftrain.errors import UserError
-from official_selftrain.metrics import SegmentationMetric
-from official_selftrain.tasks import make_task, segmentation
-from official_selftrain.tasks.segmentation import MaskPrediction, MaskTally, SegmentationTask
+from official_selftrain.data.predictions import MaskPrediction
+from official_selftrain.evaluation.mask_labels import MaskTally
+from official_selftrain.evaluation.miou import SegmentationMetric
+from official_selftrain.tasks import make_task, multiscale
+from official_selftrain.tasks.segmentation import SegmentationTask
+from official_selftrain.utils.errors import UserError
 
 SIZE = (128, 128)
 SMALL = {
@@ -189,7 +191,7 @@ def model():
 
 def test_single_scale_equals_the_exported_network(model, tmp_path):
     """`serving.ClassMap` has the released chain of resizes."""
-    from official_selftrain import serving
+    from official_selftrain.conversion import serving
 
     files = write_images(tmp_path, (100, 60), (30, 90), (128, 128))
     task = make()
@@ -209,7 +211,7 @@ def test_single_scale_equals_the_exported_network(model, tmp_path):
 def test_strips_change_nothing(model, tmp_path, monkeypatch):
     files = write_images(tmp_path, (200, 60), (31, 90))
     whole = predict(make(), model, files)
-    monkeypatch.setattr(segmentation, "STRIP", 1000)  # a few rows at a time
+    monkeypatch.setattr(multiscale, "STRIP", 1000)  # a few rows at a time
     for a, b in zip(whole, predict(make(), model, files), strict=True):
         # But for rounding: where a CPU's vectors end, exp is another function.
         assert np.mean(a.classes != b.classes) < 0.001
@@ -219,7 +221,7 @@ def test_strips_change_nothing(model, tmp_path, monkeypatch):
 
 def test_scales_are_averaged_as_probabilities(model, tmp_path):
     """Two scales by hand: fit, network, resize to the image, softmax, mean."""
-    from official_selftrain.data import augment
+    from official_selftrain.data.augmentation import geometry
 
     files = write_images(tmp_path, (64, 96))
     task = make(eval_scales=(1.0, 1.5), eval_flip=True)
@@ -229,8 +231,8 @@ def test_scales_are_averaged_as_probabilities(model, tmp_path):
     network = task.predictor(model)
     total = 0
     for target, size in ((128, 128), (192, 256)):
-        info = augment.plan_resize((64, 96), (target, target))
-        x = augment.resize_image(image, info, (size, size))[None]
+        info = geometry.plan_resize((64, 96), (target, target))
+        x = geometry.resize_image(image, info, (size, size))[None]
         for mirrored in (False, True):
             logits = network(x[:, :, ::-1] if mirrored else x)["logits"]
             logits = logits[:, :, ::-1] if mirrored else logits

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import pydantic
 
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 # Annotation tools round; a box may leave its image by this many pixels and is clipped.
 PIXEL_TOLERANCE = 2.0

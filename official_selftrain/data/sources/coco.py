@@ -22,8 +22,8 @@ from official_selftrain.data.sources.boxes import (
     whole,
 )
 from official_selftrain.data.sources.lists import class_names
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_text
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_text
 
 BACKGROUND = ("background", "__background__", "_background_")
 

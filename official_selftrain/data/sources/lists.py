@@ -9,8 +9,8 @@ import pydantic
 
 from official_selftrain.config import load_yaml
 from official_selftrain.data.sources.boxes import LARGEST_CLASS, Whole
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_text
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_text
 
 CLASS_LISTS = (
     "data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "predefined_classes.txt",

@@ -9,9 +9,8 @@ import re
 import unicodedata
 import urllib.parse
 
-from official_selftrain.config import did_you_mean
 from official_selftrain.data.sources import stores
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError, did_you_mean
 
 # Folders that only say what lies in them: images/train/a.jpg belongs to labels/train/a.txt.
 KINDS = {"images", "jpegimages", "labels", "annotations", "masks", "segmentationclass"}

@@ -3,7 +3,7 @@
 import pathlib
 
 from official_selftrain.data.sources import names as name_lookup
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 
 class PerImage:

@@ -25,11 +25,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from official_selftrain import files
 from official_selftrain.data import records
 from official_selftrain.data.sources import lists, readers, stores
 from official_selftrain.data.sources.problems import Problems, merged, tell
-from official_selftrain.errors import UserError
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError
 
 FORMAT = 2  # of the tallies; another one is read again
 # What of a source changes the records made of it.

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import logging
 
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError
 
 SHOWN = 5  # skipped records that are named on the screen
 

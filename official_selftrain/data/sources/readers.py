@@ -7,13 +7,12 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
-from official_selftrain.data.sources import labels as label_files
+from official_selftrain.data.sources import annotations as label_files
 from official_selftrain.data.sources import lists, stores, tfds
 from official_selftrain.data.sources.names import Names, pair
 from official_selftrain.data.sources.problems import Problems, Unskipped, merged
-from official_selftrain.errors import UserError
+from official_selftrain.utils.errors import UserError, did_you_mean
 
 IMAGES_PER_SHARD = 500
 # By what `stores.check_image` tells of an image's orientation.
@@ -70,15 +69,15 @@ def open_reader(source, path):
 
 
 def _embedded(split):
-    from official_selftrain.data import embedded
+    from official_selftrain.data.sources import digits
 
-    size = embedded.SIZES[split]
+    size = digits.SIZES[split]
     units = [(first, min(first + IMAGES_PER_SHARD, size)) for first in _firsts(size)]
 
     def read(unit, problems):
-        return itertools.islice(embedded.scenes(split), *unit)
+        return itertools.islice(digits.scenes(split), *unit)
 
-    return Reader(embedded.CLASSES, units, size, read, [split])
+    return Reader(digits.CLASSES, units, size, read, [split])
 
 
 def _firsts(count):

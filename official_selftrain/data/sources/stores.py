@@ -13,11 +13,10 @@ import tarfile
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
 from official_selftrain.data.records import LARGEST_IMAGE
-from official_selftrain.errors import UserError
-from official_selftrain.files import matching, read_bytes
+from official_selftrain.utils.errors import UserError, did_you_mean
+from official_selftrain.utils.files import matching, read_bytes
 
 with contextlib.suppress(Exception):  # the extra [heif]
     import pillow_heif

@@ -6,11 +6,10 @@ The image files are taken as they are stored, without being decoded and encoded 
 
 import numpy as np
 
-from official_selftrain.config import did_you_mean
 from official_selftrain.data import records
 from official_selftrain.data.sources import stores
-from official_selftrain.errors import UserError
-from official_selftrain.extras import import_extra
+from official_selftrain.utils.errors import UserError, did_you_mean
+from official_selftrain.utils.extras import import_extra
 
 # COCO's category ids have gaps, which tensorflow-datasets closes; these are the original ones.
 COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}

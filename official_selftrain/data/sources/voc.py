@@ -3,7 +3,6 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
-from official_selftrain.config import did_you_mean
 from official_selftrain.data.sources.boxes import (
     Boxes,
     are_fractions,
@@ -13,8 +12,8 @@ from official_selftrain.data.sources.boxes import (
 )
 from official_selftrain.data.sources.lists import class_name, near_class_list
 from official_selftrain.data.sources.per_image import PerImage
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_bytes
+from official_selftrain.utils.errors import UserError, did_you_mean
+from official_selftrain.utils.files import read_bytes
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

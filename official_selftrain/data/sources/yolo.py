@@ -6,8 +6,8 @@ import logging
 from official_selftrain.data.sources import lists
 from official_selftrain.data.sources.boxes import LARGEST_CLASS, Boxes, finite, number, whole
 from official_selftrain.data.sources.per_image import PerImage
-from official_selftrain.errors import UserError
-from official_selftrain.files import read_text
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_text
 
 LOOKED_AT = 100  # files in which polygons are looked for
 

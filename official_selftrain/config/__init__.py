@@ -1,0 +1,85 @@
+"""Typed configuration: groups, YAML in and out, overrides, and the experiments.
+
+Imports neither Keras nor TensorFlow, so a typo is answered at once.
+Precedence: the experiment, then `--config_file`, then each `--params_override`.
+"""
+
+from official_selftrain.config.build import changed, make_group
+from official_selftrain.config.experiments import (
+    PACKAGE,
+    load,
+    load_experiment,
+    load_experiments,
+    make,
+    resolve,
+)
+from official_selftrain.config.networks import BACKBONES
+from official_selftrain.config.overrides import (
+    dump,
+    load_file,
+    load_yaml,
+    merge,
+    nested,
+    parse_override,
+)
+from official_selftrain.config.schema import (
+    STRATEGIES,
+    Config,
+    DetectionConfig,
+    EvaluationConfig,
+    InputConfig,
+    NmsConfig,
+    OptimizerConfig,
+    PseudoConfig,
+    RuntimeConfig,
+    SegmentationConfig,
+    SelfTrainingConfig,
+    SourceConfig,
+    TrainerConfig,
+)
+from official_selftrain.config.stages import (
+    control_config,
+    rounds,
+    stages,
+    student_config,
+    teacher_config,
+)
+from official_selftrain.config.values import MAX_CLASSES, MAX_SIDE
+
+__all__ = [
+    "BACKBONES",
+    "MAX_CLASSES",
+    "MAX_SIDE",
+    "PACKAGE",
+    "STRATEGIES",
+    "Config",
+    "DetectionConfig",
+    "EvaluationConfig",
+    "InputConfig",
+    "NmsConfig",
+    "OptimizerConfig",
+    "PseudoConfig",
+    "RuntimeConfig",
+    "SegmentationConfig",
+    "SelfTrainingConfig",
+    "SourceConfig",
+    "TrainerConfig",
+    "changed",
+    "control_config",
+    "dump",
+    "load",
+    "load_experiment",
+    "load_experiments",
+    "load_file",
+    "load_yaml",
+    "make",
+    "make_group",
+    "merge",
+    "nested",
+    "parse_override",
+    "resolve",
+    "rounds",
+    "stages",
+    "student_config",
+    "teacher_config",
+]

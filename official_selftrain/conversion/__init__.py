@@ -1,0 +1,1 @@
+"""Across the border: released checkpoints and configs in, SavedModel, TFLite and ONNX out."""

@@ -1,0 +1,292 @@
+"""Image operations of AutoAugment and RandAugment, each a plain function of image and argument.
+
+Every function takes an image `[H, W, 3]` uint8 (a tensor or a NumPy array, inside `tf.data` or
+eagerly) and returns a tensor of the same shape. The geometric ones take masks `[H, W]` too, and
+come with the motion of boxes `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image. Sampling
+is nearest neighbour; uncovered pixels take a fill value.
+
+They equal the released implementation (reference section 17). `as_released=True` also keeps what
+looks like its slips: `contrast` blends with the number of pixels instead of the mean gray,
+`solarize` at 256 inverts everything instead of nothing, boxes are rounded to whole pixels towards
+zero, and a box that has left the image stays as a strip at its edge.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+FILL = 128  # gray of uncovered pixels
+STRIP = 0.05  # width that the released code gives to a box without area at the image's edge
+
+
+# --- Colour ----------------------------------------------------------------------------------
+
+
+def blend(degenerate, image, factor):
+    """`degenerate + factor * (image - degenerate)`, clipped and truncated: 1 is the image."""
+    degenerate, image = tf.cast(degenerate, tf.float32), tf.cast(image, tf.float32)
+    mixed = degenerate + factor * (image - degenerate)
+    return tf.cast(tf.clip_by_value(mixed, 0.0, 255.0), tf.uint8)
+
+
+def autocontrast(image):
+    """Stretches every channel to 0..255; a channel of one value stays."""
+    low = tf.cast(tf.reduce_min(image, axis=[0, 1]), tf.float32)
+    high = tf.cast(tf.reduce_max(image, axis=[0, 1]), tf.float32)
+    flat = high <= low
+    scale = tf.where(flat, 1.0, 255.0 / tf.where(flat, 1.0, high - low))
+    offset = tf.where(flat, 0.0, -low * scale)
+    stretched = tf.cast(image, tf.float32) * scale + offset
+    return tf.cast(tf.clip_by_value(stretched, 0.0, 255.0), tf.uint8)
+
+
+def equalize(image):
+    """Makes the histogram of every channel as flat as a table of 256 values can."""
+    bins = tf.cast(image, tf.int32) + tf.constant([0, 256, 512])
+    histogram = tf.math.bincount(tf.reshape(bins, [-1]), minlength=768, maxlength=768)
+    histogram = tf.reshape(histogram, [3, 256])
+    last = tf.reduce_max(tf.where(histogram > 0, tf.range(256), 0), axis=1)
+    in_last = tf.gather(histogram, last, axis=1, batch_dims=1)[:, None]
+    step = (tf.reduce_sum(histogram, axis=1, keepdims=True) - in_last) // 255
+    table = (tf.cumsum(histogram, axis=1, exclusive=True) + step // 2) // tf.maximum(step, 1)
+    table = tf.where(step == 0, tf.range(256), tf.clip_by_value(table, 0, 255))
+    return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [768]), bins)
+
+
+def invert(image):
+    """The negative."""
+    return 255 - tf.convert_to_tensor(image)
+
+
+def posterize(image, bits):
+    """Keeps the highest `bits` of every value, at least one and at most eight."""
+    shift = tf.cast(tf.clip_by_value(8 - tf.cast(bits, tf.int32), 0, 7), tf.uint8)
+    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, shift), shift)
+
+
+def solarize(image, threshold=128, as_released=False):
+    """Inverts the values from `threshold` on; 256 changes nothing.
+
+    As released, the threshold is a byte: 256 is 0 and inverts everything.
+    """
+    threshold = threshold % 256 if as_released else threshold
+    bright = tf.cast(tf.cast(image, tf.int32) >= tf.cast(threshold, tf.int32), tf.uint8)
+    return tf.bitwise.bitwise_xor(image, 255 * bright)
+
+
+def solarize_add(image, addition, threshold=128):
+    """Adds to the values below `threshold`, clipped."""
+    values = tf.cast(image, tf.int32)
+    dark = tf.cast(values < threshold, tf.int32)
+    added = values + tf.cast(addition, tf.int32) * dark
+    return tf.cast(tf.clip_by_value(added, 0, 255), tf.uint8)
+
+
+def color(image, factor):
+    """0 is gray, 1 the image, more is more colourful."""
+    image = tf.convert_to_tensor(image)
+    return blend(tf.image.rgb_to_grayscale(image), image, factor)
+
+
+def contrast(image, factor, as_released=False):
+    """0 is the mean gray, 1 the image.
+
+    As released, the mean is the number of pixels / 256 instead, at most 255: white for any image of
+    65,536 pixels or more, so that the operation darkens photographs.
+    """
+    image = tf.convert_to_tensor(image)
+    if as_released:
+        mean = tf.minimum(tf.cast(tf.size(image) // 3, tf.float32) / 256.0, 255.0)
+        mean = tf.floor(mean)
+    else:
+        gray = tf.cast(tf.image.rgb_to_grayscale(image), tf.float32)
+        mean = tf.floor(tf.reduce_mean(gray) + 0.5)
+    return blend(mean, image, factor)
+
+
+def brightness(image, factor):
+    """0 is black, 1 the image."""
+    return blend(0.0, image, factor)
+
+
+def sharpness(image, factor):
+    """0 is smoothed by a 3 x 3 kernel (the border stays), 1 the image, more is sharper."""
+    image = tf.convert_to_tensor(image)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+
+    def smoothed():
+        # Summed tap by tap: a convolution kernel may add in another order, and truncation then
+        # turns the last bit into a gray level.
+        outer = tf.cast(image, tf.float32) * np.float32(1 / 13)
+        center = tf.cast(image, tf.float32) * np.float32(5 / 13)
+        inner = tf.zeros([height - 2, width - 2, 3])
+        for y, x in itertools.product(range(3), range(3)):
+            tap = center if y == x == 1 else outer
+            inner += tap[y : height - 2 + y, x : width - 2 + x]
+        return paste(image, tf.cast(tf.clip_by_value(inner, 0.0, 255.0), tf.uint8), 1, 1)
+
+    return tf.cond(
+        tf.minimum(height, width) > 2, lambda: blend(smoothed(), image, factor), lambda: image
+    )
+
+
+# --- Rectangles ------------------------------------------------------------------------------
+
+
+def paste(image, region, top, left):
+    """The image with `region` laid over it at (top, left); it must lie inside."""
+    bottom, right = top + tf.shape(region)[0], left + tf.shape(region)[1]
+    middle = image[top:bottom]
+    middle = tf.concat([middle[:, :left], region, middle[:, right:]], axis=1)
+    return tf.concat([image[:top], middle, image[bottom:]], axis=0)
+
+
+def cutout(image, center, half_size):
+    """Paints a gray rectangle, cut off at the image's edges.
+
+    Args:
+        image: `[H, W, 3]` uint8.
+        center: int `[2]`, (y, x).
+        half_size: int or int `[2]`; rows y - half_size to y + half_size - 1 are painted.
+    """
+    image = tf.convert_to_tensor(image)
+    size, center = tf.shape(image)[:2], tf.convert_to_tensor(center)
+    first = tf.clip_by_value(center - half_size, 0, size)
+    last = tf.clip_by_value(center + half_size, first, size)
+    shape = tf.concat([last - first, [3]], axis=0)
+    return paste(image, tf.fill(shape, tf.constant(FILL, tf.uint8)), first[0], first[1])
+
+
+def box_region(box, size):
+    """First (row, column) and size (rows, columns) of a box's pixels, the last row included."""
+    size = tf.convert_to_tensor(size)
+    corners = tf.cast(tf.tile(tf.cast(size, tf.float32), [2]) * box, tf.int32)
+    first = tf.minimum(corners[:2], size - 1)
+    return first, tf.minimum(corners[2:], size - 1) - first + 1
+
+
+def inside_box(image, box, function):
+    """Applies `function` to the pixels of a box as if they were an image."""
+    image = tf.convert_to_tensor(image)
+    (top, left), (rows, columns) = map(tf.unstack, box_region(box, tf.shape(image)[:2]))
+    region = function(image[top : top + rows, left : left + columns])
+    return paste(image, region, top, left)
+
+
+# --- Geometry --------------------------------------------------------------------------------
+
+
+def translate(image, shift, fill=FILL):
+    """`output[y, x] = image[y + shift[0], x + shift[1]]`: moves content up and left.
+
+    Args:
+        image: `[H, W, C]` or mask `[H, W]`.
+        shift: int32 `[2]`.
+        fill: value of the uncovered pixels.
+    """
+    image = tf.convert_to_tensor(image)
+    size = tf.shape(image)[:2]
+    shift = tf.clip_by_value(shift, -size, size)
+    forward, back = tf.maximum(shift, 0), tf.maximum(-shift, 0)
+    kept = image[forward[0] : size[0] - back[0], forward[1] : size[1] - back[1]]
+    padding = tf.stack([back, forward], axis=1)
+    if len(image.shape) == 3:
+        padding = tf.pad(padding, [[0, 1], [0, 0]])
+    return tf.pad(kept, padding, constant_values=tf.cast(fill, image.dtype))
+
+
+def warp(image, matrix, fill=FILL):
+    """`output[p] = image[round(A p + b)]` for pixel indices p = (x, y).
+
+    Args:
+        image: `[H, W, C]` or mask `[H, W]`.
+        matrix: float `[6]`, the rows of A | b.
+        fill: value of the uncovered pixels.
+    """
+    image = tf.convert_to_tensor(image)
+    batch = image[None, ..., None] if len(image.shape) == 2 else image[None]
+    output = tf.raw_ops.ImageProjectiveTransformV3(
+        images=batch,
+        transforms=tf.concat([matrix, [0.0, 0.0]], axis=0)[None],
+        output_shape=tf.shape(image)[:2],
+        fill_value=float(fill),
+        interpolation="NEAREST",
+        fill_mode="CONSTANT",
+    )
+    return tf.reshape(output, tf.shape(image))
+
+
+def rotation(size, degrees):
+    """The `warp` matrix that turns an image of `size` (height, width) about its centre."""
+    angle = tf.cast(degrees, tf.float32) * (math.pi / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    last = tf.cast(size, tf.float32) - 1.0
+    x = (last[1] - (cos * last[1] - sin * last[0])) / 2.0
+    y = (last[0] - (sin * last[1] + cos * last[0])) / 2.0
+    return tf.stack([cos, -sin, x, sin, cos, y])
+
+
+def shearing(level, axis):
+    """The `warp` matrix of a shear along `axis` (0: y, 1: x) by `level` pixels a pixel."""
+    level = tf.cast(level, tf.float32)
+    one, zero = tf.ones_like(level), tf.zeros_like(level)
+    if axis == 1:
+        return tf.stack([one, level, zero, zero, one, zero])
+    return tf.stack([one, zero, zero, level, one, zero])
+
+
+def rotate_boxes(boxes, size, degrees, as_released=False):
+    """Upright boxes round the boxes turned by `rotation`."""
+    angle = tf.cast(degrees, tf.float32) * (math.pi / 180.0)
+    cos, sin = tf.cos(angle), tf.sin(angle)
+    center = tf.cast(size, tf.float32) / 2.0
+    return _move_boxes(boxes, size, [[cos, -sin], [sin, cos]], center, as_released)
+
+
+def shear_boxes(boxes, size, level, axis, as_released=False):
+    """Upright boxes round the boxes moved by `shearing`."""
+    level = tf.cast(level, tf.float32)
+    matrix = [[1.0, 0.0], [-level, 1.0]] if axis == 1 else [[1.0, -level], [0.0, 1.0]]
+    # The centre of the first pixel stays in its place; released boxes turn about its corner.
+    return _move_boxes(boxes, size, matrix, 0.0 if as_released else 0.5, as_released)
+
+
+def translate_boxes(boxes, size, shift, as_released=False):
+    """Boxes moved by `translate`."""
+    unmoved = [[1.0, 0.0], [0.0, 1.0]]
+    return _move_boxes(boxes, size, unmoved, 0.0, as_released, tf.cast(shift, tf.float32))
+
+
+def _move_boxes(boxes, size, matrix, origin, as_released, shift=0.0):
+    """Boxes round the corners `matrix @ (corner - origin) + origin - shift`, (y, x) in pixels.
+
+    A box without area stays so, as (0, 0, 0, 0): what has left the image does not come back.
+    """
+    boxes = tf.convert_to_tensor(boxes)
+    size = tf.cast(size, tf.float32)
+    ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
+    corners = [tf.stack([y, x], axis=-1) for y in (ymin, ymax) for x in (xmin, xmax)]
+    corners = tf.stack(corners, axis=1) * size - origin  # [N, 4, 2]
+    whole = _truncate if as_released else tf.identity
+    corners = whole(tf.linalg.matvec(tf.convert_to_tensor(matrix), whole(corners)))
+    corners = (corners + origin - shift) / size
+    low, high = tf.reduce_min(corners, axis=1), tf.reduce_max(corners, axis=1)
+    low, high = tf.clip_by_value(low, 0.0, 1.0), tf.clip_by_value(high, 0.0, 1.0)
+    if as_released:
+        flat = high == low
+        low = tf.where(flat, tf.minimum(low, 1.0 - STRIP), low)
+        high = tf.where(flat, tf.maximum(high, STRIP), high)
+        return tf.concat([low, high], axis=-1)
+    present = non_empty(boxes) & tf.reduce_all(high > low, axis=-1)
+    return tf.where(present[:, None], tf.concat([low, high], axis=-1), 0.0)
+
+
+def _truncate(values):
+    return tf.cast(tf.cast(values, tf.int32), tf.float32)
+
+
+def non_empty(boxes):
+    """Bool `[N]`: boxes with a positive height and width."""
+    return tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)

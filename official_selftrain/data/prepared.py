@@ -1,0 +1,205 @@
+"""The prepared sources of a config: files, counts and class names, checked against each other."""
+
+import collections
+import itertools
+import logging
+import pathlib
+
+from official_selftrain.data import records, sources
+from official_selftrain.data.sources.problems import hints
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_json_or_none, sha256
+
+SOURCES = ("human", "unlabeled", "pseudo", "evaluation")
+WITHOUT_LABELS = ("human", "unlabeled", "evaluation")  # of a run, which makes its labels itself
+SHOWN_CLASSES = 30  # in messages
+
+
+class PreparedData:
+    """The prepared sources of a config; `summaries[name]` as `sources.prepare` returns it.
+
+    Args:
+        config: `Config`.
+        folder: where they are prepared.
+        names: sources that are needed.
+        classes: `checkpoints.classes_of` the weights that are to be used, or None.
+
+    Raises:
+        UserError: for anything wrong with a source, or between two of them.
+    """
+
+    def __init__(self, config, folder, names=SOURCES, classes=None):
+        self.folder = pathlib.Path(folder)
+        self.classes = classes
+        self.summaries = {}
+        for name in names:
+            source = getattr(config, name)
+            if source is not None and source.given:
+                with hints(f"{name}."):
+                    summary = sources.prepare(source, config.path, self.folder / name)
+                self.summaries[name] = summary
+        self.names = {
+            name: {int(key): str(text) for key, text in summary["classes"].items()}
+            for name, summary in self.summaries.items()
+        }
+        if classes is not None:
+            self.names = {"the weights": classes["names"]} | self.names
+        check_classes(self.names)
+        self._check_leaks()
+        self._warn_of_absent_classes()
+
+    def _check_leaks(self):
+        """Refuses to label, or to learn from labels of, images that measure the result."""
+        if "evaluation" not in self.summaries:
+            return
+        for name in ("unlabeled", "pseudo"):
+            if name in self.summaries:
+                sources.check_disjoint(
+                    self.folder / "evaluation",
+                    self.folder / name,
+                    f"what is measured must not be among the images to label; leave them out of "
+                    f"{name}, for example by {name}.exclude_lists",
+                )
+        if "human" in self.summaries:
+            shared = sources.shared_images(self.folder / "evaluation", self.folder / "human")
+            if shared:
+                logging.warning(
+                    "%d images are both in human and in evaluation, the first %r: the metrics will "
+                    "be too good", len(shared), shared[0],
+                )  # fmt: skip
+
+    def _warn_of_absent_classes(self):
+        """Warns of classes that no labelled image holds."""
+        if "human" not in self.summaries:
+            return
+
+        def held(name):
+            return {int(c) for c in self.summaries.get(name, {}).get("images_per_class", {})}
+
+        absent = sorted((held("evaluation") | set(self.class_names)) - held("human"))
+        if absent:
+            logging.warning(
+                "no labelled image holds %s: teacher and student cannot learn it",
+                ", ".join(repr(self.class_names.get(c, c)) for c in absent[:10]),
+            )
+
+    def files(self, name):
+        return self.summaries[name]["files"]
+
+    @property
+    def class_names(self):
+        """`{class id: name}` of the weights, or of the first source that knows names."""
+        order = ("the weights", "human", "pseudo", "evaluation", "unlabeled")
+        return next((names for name in order if (names := self.names.get(name))), {})
+
+    def complete(self, config):
+        """The config with the class count of the weights, or else of the data.
+
+        Raises:
+            UserError: if a label is outside the configured classes, or images are not labelled.
+        """
+        if config.task.kind == "segmentation":
+            for name in ("human", "evaluation"):
+                summary = self.summaries.get(name)
+                if summary and summary["masks"] < summary["images"]:
+                    missing = summary["images"] - summary["masks"]
+                    raise UserError(
+                        f"{missing} images of {name} have no mask; is {name}.masks given?"
+                    )
+        elif "human" in self.summaries and not self.summaries["human"]["boxes"]:
+            raise UserError("the labelled images hold no box; is human.annotations given?")
+        labels = [s["largest_class"] for s in self.summaries.values()]
+        largest = max([*self.class_names, *labels], default=0)
+        count = config.task.num_classes
+        if self.classes is not None:
+            known = self.classes["num_classes"]
+            if count not in (None, known):
+                raise UserError(
+                    f"the weights know {known} classes (with the background), but "
+                    f"task.num_classes={count}"
+                )
+            count = known
+        if count is None:
+            return config.override({"task.num_classes": largest + 1})
+        if largest >= count:
+            raise UserError(
+                f"the data has class id {largest}, but task.num_classes={count} "
+                f"allows 1 to {count - 1} (0 is the background)"
+            )
+        return config.override({"task.num_classes": count})
+
+    def lost_boxes(self, config):
+        """Texts on the boxes beyond `task.max_instances`, which a training would leave out."""
+        limit = getattr(config.task, "max_instances", None)
+        for name in ("human", "pseudo") if limit else ():
+            if getattr(config, name) is None or name not in self.summaries:
+                continue
+            counts = self.summaries[name].get("boxes_per_image", {})
+            counts = {int(boxes): images for boxes, images in counts.items()}
+            if name == "pseudo" and max(counts, default=0) > limit:
+                counts = self._kept_boxes(config)
+            lost = sum((boxes - limit) * n for boxes, n in counts.items() if boxes > limit)
+            if lost:
+                images = sum(n for boxes, n in counts.items() if boxes > limit)
+                yield (
+                    f"{images} images of {name} have more than task.max_instances={limit} boxes: "
+                    f"{lost} of its {sum(b * n for b, n in counts.items())} boxes are left out and "
+                    f"count as background; task.max_instances={max(counts)} keeps all"
+                )
+
+    def _kept_boxes(self, config):
+        """{boxes above the thresholds: pseudo-labelled images}."""
+        import numpy as np
+
+        limits = np.array(config.pseudo.thresholds(config.task.num_classes), "float32")
+        found = records.read(self.files("pseudo"))
+        return collections.Counter(int((r.scores > limits[r.classes]).sum()) for r in found)
+
+    def damage(self):
+        """A line on the first damaged file of the sources, which are read through, or None.
+
+        A shard that can be made again is removed, so that the same command does so.
+        """
+        for name in self.summaries:
+            for file in self.files(name) if name == "pseudo" else ():
+                proof = read_json_or_none(records.proof_file(file))
+                if proof and proof["sha256"] != sha256(file):
+                    return (
+                        f"the labels {file} are damaged: the command that wrote them (`run`, "
+                        "`pseudo_label`) labels this file again"
+                    )
+            message = sources.find_damage(self.folder / name)
+            if message:
+                return message
+        return None
+
+
+def check_classes(names):
+    """Refuses sources of which one gives a class id the name that has another id in the other.
+
+    Args:
+        names: `{source: {class id: name}}`.
+
+    Raises:
+        UserError: with the names and ids of both.
+    """
+    for (first, a), (second, b) in itertools.combinations(names.items(), 2):
+        pairs, known = set(a.items()), set(a.values())
+        wrong = [
+            key
+            for key, name in b.items()
+            if (key, name) not in pairs and (key in a or name in known)
+        ]
+        if wrong:
+            raise UserError(
+                f"the classes of {first} and of {second} differ: {_listed(a, wrong)} in {first}, "
+                f"{_listed(b, wrong)} in {second}; give each class the same id and name in both "
+                "(class_list, or the categories of the annotations)"
+            )
+
+
+def _listed(names, first):
+    order = sorted(names, key=lambda key: (len(names) > SHOWN_CLASSES and key not in first, key))
+    shown = [f"{key} {names[key]!r}" for key in order[:SHOWN_CLASSES]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")

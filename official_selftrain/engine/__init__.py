@@ -1,0 +1,1 @@
+"""How steps and loops run on devices; knows neither boxes nor labels."""

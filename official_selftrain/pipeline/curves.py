@@ -1,0 +1,65 @@
+"""Curves and histograms as SVG, by matplotlib where it is installed."""
+
+import io
+import logging
+
+
+def curves(histories, names):
+    """SVG text of scalars over steps, one panel a name, or None without the extra `[report]`.
+
+    Args:
+        histories: `{label: [{"step": ..., name: value}, ...]}`.
+        names: scalars to draw.
+    """
+    figure, panels = _figure(len(names))
+    if figure is None:
+        return None
+    for panel, name in zip(panels, names, strict=True):
+        for label, history in histories.items():
+            points = [(row["step"], row[name]) for row in history if name in row]
+            if points:
+                panel.plot(*zip(*points, strict=True), label=label)
+        panel.set_title(name.replace("_", " "))
+        panel.set_xlabel("step")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    return _svg(figure)
+
+
+def histogram(counts, threshold):
+    """SVG text of a histogram of scores 0..1, or None without the extra `[report]`."""
+    figure, panels = _figure(1)
+    if figure is None:
+        return None
+    width = 1 / max(len(counts), 1)
+    panels[0].bar([i * width for i in range(len(counts))], counts, width, align="edge")
+    panels[0].axvline(threshold, color="black", linestyle="--")
+    panels[0].set_xlabel("score")
+    panels[0].set_title("stored pseudo labels")
+    return _svg(figure)
+
+
+def _figure(panels):
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except Exception as error:  # a broken package raises anything
+        if not isinstance(error, ModuleNotFoundError):
+            logging.warning("no curves, since matplotlib cannot be imported: %s", error)
+        return None, None
+    figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3.2), squeeze=False)
+    return figure, axes[0]
+
+
+def _svg(figure):
+    import matplotlib.pyplot as plt
+
+    buffer = io.StringIO()
+    figure.tight_layout()
+    with plt.rc_context({"svg.hashsalt": "the same names in every file"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

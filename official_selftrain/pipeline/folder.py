@@ -1,0 +1,263 @@
+"""The folder of a run: whose it is, and what its training was made of.
+
+It holds `config.yaml`, `checkpoints/`, `tensorboard/`, `history.jsonl`, `model.weights.h5`,
+`classes.json` and `metrics.json`, and where asked for `ema.weights.h5` and `best.weights.h5`.
+`made_of.json` binds it to what it was made of, by content, so that a folder can be moved or copied.
+"""
+
+import contextlib
+import glob
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+import subprocess
+
+from official_selftrain import config as config_lib
+from official_selftrain.conversion import checkpoint
+from official_selftrain.engine import checkpoints
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import (
+    locked,
+    read_json_or_none,
+    remove_leftovers,
+    sha256,
+    write_json,
+    write_text,
+)
+
+# Settings that may change between a run and its continuation: they change no result.
+FREE_TO_CHANGE = ("runtime", "description", "published")
+# Where data and weights lie; they are compared by what is in them, see `MADE_OF`.
+PLACES = ("data_dir", "pseudo.records", "trainer.init")
+CONFIG = "config.yaml"
+METRICS = "metrics.json"
+MADE_OF = "made_of.json"  # what a training or labels were made of
+
+
+@contextlib.contextmanager
+def working_in(folder, distribution):
+    """Keeps other processes out of a folder, and removes what a killed one left half written.
+
+    Raises:
+        UserError: if another process works there.
+    """
+    if not distribution.chief:  # it belongs to the chief, which has the lock
+        yield
+        return
+    with locked(folder) as known:
+        for place in (folder, folder / "data", folder / "checkpoints") if known else ():
+            remove_leftovers(place)
+        yield
+
+
+def claim_folder(config, folder):
+    """Writes `config.yaml` into a new folder, or checks that an old one is of the same run.
+
+    While nothing is trained or labelled in it, a folder takes other settings.
+
+    Raises:
+        UserError: if the folder holds another run, naming what differs, or cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    before = saved_config(folder)
+    changed = check_settings(config, folder)
+    if changed:
+        logging.warning(
+            "nothing is trained in %s yet: it takes the new settings, %s",
+            folder,
+            "; ".join(changed[:3]),
+        )
+        _forget_start(folder)
+    elif before is not None and not _differences(before, config, FREE_TO_CHANGE):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+    write_text(folder / CONFIG, environment() + config_lib.dump(config))
+
+
+def check_settings(config, folder):
+    """Which settings differ from those of the run in a folder.
+
+    Raises:
+        UserError: if they do, and something is trained or labelled there.
+    """
+    before = saved_config(folder)
+    changed = [] if before is None else _differences(before, config)
+    if changed and _has_results(folder):
+        raise UserError(
+            f"{folder} holds a run of {before.experiment!r} that differs in "
+            f"{'; '.join(changed[:3])}; choose another --model_dir, or delete the folder"
+        )
+    return changed
+
+
+def saved_config(folder):
+    """The config of the run in a folder, None if there is none."""
+    file = folder / CONFIG
+    return config_lib.load(file) if file.exists() else None
+
+
+def _has_results(folder):
+    """Whether a folder of a training, or of a whole run, holds what took time to make."""
+    places = [folder, *(place for place in folder.iterdir() if place.is_dir())]
+    return any(
+        any(checkpoints.saved_steps(place / "checkpoints"))  # more than that of step 0
+        or any(place.glob("*.weights.h5"))
+        or any(place.glob("pseudo-*.tfrecord"))
+        for place in places
+    )
+
+
+def _forget_start(folder):
+    """Removes what was written before the first step, for other settings."""
+    for step in checkpoints.saved_steps(folder / "checkpoints"):
+        (folder / "checkpoints" / f"ckpt-{step:08d}.npz").unlink()
+    (folder / MADE_OF).unlink(missing_ok=True)
+
+
+def _differences(before, after, ignored=(*FREE_TO_CHANGE, *PLACES)):
+    """Texts on the settings in which two configs differ."""
+
+    def compare(before, after, prefix):
+        for key in after:
+            name, old, new = prefix + key, before.get(key), after[key]
+            if name in ignored:
+                continue
+            if isinstance(old, dict) and isinstance(new, dict):
+                yield from compare(old, new, f"{name}.")
+            elif old != new:
+                yield f"{name} ({_short(old)} there, {_short(new)} now)"
+
+    return list(compare(before.model_dump(), after.model_dump(), ""))
+
+
+def _short(value):
+    return "nothing" if value is None else "a section" if isinstance(value, dict) else repr(value)
+
+
+def environment():
+    """Versions and git revision as YAML comments."""
+    import importlib.metadata as metadata
+
+    lines = []
+    for package in (
+        "official_selftrain", "keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pillow"
+    ):  # fmt: skip
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            lines.append(f"# {package} {metadata.version(package)}")
+    checkout = config_lib.PACKAGE.parent
+    if (checkout / ".git").exists() and shutil.which("git"):
+        git = subprocess.run(
+            ["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        if git.returncode == 0:
+            lines.append(f"# git {git.stdout.strip()}")
+    return "\n".join(lines) + "\n"
+
+
+# --- What a training is made of --------------------------------------------------------------
+
+
+def content_of(summary):
+    """The identity of prepared data: a SHA-256 over its shards."""
+    return summary["content"]
+
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(init):
+    """What tells one start of a training from another: a name, or the SHA-256 of the weights."""
+    if not init or init in ("imagenet", "imagenet++"):
+        return init
+    path = pathlib.Path(init)
+    if checkpoint.is_checkpoint(path):
+        if path.is_dir():
+            files = sorted(path.glob("*"))
+        else:
+            files = sorted(path.parent.glob(glob.escape(path.name.removesuffix(".index")) + "*"))
+        return digest([sha256(file) for file in files if file.is_file()])
+    return sha256(checkpoints.weights_file(path))
+
+
+def claim_content(config, folder, data):
+    """Binds a training to the content of its data and the weights it starts from.
+
+    Metrics of a finished training on other evaluation data are removed, to be measured again.
+
+    Raises:
+        UserError: if the folder's training was made of other data or weights, naming what changed.
+    """
+    finished = (folder / checkpoints.WEIGHTS).exists()
+    now = {
+        name: counted(summary)
+        for name, summary in data.summaries.items()
+        if name != "unlabeled" and getattr(config, name) is not None
+    }
+    before = made_of(folder)
+    if not finished:
+        now["init"] = _identity(config.trainer.init)
+    elif "init" in before:
+        now["init"] = before["init"]
+    changed = {key for key in before.keys() & now.keys() if before[key] != now[key]}
+    if "evaluation" in changed and (finished or not config.trainer.evaluation_interval):
+        changed.remove("evaluation")
+        logging.warning("the evaluation data of %s has changed: it is measured again", folder)
+        (folder / METRICS).unlink(missing_ok=True)
+    if changed and _has_results(folder):
+        told = [f"{k}: {_told(before[k])} before, {_told(now[k])} now" for k in sorted(changed)]
+        raise UserError(
+            f"{folder} was trained on other data or from other weights, which do not mix: "
+            f"{'; '.join(told)}. Give back what it began with, choose another --model_dir, or "
+            "delete the folder"
+        )
+    if changed:
+        logging.warning("nothing is trained in %s yet: it takes the new data", folder)
+        _forget_start(folder)
+    if now != {key: before.get(key) for key in now}:
+        write_json(folder / MADE_OF, before | now)
+
+
+def counted(summary):
+    counts = {key: summary[key] for key in ("images", "boxes", "masks")}
+    return {"content": content_of(summary)} | counts
+
+
+def made_of(folder):
+    found = read_json_or_none(folder / MADE_OF)
+    return found if isinstance(found, dict) else {}
+
+
+def _told(value):
+    """A source or weights of `made_of.json`, in words."""
+    if not isinstance(value, dict):
+        return "random weights" if value is None else str(value)[:12]
+    counts = [f"{value[key]} {key}" for key in ("images", "boxes", "masks") if value.get(key)]
+    return f"{', '.join(counts)} ({value['content'][:8]})"
+
+
+def check_weights(folder):
+    """Checks that the weights of a finished training are those that it wrote.
+
+    Raises:
+        UserError: if they are damaged.
+    """
+    file, before = folder / checkpoints.WEIGHTS, made_of(folder)
+    found = sha256(file)
+    if before.setdefault("weights", found) != found:
+        raise UserError(
+            f"{file} is not as the training has written it (its SHA-256 differs): delete it, and "
+            "the same command makes it again from the last checkpoint"
+        )
+    if before != made_of(folder):
+        write_json(folder / MADE_OF, before)
+
+
+def write_classes(config, folder, data):
+    classes = {"num_classes": config.task.num_classes, "names": data.class_names}
+    write_json(folder / checkpoints.CLASSES, classes)

@@ -1,0 +1,250 @@
+"""One self-contained HTML page about a run: table, curves, label quality and pictures."""
+
+import base64
+import contextlib
+import functools
+import hashlib
+import html
+import itertools
+import json
+import logging
+import pathlib
+
+from official_selftrain import teacher
+from official_selftrain.config import rounds, stages
+from official_selftrain.data import records, visualize
+from official_selftrain.engine import checkpoints, memory
+from official_selftrain.pipeline import curves
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.files import read_json_or_none, sha256, write_json, write_text
+
+PICTURES, AMONG = 6, 300  # rows of each contact sheet, drawn from so many images
+SIDE = 192  # pixels of a picture's longer side
+SHOWN_SCORE, ANY_SCORE = 0.3, 0.1  # lower scores clutter the pictures
+
+NO_CURVES = "<p>Curves need matplotlib: pip install 'official_selftrain[report]'</p>"
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; }
+table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .3em .8em; }
+td { text-align: right; } td:first-child, th { text-align: left; }
+img { image-rendering: auto; max-width: 100%; } .warning { color: #a00; font-weight: bold; }
+"""
+
+
+def write(config, folder, data, results, seconds, again=False):
+    """Writes `report.html`, `pictures-*.png` and `comparison.json` into a folder of `run`.
+
+    The labels and the student shown in pictures are those of the last round.
+
+    Args:
+        config: `Config` of the run, complete.
+        folder: the folder of `run`.
+        data: `PreparedData`.
+        results: `{stage: metrics}` in the order of the stages.
+        seconds: `{stage: seconds}`.
+        again: also write it if nothing has changed since it was written.
+    """
+    folder = pathlib.Path(folder)
+    end = f"<!-- made of {_made_of(config, folder, results)} -->"
+    if not again and _ends_with(folder / "report.html", end):
+        return
+    rounds = {place.name: _label_report(place) for place in label_folders(config, folder)}
+    last, labels = list(rounds.items())[-1]
+    student = f"student{last.removeprefix('labels')}"
+    histories = {stage: _history(folder / stage) for stage in results}
+    names = ("human_loss", "pseudo_loss", "ratio")
+    total = data.summaries["unlabeled"]["images"]
+    unlabeled = _spread(data.files("unlabeled"), total)
+    validation = _spread(data.files("evaluation"), data.summaries["evaluation"]["images"])
+    pseudo = _spread(teacher.outputs(data.files("unlabeled"), folder / last), total)
+    found = _predictions(config, folder, results, unlabeled + validation)
+    count = len(unlabeled)
+    draw = functools.partial(
+        visualize.draw_record,
+        side=SIDE,
+        names=data.class_names,
+        masks=config.task.kind == "segmentation",
+    )
+    labelling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found[student][:count])
+    columns = [validation, *(labelled[count:] for labelled in found.values())]
+    comparison = _validation_sheet(draw, ["human labels", *found], columns)
+    shown = [_heading("Pseudo labels")]
+    for place, result in rounds.items():
+        shown += [f"<h3>{place}</h3>"] if len(rounds) > 1 else []
+        shown += [
+            _label_table(config, result),
+            curves.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
+        ]
+    parts = [
+        _results_table(config, results),
+        _stages_table(config, data, results, labels["threshold"]),
+        *shown,
+        _heading("Training"),
+        curves.curves(histories, names),
+        _table(["stage", "seconds"], [[s, f"{seconds[s]:.0f}"] for s in seconds if s != "report"]),
+        _heading("Unlabelled images"),
+        _picture(folder / "pictures-unlabeled.png", labelling),
+        _heading("Validation images"),
+        _picture(folder / "pictures-val.png", comparison),
+        _heading("Configuration"),
+        f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
+    ]
+    title = html.escape(title_of(config))
+    page = (
+        f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+        f"<h1>{title}</h1>" + "\n".join(part for part in parts if part)
+    )
+    write_json(folder / "comparison.json", results)
+    write_text(folder / "report.html", f"{page}\n{end}\n")
+    logging.info("wrote %s", folder / "report.html")
+
+
+def title_of(config):
+    """What ran: the experiment's name, and the network as it was, whatever the recipe says."""
+    task = config.task
+    neck = "" if task.neck == "none" else f" + {task.neck}"
+    height, width = task.image_size
+    return f"{config.experiment}: {task.kind}, {task.backbone}{neck}, {height} x {width} pixels"
+
+
+def label_folders(config, folder):
+    """The folders of pseudo labels of each round."""
+    return [folder / f"labels{suffix}" for suffix in rounds(config)]
+
+
+def _label_report(folder):
+    report = read_json_or_none(folder / "report.json")
+    if report is None:
+        raise UserError(
+            f"{folder}/report.json is missing or damaged; `run` with the same --model_dir makes it "
+            "again"
+        )
+    return report
+
+
+def _made_of(config, folder, results):
+    """A digest of all that the report is made of, but for the seconds, which rise every time."""
+    parts = [
+        config.model_dump_json(exclude={"data_dir", "runtime"}),
+        json.dumps(results),
+        *(json.dumps(_label_report(place)) for place in label_folders(config, folder)),
+        *(sha256(checkpoints.weights_file(folder / stage)) for stage in results),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _ends_with(file, text):
+    return file.exists() and file.read_bytes().rstrip().endswith(text.encode())
+
+
+def _heading(text):
+    return f"<h2>{text}</h2>"
+
+
+def _table(header, rows):
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _results_table(config, results):
+    names = {name: None for metrics in results.values() for name in metrics}
+    columns = [name for name in names if "/" not in name][:3]
+    columns += sorted(name for name in names if "/" in name)
+    rows = [
+        [stage, *(f"{100 * metrics[name]:.1f}" if name in metrics else "" for name in columns)]
+        for stage, metrics in results.items()
+    ]
+    if config.published is not None:
+        rows.append(["published", f"{config.published:.1f}", *[""] * (len(columns) - 1)])
+    return _table(["", *(name.partition("/")[2] or name for name in columns)], rows)
+
+
+def _stages_table(config, data, results, threshold):
+    """What each stage has learned from."""
+    human, unlabeled = (data.summaries[name]["images"] for name in ("human", "unlabeled"))
+    rows = []
+    for stage, settings in stages(config).items():
+        if stage not in results:
+            continue
+        batches, images = str(settings.human.batch_size), f"{human} labelled"
+        if stage.startswith("student"):
+            batches += f" + {settings.pseudo.batch_size}"
+            images += f" + {unlabeled} pseudo-labelled, threshold {threshold}"
+        rows.append([stage, settings.trainer.steps, batches, images])
+    return _table(["", "steps", "images a step", "images"], rows)
+
+
+def _label_table(config, labels):
+    from official_selftrain.tasks import make_task
+
+    rows = make_task(config.task).label_rows(labels)
+    warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
+    return warnings + _table(["", ""], rows)
+
+
+def _history(folder):
+    """The rows of a training; a line that a kill left half written is none."""
+    rows, file = [], folder / "history.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _picture(file, sheet):
+    encoded = visualize.png(sheet)
+    file.write_bytes(encoded)
+    return f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
+
+
+def _spread(files, total):
+    """Records at equal distances; neighbours are often frames of one film."""
+    step = max(min(total, AMONG) // PICTURES, 1)
+    return list(itertools.islice(records.read(files), 0, step * PICTURES, step))
+
+
+def _unlabeled_sheet(draw, labels, images, pseudo, student):
+    """Held-back labels if there are any, what the teacher found, what is kept, and the student."""
+    threshold = labels["threshold"]
+    columns = {
+        f"teacher (> {ANY_SCORE})": [draw(record, threshold=ANY_SCORE) for record in pseudo],
+        f"pseudo labels (> {threshold})": [draw(record, threshold=threshold) for record in pseudo],
+        "student": [draw(record, threshold=SHOWN_SCORE) for record in student],
+    }
+    if any(len(record.boxes) or record.mask for record in images):
+        columns = {"held-back labels": [draw(record) for record in images]} | columns
+    return visualize.contact_sheet(list(zip(*columns.values(), strict=True)), list(columns))
+
+
+def _validation_sheet(draw, captions, columns):
+    rows = [
+        [draw(record, threshold=SHOWN_SCORE) for record in row]
+        for row in zip(*columns, strict=True)
+    ]
+    return visualize.contact_sheet(rows, captions)
+
+
+@memory.given_back()
+def _predictions(config, folder, stages, images):
+    """`{stage: records}`: the images with the labels that each trained network gives them."""
+    import tempfile
+
+    from official_selftrain.engine import distribution
+    from official_selftrain.tasks import make_task
+
+    task, devices = make_task(config.task), distribution.make(config.runtime)
+    model = task.build_model()
+    labelled = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = f"{scratch}/images.tfrecord"
+        records.write(file, images)
+        for stage in stages:
+            checkpoints.load_weights(model, folder / stage)
+            found = teacher.Predictor(task, model, len(images), devices)([file])
+            labelled[stage] = [task.to_record(record, p, stage) for record, p in found]
+    return labelled

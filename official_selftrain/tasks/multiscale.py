@@ -1,0 +1,52 @@
+"""One class map out of the logits of many scales, strip by strip."""
+
+import numpy as np
+
+from official_selftrain.data.predictions import MaskPrediction
+
+STRIP = 2**24  # probabilities held at a time while an image is put together
+
+
+def inside(logits, info, size):
+    """Logits `[h, w, C]` at the pixels of the fitted image, without the padding."""
+    import tensorflow as tf
+
+    height, width = (int(side) for side in np.rint(info[0] * info[2]))
+    return tf.raw_ops.ResizeBilinear(images=logits[None], size=size)[0, :height, :width]
+
+
+def merge_views(views, height, width, stored):
+    """The `stored` largest mean probabilities of views `[h, w, C]` at (height, width)."""
+    import tensorflow as tf
+
+    rows = max(1, STRIP // (width * views[0].shape[-1]))
+    classes, confidences = [], []
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        mean = tf.add_n(
+            [tf.nn.softmax(_resized_rows(v, first, last, height, width)) for v in views]
+        )
+        largest, which = tf.math.top_k(mean, stored)
+        classes.append(which.numpy().astype("uint8"))
+        confidences.append(np.rint(255 / len(views) * largest.numpy()).astype("uint8"))
+    # One map below the other.
+    classes, confidences = (
+        np.concatenate(strips).transpose(2, 0, 1).reshape(stored * height, width)
+        for strips in (classes, confidences)
+    )
+    return MaskPrediction(
+        classes[:height], confidences[:height], classes[height:], confidences[height:]
+    )
+
+
+def _resized_rows(x, first, last, height, width):
+    """Rows `first` to `last` of `x` resized to (height, width), by TF1's bilinear rule."""
+    import tensorflow as tf
+
+    scale = np.float32(x.shape[0]) / np.float32(height)
+    source = np.arange(first, last, dtype="float32") * scale
+    low = np.floor(source).astype("int32")
+    share = (source - low)[:, None, None]
+    top = tf.gather(x, low)
+    rows = top + (tf.gather(x, np.minimum(low + 1, x.shape[0] - 1)) - top) * share
+    return tf.raw_ops.ResizeBilinear(images=rows[None], size=[last - first, width])[0]
