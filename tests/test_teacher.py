@@ -84,7 +84,7 @@ def test_a_damaged_shard_of_labels_is_found_with_and_without_its_proof(
         stream = (r.relabelled("t", boxes=[], classes=[]) for r in records.read([file]))
         records.write(output, stream)
     assert teacher.unfinished(pairs) == []  # shards of earlier versions are read, and get a proof
-    file, note = (pathlib.Path(name) for name in (pairs[1][1], teacher.proof_file(pairs[1][1])))
+    file, note = (pathlib.Path(name) for name in (pairs[1][1], records.proof_file(pairs[1][1])))
     assert json.loads(note.read_text())["bytes"] == file.stat().st_size
     file.write_bytes(damage(file.read_bytes()))
     if proof != "kept":
