@@ -68,6 +68,7 @@ INSIDE = (
     "student/checkpoints/*.tmp",
     "student/*.tmp.weights.h5",
 )
+STARTED = "--- started ---"  # in the log, before what a process writes
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -101,6 +102,7 @@ def start(data, run):
         *(f"--data_dir={data}", f"--model_dir={run}"),
     ]
     log = open(f"{run}.log", "a", encoding="utf-8")  # noqa: SIM115
+    print(STARTED, file=log, flush=True)
     # One thread for each operation: sums in another order would differ in the last bit.
     env = os.environ | {"TF_DETERMINISTIC_OPS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
@@ -127,9 +129,9 @@ def kill(process, due):
 
 
 def stage(run):
-    """The stage that the log of a run names last."""
-    lines = pathlib.Path(f"{run}.log").read_text(encoding="utf-8").splitlines()
-    stages = [line.rpartition("stage ")[2] for line in lines if " stage " in line]
+    """The stage that the process killed last had told last, "start" before the first."""
+    log = pathlib.Path(f"{run}.log").read_text(encoding="utf-8").rpartition(STARTED)[2]
+    stages = [line.rpartition("stage ")[2] for line in log.splitlines() if " stage " in line]
     return stages[-1] if stages else "start"
 
 

@@ -9,7 +9,7 @@ images. `many_boxes`: the same with 2,000,000 boxes.
 import json
 import multiprocessing
 import pathlib
-import resource
+import re
 import sys
 import tempfile
 import time
@@ -52,18 +52,28 @@ def write(folder, images, boxes):
     return {"images": "images", "annotations": "t.json"}
 
 
+def peak():
+    """The most megabytes that this process had in memory (Linux).
+
+    `ru_maxrss` would begin at what the parent had, which wrote the data.
+    """
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) / 1024
+
+
 def measure(folder, fields, sender):
     from official_selftrain.config import SourceConfig
     from official_selftrain.data import sources
 
+    imports = peak()
     began, cpu = time.perf_counter(), time.process_time()
     summary = sources.prepare(SourceConfig(**fields), lambda p: str(folder / p), f"{folder}/o/x")
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = peak()
     began = time.perf_counter()
     sources.prepare(SourceConfig(**fields), lambda p: str(folder / p), f"{folder}/o/x")
     again = time.perf_counter() - began
-    sender.send((summary["images"], summary["boxes"], seconds, cpu, memory, again))
+    sender.send((summary["images"], summary["boxes"], seconds, cpu, memory, imports, again))
 
 
 def main():
@@ -74,10 +84,10 @@ def main():
             receiver, sender = context.Pipe(duplex=False)
             context.Process(target=measure, args=(pathlib.Path(scratch), fields, sender)).start()
             sender.close()
-            images, boxes, seconds, cpu, memory, again = receiver.recv()
+            images, boxes, seconds, cpu, memory, imports, again = receiver.recv()
         print(
             f"{name}: {images} images, {boxes} boxes: {seconds:.1f} s ({cpu:.1f} s of CPU), peak "
-            f"{memory:.0f} MB; finished folder again {again:.2f} s",
+            f"{memory:.0f} MB ({imports:.0f} by imports); finished folder again {again:.2f} s",
             flush=True,
         )
 

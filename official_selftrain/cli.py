@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import pathlib
 import signal
 import sys
 import tempfile
@@ -158,9 +157,12 @@ def _run(command):
 
 
 def _backend_of(error):
-    """The backend that an ImportError names or was raised in, else None."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    names = [(error.name or "").split(".")[0], *(p for f in files for p in pathlib.Path(f).parts)]
+    """The backend that an ImportError names, or that raised it when this package imported it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame in frames]
+    ours = [i for i, name in enumerate(packages) if name in ("official_selftrain", "__main__")]
+    beyond = packages[max(ours, default=-1) + 1 :]  # the fault of what our last frame imported
+    names = [(error.name or "").split(".")[0], *beyond]
     return next((name for name in names if name in BACKENDS), None)
 
 

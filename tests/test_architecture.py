@@ -34,9 +34,7 @@ def module(file):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = {
-    module(file): file for file in PACKAGE.rglob("*.py") if file.parent != PACKAGE / "__pycache__"
-}
+FILES = {module(file): file for file in PACKAGE.rglob("*.py")}
 
 
 def imported(file):

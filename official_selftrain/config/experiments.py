@@ -86,17 +86,17 @@ def _execute(file):
 
 def load_experiment(name):
     """The nested dicts of an experiment: `name`, or `FILE.py:name`, which executes the file."""
-    path, _, short = name.rpartition(":") if ".py:" in name else ("", "", name)
+    path, _, wanted = name.rpartition(":") if ".py:" in name else ("", "", name)
     if name.endswith(".py"):
-        known = ", ".join(f"{name}:{short}" for short in load_experiments(name))
+        known = ", ".join(f"{name}:{other}" for other in load_experiments(name))
         raise UserError(f"--experiment=FILE.py:NAME says which one of the file: {known or 'none'}")
     experiments = load_experiments(path or None)
-    if short not in experiments:
-        hint = did_you_mean(short, list(experiments))
+    if wanted not in experiments:
+        hint = did_you_mean(wanted, list(experiments))
         where = f" in {path}" if path else ""
         more = "" if path else "; --experiment=list shows all"
-        raise UserError(f"no experiment is called {short!r}{where}{hint}{more}")
-    return experiments[short]
+        raise UserError(f"no experiment is called {wanted!r}{where}{hint}{more}")
+    return experiments[wanted]
 
 
 def resolve(experiment=None, config_file=None, overrides=(), data_dir=None):

@@ -136,4 +136,5 @@ def _efficientnet(shapes):
 
 
 def describe(found):
+    """What `detect` found, as text for a message."""
     return ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)

@@ -8,11 +8,7 @@ from official_selftrain.evaluation.label_statistics import check_class, starved_
 
 # What calls for a second look at pseudo labels.
 FEW = 0.05  # share of images with a box
-
-
 MANY = 0.95  # share of boxes above the threshold
-
-
 DOUBLE = 0.1  # share of boxes on a better box of another class
 
 

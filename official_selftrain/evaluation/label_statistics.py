@@ -3,8 +3,6 @@
 from official_selftrain.utils.errors import UserError
 
 STARVED = 0.25  # of a class's share among human labels, below which a pseudo share is told
-
-
 ENOUGH = 10  # labels of a class before its share says something
 
 

@@ -39,7 +39,7 @@ def evaluate(config, folder, data=None, weights=None, refresh=False):
     Args:
         config: `Config` with an evaluation source.
         folder: the run folder; its `model.weights.h5` is taken unless `weights` is given.
-        data: prepared `Data`, None prepares it in `folder`.
+        data: `PreparedData`, None prepares it in `folder`.
         weights: a `.weights.h5` file or run folder, or None.
         refresh: measure again what is measured already.
 
@@ -132,10 +132,10 @@ def _measures_alike(config, folder):
     """Whether a config measures as the one of the run in a folder does, or there is no run."""
     before = saved_config(folder)
 
-    def measure(config):
+    def way(config):
         return config.task.model_dump(exclude={"num_classes"}), config.evaluation
 
-    return before is None or measure(before) == measure(config)
+    return before is None or way(before) == way(config)
 
 
 def _same_place(config, folder):
@@ -171,9 +171,9 @@ def _write_foreign_metrics(config, folder, summary, metrics, weights):
     name = re.sub(r"[^\w.-]+", "_", f"{file.parent.name}-{place.name}")
     file_name = folder / EVALUATIONS / f"{name}-{digest(identity)[:8]}.json"
     file_name.parent.mkdir(parents=True, exist_ok=True)
-    measured = {"weights": str(file), "data_dir": config.data_dir}
-    measured |= {"evaluation": source.model_dump(mode="json"), "images": summary["images"]}
-    write_json(file_name, measured | {"metrics": metrics})
+    content = {"weights": str(file), "data_dir": config.data_dir}
+    content |= {"evaluation": source.model_dump(mode="json"), "images": summary["images"]}
+    write_json(file_name, content | {"metrics": metrics})
     logging.warning(
         "these are not the metrics of the run in %s, which stay as they are: written to %s",
         folder,
@@ -213,7 +213,7 @@ def readable_errors(data, sources, check=None):
     """Turns what TensorFlow raises for a damaged shard into one line that names file and record.
 
     Args:
-        data: prepared `Data`.
+        data: `PreparedData`.
         sources: names of the sources that are read inside.
         check: function record, which raises a `UserError` for labels that the task cannot use.
 

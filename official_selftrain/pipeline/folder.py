@@ -259,5 +259,6 @@ def check_weights(folder):
 
 
 def write_classes(config, folder, data):
+    """Writes class count and names beside the weights, as `checkpoints.classes_of` reads them."""
     classes = {"num_classes": config.task.num_classes, "names": data.class_names}
     write_json(folder / checkpoints.CLASSES, classes)

@@ -26,7 +26,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=N
         config: `Config` with an unlabelled source.
         folder: where `pseudo-*.tfrecord` and `report.json` are written.
         weights: of the teacher, a file or a run folder.
-        data: prepared `Data`, None prepares it in `folder/data`.
+        data: `PreparedData`, None prepares it in `folder/data`.
         threshold: for the report; None takes the student's thresholds.
         beam_args: arguments of an Apache Beam pipeline that labels the shards; None does it here,
             on all devices and workers of `config.runtime`.

@@ -109,12 +109,12 @@ def _needs(training, seconds, stages):
     needed = size * (config.trainer.keep_checkpoints + 1) * stages
     folder = training.folder
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield "weights", f"{training.trainer.student.count_params():,}"
     yield "first step", f"{seconds[0]:.1f} s, with compilation"
     hours = seconds[1] * config.trainer.steps / 3600
     yield "second step", f"{seconds[1]:.3g} s; {config.trainer.steps} steps take {hours:.1f} hours"
-    yield "memory of this process", f"{memory:.1f} GB at its peak{_gpu_memory()}"
+    yield "memory of this process", f"{peak:.1f} GB at its peak{_gpu_memory()}"
     short = "WARNING: too little disk, " if needed > free else ""
     yield "checkpoints", f"{short}{needed / 1e9:.2f} GB in all, {free / 1e9:.1f} GB are free"
 

@@ -49,8 +49,8 @@ def write(config, folder, data, results, seconds, again=False):
     end = f"<!-- made of {_made_of(config, folder, results)} -->"
     if not again and _ends_with(folder / "report.html", end):
         return
-    rounds = {place.name: _label_report(place) for place in label_folders(config, folder)}
-    last, labels = list(rounds.items())[-1]
+    reports = {place.name: _label_report(place) for place in label_folders(config, folder)}
+    last, labels = list(reports.items())[-1]
     student = f"student{last.removeprefix('labels')}"
     histories = {stage: _history(folder / stage) for stage in results}
     names = ("human_loss", "pseudo_loss", "ratio")
@@ -70,8 +70,8 @@ def write(config, folder, data, results, seconds, again=False):
     columns = [validation, *(labelled[count:] for labelled in found.values())]
     comparison = _validation_sheet(draw, ["human labels", *found], columns)
     shown = [_heading("Pseudo labels")]
-    for place, result in rounds.items():
-        shown += [f"<h3>{place}</h3>"] if len(rounds) > 1 else []
+    for place, result in reports.items():
+        shown += [f"<h3>{place}</h3>"] if len(reports) > 1 else []
         shown += [
             _label_table(config, result),
             curves.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,

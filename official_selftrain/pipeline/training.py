@@ -37,7 +37,7 @@ class Training:
     Args:
         config: complete `Config`.
         folder: the run folder, the same for all workers.
-        data: prepared `Data`.
+        data: `PreparedData`.
         distribution: `distribution.Distribution`.
     """
 
@@ -236,7 +236,7 @@ def train(config, folder, data=None, evaluate_after=True):
     Args:
         config: `Config`.
         folder: the run folder.
-        data: prepared `Data`, None prepares it in `folder/data`.
+        data: `PreparedData`, None prepares it in `folder/data`.
         evaluate_after: also evaluate the final weights.
 
     Returns:
