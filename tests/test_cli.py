@@ -78,6 +78,30 @@ def test_a_broken_backend_is_one_line_even_where_its_error_names_nothing(tmp_pat
     assert "pip install 'official_selftrain[jax]'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("modules", "backend"),
+    [
+        (["official_selftrain.cli", "keras.src", "jax", "jaxlib"], "jax"),
+        (["official_selftrain.cli", "tensorflow.python", "official_selftrain.data.beam"], None),
+        (["official_selftrain.cli", "pandas"], None),
+    ],
+)
+def test_a_backend_is_at_fault_only_where_it_raised_the_error(modules, backend):
+    """Not where it had only called what could not be imported, as a traced function is."""
+
+    def broken():
+        raise ImportError("libx.so: no such file")
+
+    call = broken
+    for module in reversed(modules):
+        scope = {"__name__": module, "inner": call}
+        exec("def call():\n    inner()", scope)
+        call = scope["call"]
+    with pytest.raises(ImportError) as told:
+        call()
+    assert cli._backend_of(told.value) == backend
+
+
 def test_help_shows_the_flags_of_the_command_and_none_of_absl():
     done = command("train", "--help")
     assert done.returncode == 0 and done.stderr == ""
