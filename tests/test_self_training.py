@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from official_selftrain.engine.step import half_squared_kernels
 from official_selftrain.self_training import (
     LossNormalizer,
     SelfTrainer,
     combined_loss,
-    half_squared_kernels,
     sum_over_replicas,
 )
 from official_selftrain.utils.errors import UserError
