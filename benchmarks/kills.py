@@ -53,7 +53,7 @@ MARKS = (
     *(f"teacher/checkpoints/{name}" for name in TRAINING),
     "teacher/metrics.json",
     *(f"labels/pseudo-{shard:05d}.tfrecord" for shard in range(3)),
-    "labels/report.json",
+    "labels/statistics.json",
     *(f"student/checkpoints/{name}" for name in TRAINING),
     "student/metrics.json",
     *(f"control/checkpoints/{name}" for name in TRAINING),
@@ -152,7 +152,9 @@ def kill_inside(data, run, pattern):
     """A kill while a file of a pattern is there; whether one was, before its stage ended."""
     before = set(run.glob(pattern))  # left by an earlier kill
     place = pattern.partition("/")[0]
-    end = {"data": "teacher", "labels": "labels/report.json"}.get(place, f"{place}/metrics.json")
+    end = {"data": "teacher", "labels": "labels/statistics.json"}.get(
+        place, f"{place}/metrics.json"
+    )
     found = []
 
     def due():
@@ -202,7 +204,7 @@ KINDS = {
     "best evaluations": "*/best.json",
     "histories": "*/history.jsonl",
     "pseudo labels": "labels/*.tfrecord",
-    "reports of labels": "labels/report.json",
+    "reports of labels": "labels/statistics.json",
     "comparisons": "comparison.json",
 }
 

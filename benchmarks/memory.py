@@ -63,7 +63,7 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         config = settings(arguments.network, 3, 0)
-        data = prepare(config, folder / "data", distribution.make(config.runtime))
+        data = prepare(config, folder / "data", distribution.make_distribution(config.runtime))
         if arguments.evaluations:
             once = settings(arguments.network, arguments.evaluations + 1, 1)
             pipeline.train(once, folder / "evaluations", data, evaluate_after=False)

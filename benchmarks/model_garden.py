@@ -40,7 +40,7 @@ def ours():
 
     overrides = [f"task.image_size=[{SIZE},{SIZE}],task.bn_synchronized=false"]
     settings = config.resolve("coco_spinenet49", overrides=overrides)
-    distribution.make(settings.runtime)
+    distribution.make_distribution(settings.runtime)
     task = make_task(settings.task)
     build, trainer = cpu_seconds(lambda: training.make_trainer(settings, task))
     images, data = train_step.batch(task, 1)[0]["human"], train_step.batch(task, 2)

@@ -24,8 +24,8 @@ def scene(rng):
     boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     logits = rng.normal(-7, 1.2, (len(boxes), CLASSES)).astype("float32")
     for _ in range(40):  # objects: their anchors agree on a class
-        centre = boxes[rng.integers(len(boxes))].mean()
-        near = rng.permutation(np.argsort(np.abs(boxes.mean(axis=1) - centre))[:60])
+        center = boxes[rng.integers(len(boxes))].mean()
+        near = rng.permutation(np.argsort(np.abs(boxes.mean(axis=1) - center))[:60])
         logits[near, rng.integers(CLASSES)] += rng.uniform(3, 8, len(near))
     return boxes[None], 1 / (1 + np.exp(-logits[None]))
 

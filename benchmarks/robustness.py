@@ -926,7 +926,7 @@ def _ended(function, folder):
         fields = function(folder)
         if fields is None:
             return "read", "accepted", {}
-        source = config_lib.make_group(config_lib.SourceConfig, fields)
+        source = config_lib.model_from_dict(config_lib.SourceConfig, fields)
         summary = sources.prepare(source, lambda p: str(folder / p), str(folder / "o/x"))
     except UserError as error:
         return "refused", str(error).replace(str(folder), "…"), {}

@@ -58,7 +58,7 @@ def train(name):
     from official_selftrain.pipeline import training
 
     chosen = settings(SETTINGS[name], f"human.batch_size={BATCH}")
-    devices = distribution.make(chosen.runtime)
+    devices = distribution.make_distribution(chosen.runtime)
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         data = PreparedData(chosen, folder / "data")
@@ -95,7 +95,7 @@ def resume():
 
     for experiment in ("demo", "coco_spinenet49"):
         chosen = resolve(experiment, overrides=["task.num_classes=91", "pseudo=null"])
-        distribution.make(chosen.runtime)
+        distribution.make_distribution(chosen.runtime)
         task = make_task(chosen.task.model_copy(update={"bn_synchronized": False}))
         trainer = training.make_trainer(chosen, task)
         with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,7 @@ def resume():
 
 
 def labels():
-    """The demo's 1,000 unlabelled images in shards of 250, by an untrained teacher."""
+    """The demo's 1,000 unlabeled images in shards of 250, by an untrained teacher."""
     from official_selftrain.data import records
     from official_selftrain.data.prepared import PreparedData
     from official_selftrain.pipeline import training

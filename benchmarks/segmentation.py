@@ -1,10 +1,10 @@
-"""Training and pseudo-labelling speed and memory of EfficientNet + NAS-FPN at 512 px.
+"""Training and pseudo-labeling speed and memory of EfficientNet + NAS-FPN at 512 px.
 
     python benchmarks/segmentation.py [VARIANT ...]      # b0 and b7 unless given
 
-For each network, in a process of its own: images/s of a train step; of labelling a PASCAL-sized
-image at one scale (the baseline) and at the paper's six; peak memory after labelling it and after
-labelling an image of 12 megapixels.
+For each network, in a process of its own: images/s of a train step; of labeling a PASCAL-sized
+image at one scale (the baseline) and at the paper's six; peak memory after labeling it and after
+labeling an image of 12 megapixels.
 """
 
 import resource
@@ -34,7 +34,7 @@ def training(variant):
     from official_selftrain.tasks import make_task
 
     chosen, size = settings(variant), BATCH.get(variant, 1)
-    distribution.make(chosen.runtime)
+    distribution.make_distribution(chosen.runtime)
     task = make_task(chosen.task.model_copy(update={"bn_synchronized": False}))
     trainer = make_trainer(chosen, task)
     print(f"{variant}: {trainer.student.count_params():,} parameters")
@@ -49,7 +49,7 @@ def training(variant):
     print(f"{variant}: a step costs {whole / alone:.1f} forward passes; {peak()}")
 
 
-def labelling(variant):
+def labeling(variant):
     from official_selftrain.tasks import make_task
 
     task = make_task(settings(variant).task)
@@ -82,7 +82,7 @@ def label(config, model, files):
     from official_selftrain import teacher
     from official_selftrain.tasks import make_task
 
-    task, times = make_task(config, labelling=True), []
+    task, times = make_task(config, labeling=True), []
     for record, prediction in teacher.Predictor(task, model, 1)(files):
         task.to_record(record, prediction, "teacher")
         times.append(time.perf_counter())
@@ -104,10 +104,10 @@ def peak():
 
 
 def main():
-    if sys.argv[1:2] in (["training"], ["labelling"]):
+    if sys.argv[1:2] in (["training"], ["labeling"]):
         return globals()[sys.argv[1]](sys.argv[2])
     for variant in sys.argv[1:] or BATCH:
-        for part in ("training", "labelling"):
+        for part in ("training", "labeling"):
             subprocess.run([sys.executable, __file__, part, variant], check=True)
 
 

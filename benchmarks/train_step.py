@@ -23,10 +23,10 @@ SIZE, STEPS = 256, 5
 
 def batch(task, size):
     rng = np.random.default_rng(0)
-    room = task.config.max_instances
+    max_boxes = task.config.max_instances
     labels = {
-        "boxes": np.tile(np.array([20.0, 30.0, 90.0, 120.0], "float32"), (size, room, 1)),
-        "classes": np.where(np.arange(room) < 8, 5, -1).astype("int32")[None].repeat(size, 0),
+        "boxes": np.tile(np.array([20.0, 30.0, 90.0, 120.0], "float32"), (size, max_boxes, 1)),
+        "classes": np.where(np.arange(max_boxes) < 8, 5, -1).astype("int32")[None].repeat(size, 0),
     }
     images = rng.standard_normal((size, SIZE, SIZE, 3)).astype("float32")
     to_tensor = keras.ops.convert_to_tensor
@@ -53,7 +53,7 @@ def main():
     variant = sys.argv[2] if len(sys.argv) > 2 else "49"
     overrides = [f"task.image_size=[{SIZE},{SIZE}]"]
     settings = config.resolve(f"coco_spinenet{variant}", overrides=overrides)
-    distribution.make(settings.runtime)
+    distribution.make_distribution(settings.runtime)
     began = time.perf_counter()
     task = make_task(settings.task)
     trainer = training.make_trainer(settings, task)

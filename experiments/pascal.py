@@ -4,7 +4,7 @@
         --data_dir=VOC2012 --model_dir=runs/aug \
         --params_override=trainer.init=noisy_student_efficientnet-b7.tar.gz
 
-Cells with a pseudo-labelled set are for `run`, which trains the supervised cell as its teacher; the
+Cells with a pseudo-labeled set are for `run`, which trains the supervised cell as its teacher; the
 others are for `train`. `VOC2012` is the devkit's folder, with the list `trainaug.txt` and the masks
 `SegmentationClassAug` of the augmented set beside its own, and folders `coco` and `imagenet` of
 images for the cells that label those. ImageNet++ is Noisy Student's EfficientNet, whose weights
@@ -39,7 +39,7 @@ MODELS = {
 }
 
 CELLS = [
-    # name                                   model init    policy  pseudo-labelled  alpha  mIoU
+    # name                                   model init    policy  pseudo-labeled  alpha  mIoU
     ("pascal_b7_random_s1", "b7", "random", "S1", None, None, 28.4),
     ("pascal_b7_random_s4", "b7", "random", "S4", None, None, 41.5),
     ("pascal_b7_imagenet_s1", "b7", "imagenet", "S1", None, None, 80.2),
@@ -62,7 +62,7 @@ CELLS = [
 def _experiment(name, model, init, policy, unlabeled, alpha, published):
     backbone, batch, rate, steps = MODELS[model]
     inputs = {"batch_size": batch, "policy": policy}
-    pseudo = f", {unlabeled} pseudo-labelled" if unlabeled else ""
+    pseudo = f", {unlabeled} pseudo-labeled" if unlabeled else ""
     extra = " with aug" if "human_aug" in name else ""
     settings = {
         "description": f"{model.upper()} NAS-FPN, PASCAL train{extra}, {init}, {policy}{pseudo}",

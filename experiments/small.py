@@ -8,8 +8,8 @@
 train/ with train_masks/, unlabeled/, val/ with val_masks/, and classes.txt. It starts from ImageNet
 (extra `[lite]`). The others are for sets with one folder of images and lists of names:
 
-`images/`, COCO files in `annotations/` or masks in `masks/`, and lists in `splits/`. The labelled
-share of the training images is in the name; the other images are labelled by the teacher.
+`images/`, COCO files in `annotations/` or masks in `masks/`, and lists in `splits/`. The labeled
+share of the training images is in the name; the other images are labeled by the teacher.
 Measured numbers are in docs/results/.
 """
 
@@ -105,7 +105,7 @@ FOLDER_MASKS = _mask_recipe(
 def _masks(name, size, percent, init):
     """Masks in `masks/`, their classes in `mask_classes.txt`; the rest as above."""
 
-    def labelled(image_list):
+    def labeled(image_list):
         return {
             "images": "images",
             "masks": "masks",
@@ -115,9 +115,9 @@ def _masks(name, size, percent, init):
 
     return _mask_recipe(
         f"{name}, {percent} % of the masks",
-        labelled(f"train_{percent}"),
+        labeled(f"train_{percent}"),
         {"images": "images", "image_list": "splits/unlabeled.txt"},
-        labelled("val"),
+        labeled("val"),
         size,
         init,
     )

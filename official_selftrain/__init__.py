@@ -23,7 +23,7 @@ _PUBLIC = {
     "SelfTrainer": "self_training",
     "UserError": "errors",
     "combined_loss": "self_training",
-    "zip_sources": "data.inputs",
+    "zip_streams": "data.inputs",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from official_selftrain import config as config_lib
-from official_selftrain.utils.errors import Stopped, UserError, did_you_mean, printable
+from official_selftrain.utils.errors import TrainingInterrupted, UserError, did_you_mean, printable
 
 FLAGS = flags.FLAGS
 
@@ -147,7 +147,7 @@ def _run(command):
             f"'official_selftrain[{BACKENDS[package]}]'",
             2,
         )
-    except Stopped as stopped:
+    except TrainingInterrupted as stopped:
         return _tell(stopped, 128 + stopped.signal)
     except KeyboardInterrupt as interrupted:
         return _tell(str(interrupted) or f"Ctrl-C: {GOES_ON}", 128 + signal.SIGINT)
@@ -279,7 +279,7 @@ GOES_ON = "what was finished is kept; the same command goes on there, a training
 
 
 def _end(number, _):
-    raise Stopped(f"SIGTERM: {GOES_ON}", number)
+    raise TrainingInterrupted(f"SIGTERM: {GOES_ON}", number)
 
 
 def _set_up_logging():

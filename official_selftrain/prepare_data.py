@@ -29,14 +29,14 @@ def main():
 
         print(f"{sources.verify(FLAGS.output)} files are as they were written")
         return
-    source = config.make_group(
+    source = config.model_from_dict(
         config.SourceConfig, {name: FLAGS[name].value for name in config.SourceConfig.model_fields}
     )
     if not source.given:
         raise UserError("say where the images are: --images, --records or --tfds")
 
     from official_selftrain.data import sources, splits
-    from official_selftrain.data.sources.problems import hints
+    from official_selftrain.data.sources.record_errors import hints
 
     if FLAGS.disjoint_from:
         next(sources.read_index(FLAGS.disjoint_from), None)  # a wrong name is told before the work
@@ -94,7 +94,7 @@ def define_source_flags():
 if __name__ == "__main__":
     define_source_flags()
     flags.DEFINE_string("output", None, "FOLDER/PREFIX of the files written")
-    flags.DEFINE_list("splits", [], "percentages of nested labelled subsets to list, as 1,10,50")
+    flags.DEFINE_list("splits", [], "percentages of nested labeled subsets to list, as 1,10,50")
     flags.DEFINE_integer("seed", 0, "of the splits and the preview", 0)
     flags.DEFINE_bool("stratified", False, "every subset keeps every class, in proportion")
     flags.DEFINE_integer(

@@ -30,7 +30,7 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.define_flags("folder for the pseudo labels and report.json")
+    cli.define_flags("folder for the pseudo labels and statistics.json")
     flags.DEFINE_string("weights", None, "the teacher: a run folder or a .weights.h5 file")
     flags.DEFINE_float(
         "score_threshold", None, "for the report; the student's by default", 0.0, 1.0

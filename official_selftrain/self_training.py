@@ -1,4 +1,4 @@
-"""The method: one combined, normalised loss on human and pseudo labels.
+"""The method: one combined, normalized loss on human and pseudo labels.
 
 Zoph et al., "Rethinking Pre-training and Self-training", NeurIPS 2020, appendix B:
 
@@ -25,8 +25,8 @@ def combined_loss(human, pseudo, alpha, ratio=1.0):
         loss = (human + alpha * ratio * pseudo) / (1 + alpha)
 
     Args:
-        human: scalar, loss on the human-labelled part of the batch.
-        pseudo: scalar, the same on the pseudo-labelled part.
+        human: scalar, loss on the human-labeled part of the batch.
+        pseudo: scalar, the same on the pseudo-labeled part.
         alpha: weight of the pseudo part; 0 trains on human labels alone.
         ratio: scalar, moving average of `human` over that of `pseudo`; it brings both losses to one
             scale, so that `alpha` means the same in every experiment. 1 is the plain weighted sum.
@@ -109,7 +109,7 @@ class SelfTrainer(GradientTrainer):
         accumulate=False,
     ):
         sources = (HUMAN, PSEUDO) if alpha > 0 else (HUMAN,)
-        scalars = ("human_loss", "pseudo_loss", "ratio", "pseudo_objects")
+        scalars = ("human_loss", "pseudo_loss", "ratio", "pseudo_label_density")
         collected = sources if accumulate else ()
         super().__init__(student, collected, l2, clip_norm, ema_decay, scalars)
         self.task = task
@@ -196,7 +196,7 @@ class SelfTrainer(GradientTrainer):
         return self.task.normalizer(sum_over_replicas(count))
 
     def observe(self, labels):
-        """Tracks the mean number of pseudo-labelled objects per image."""
+        """Tracks the mean number of pseudo-labeled objects per image."""
         if PSEUDO in labels and self.alpha > 0:
-            objects = self.task.objects(labels[PSEUDO])
-            self.trackers["pseudo_objects"].update_state(objects)
+            objects = self.task.label_density(labels[PSEUDO])
+            self.trackers["pseudo_label_density"].update_state(objects)

@@ -1,4 +1,4 @@
-"""The teacher: a trained model turns images into pseudo-labelled records, and reports on them.
+"""The teacher: a trained model turns images into pseudo-labeled records, and reports on them.
 
 All scores above the detector's low floor, and the confidence of every pixel, are stored; thresholds
 are applied where labels are read, so they can be changed without running the teacher again (paper
@@ -36,12 +36,14 @@ class Predictor:
 
     def __init__(self, task, model, batch_size, distribution=None):
         self.task = task
-        distribution = distribution or distribution_lib.make(config_lib.RuntimeConfig())
+        distribution = distribution or distribution_lib.make_distribution(
+            config_lib.RuntimeConfig()
+        )
         replicas = distribution.local_replicas
         self.batch_size = -(-batch_size // replicas) * replicas
-        self.model, self._network = model, task.predictor(model)
+        self.model, self._network = model, task.inference_model(model)
         step = functools.partial(task.predict, self._network)
-        self._step = distribution.predictor(step, self._network)
+        self._step = distribution.compile_predict(step, self._network)
         # The evaluations of a training read the same files, and need one input graph.
         self._dataset = functools.lru_cache(maxsize=1)(self._make_dataset)
 
@@ -63,7 +65,7 @@ class Predictor:
 
 
 def outputs(files, folder):
-    """The pseudo-labelled shard of each of `files`."""
+    """The pseudo-labeled shard of each of `files`."""
     return [str(pathlib.Path(folder) / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
 
 
@@ -78,9 +80,9 @@ def name_of(weights):
 
 
 def unfinished(shards):
-    """Those of the (TFRecord file of images, labelled file) that are not labelled, or damaged.
+    """Those of the (TFRecord file of images, labeled file) that are not labeled, or damaged.
 
-    A labelled shard is whole if its SHA-256 is that of its proof, `FILE.json`. One without a proof,
+    A labeled shard is whole if its SHA-256 is that of its proof, `FILE.json`. One without a proof,
     by a kill between the two or by an earlier version, is read and gets one if it holds the images.
     """
     return [(file, output) for file, output in shards if not _is_whole(file, output)]
@@ -96,14 +98,14 @@ def _is_whole(file, output):
     elif _same_images(file, output):
         _write_proof(output)
         return True
-    logging.warning("%s is damaged: it is labelled again", output)
+    logging.warning("%s is damaged: it is labeled again", output)
     return False
 
 
 def _same_images(file, output):
     try:
         pairs = zip(records.read([file]), records.read([output]), strict=True)
-        return all(image.image_id == labelled.image_id for image, labelled in pairs)
+        return all(image.image_id == labeled.image_id for image, labeled in pairs)
     except ValueError:  # a record cannot be read, or one file is longer
         return False
 
@@ -115,7 +117,7 @@ def _write_proof(output):
 
 
 def label(predictor, shards, teacher, images=None):
-    """Writes a pseudo-labelled shard for each shard of images, and its proof.
+    """Writes a pseudo-labeled shard for each shard of images, and its proof.
 
     A shard is the unit of work: it appears when complete, so that a kill costs one at most. Labels
     that the images may have are not passed on.
@@ -128,14 +130,14 @@ def label(predictor, shards, teacher, images=None):
     """
     with tqdm(total=images, desc="label", unit="image") as progress:
 
-        def labelled(file):
+        def labeled(file):
             for record, prediction in predictor([file]):
                 progress.update(1)
                 yield predictor.task.to_record(record, prediction, teacher)
 
         for number, (file, output) in enumerate(shards, 1):
             progress.set_postfix_str(f"shard {number} of {len(shards)}")
-            records.write(output, labelled(file))
+            records.write(output, labeled(file))
             _write_proof(output)
 
 
@@ -148,7 +150,7 @@ def label_on_beam(config, weights, shards, teacher, arguments):
     Args:
         config: complete `Config`.
         weights: of the teacher, a file or run folder, seen by all workers.
-        shards, teacher: as in `label`; those that are labelled already are kept.
+        shards, teacher: as in `label`; those that are labeled already are kept.
         arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
 
     Raises:
@@ -172,7 +174,7 @@ class _Shard:
 
     def run(self):
         with _LOADING:
-            predictor = _predictor(self.config, self.weights)
+            predictor = _cached_predictor(self.config, self.weights)
         label(predictor, [(self.images, self.file)], self.teacher)
 
 
@@ -180,21 +182,21 @@ _LOADING = threading.Lock()  # threads of a Beam worker share one model
 
 
 @functools.cache
-def _predictor(config_text, weights):
-    config = config_lib.make(config_lib.load_yaml(config_text, "config"))
-    return load_predictor(config, weights, distribution_lib.make(config.runtime))
+def _cached_predictor(config_text, weights):
+    config = config_lib.config_from_dict(config_lib.load_yaml(config_text, "config"))
+    return load_predictor(config, weights, distribution_lib.make_distribution(config.runtime))
 
 
-def load_predictor(config, weights, distribution, labelling=True):
+def load_predictor(config, weights, distribution, labeling=True):
     """The `Predictor` of trained weights.
 
     Args:
         config: complete `Config`.
         weights: a `.weights.h5` file or a run folder.
         distribution: `distribution.Distribution`.
-        labelling: for pseudo labels, in place of the evaluation.
+        labeling: for pseudo labels, in place of the evaluation.
     """
-    task = make_task(config.task, labelling)
+    task = make_task(config.task, labeling)
     with distribution.scope():
         model = task.build_model()
     checkpoints.load_weights(model, weights)
@@ -210,7 +212,7 @@ def report(tally, files, truth_files):
 
     Args:
         tally: an empty one of the task.
-        files: pseudo-labelled TFRecords.
+        files: pseudo-labeled TFRecords.
         truth_files: the same images with held-back labels, or with none.
 
     Returns:
@@ -222,9 +224,9 @@ def report(tally, files, truth_files):
     for record, truth in zip(records.read(files), records.read(truth_files), strict=True):
         tally.add(record, truth)
     result = tally.result()
-    complaint = tally.complaint(result)
-    if complaint:
-        raise UserError(complaint)
+    error_message = tally.error_message(result)
+    if error_message:
+        raise UserError(error_message)
     for warning in result["warnings"]:
         logging.warning("PSEUDO LABELS: %s", warning)
     return result

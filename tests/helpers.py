@@ -10,14 +10,14 @@ from PIL import Image
 from official_selftrain.config import RuntimeConfig, SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import readers
-from official_selftrain.data.sources.problems import Problems
+from official_selftrain.data.sources.record_errors import RecordErrors
 from official_selftrain.engine import distribution
 from official_selftrain.utils.errors import UserError
 
 
 def two_replicas():
     """The one mirrored strategy of the process: two would mix up their collective operations."""
-    return distribution.make(RuntimeConfig(strategy="mirrored", devices=2))
+    return distribution.make_distribution(RuntimeConfig(strategy="mirrored", devices=2))
 
 
 def loss_of(task, outputs, labels, shared=lambda count: count):
@@ -30,7 +30,7 @@ def read_source(folder, **settings):
     """`{name: record}` of a source, and its problems, without TFRecords between."""
     source = SourceConfig(**{"images": "images", **settings})
     reader = readers.open_reader(source, lambda p: str(folder / p))
-    problems = Problems(source.on_bad_record == "skip")
+    problems = RecordErrors(source.on_bad_record == "skip")
     found = {r.name: r for unit in reader.units for r in reader.read(unit, problems)}
     problems.messages += reader.skipped
     for kind, (count, first) in reader.left_out.items():

@@ -38,21 +38,21 @@ EXPERIMENTS = {"mini": {
 SEGMENTATION = """
 import runpy
 MINI = runpy.run_path(__file__.replace("masks.py", "recipe.py"))["EXPERIMENTS"]["mini"]
-LABELLED = {"images": "train", "masks": "masks", "class_list": "classes.txt"}
+LABELED = {"images": "train", "masks": "masks", "class_list": "classes.txt"}
 EXPERIMENTS = {"masks": MINI | {
     "task": {
         "kind": "segmentation", "image_size": (128, 128), "backbone": "resnet10", "neck": "fpn",
         "neck_filters": 8, "head_convs": 1, "bn_synchronized": False, "label_scales": (0.5, 1.0),
     },
-    "human": {**LABELLED, "batch_size": 2},
+    "human": {**LABELED, "batch_size": 2},
     "pseudo": {"batch_size": 2, "score_threshold": 0.3},
-    "evaluation": {**LABELLED, "batch_size": 4},
+    "evaluation": {**LABELED, "batch_size": 4},
 }}
 """
 
 
 def write_boxes(folder):
-    """Six labelled images, the last without a box, and five unlabelled ones."""
+    """Six labeled images, the last without a box, and five unlabeled ones."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for split, count in (("train", 6), ("unlabeled", 5)):
@@ -78,7 +78,7 @@ def write_boxes(folder):
 
 
 def write_masks(data):
-    """The labelled images of `data` with masks: left is class 1, then a border of 255."""
+    """The labeled images of `data` with masks: left is class 1, then a border of 255."""
     (data / "masks").mkdir()
     mask = np.zeros((100, 128), "uint8")
     mask[:, :60], mask[:, 60:64] = 1, 255

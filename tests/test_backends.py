@@ -77,7 +77,7 @@ def test_teacher_and_student_train_without_tensorflow(data):
     for name in ("teacher", "student"):
         first, last = (row["human_loss"] for row in result[name])
         assert last < first
-    assert result["student"][-1]["pseudo_objects"] > 0 and result["student"][-1]["ratio"] > 0
+    assert result["student"][-1]["pseudo_label_density"] > 0 and result["student"][-1]["ratio"] > 0
 
 
 def test_numpy_feed_fits_images_as_the_other_one_does():
@@ -104,7 +104,7 @@ def test_numpy_feed_mirrors_drops_and_ignores():
     np.testing.assert_allclose(mirrored["boxes"][0], [0, 96, 64, 127])
     assert (mirrored["mask"] == 255).all()
     stream = numpy_inputs.training_batches(
-        {"human": ([pseudo], 2)}, (128, 128), room=3, threshold=0.5
+        {"human": ([pseudo], 2)}, (128, 128), max_boxes=3, threshold=0.5
     )
     images, labels = next(stream)
     assert images["human"].shape == (2, 128, 128, 3)

@@ -118,7 +118,7 @@ PROGRAM = """
 import os, sys
 sys.argv[0] = "-m"  # as for a command: without Keras
 from official_selftrain import cli
-from official_selftrain.utils.errors import Stopped, UserError
+from official_selftrain.utils.errors import TrainingInterrupted, UserError
 def main():
     import logging
     logging.warning("clear \\x1b[2J\\n%s", "\\ud800")
@@ -146,7 +146,7 @@ def program(body, **environment):
         ("open('/nowhere/file')", 2, "error: [Errno 2] No such file or directory: '/nowhere/file'"),
         ("raise MemoryError", 2, "error: the memory of this machine is not enough"),
         ("raise KeyboardInterrupt", 130, "Ctrl-C: what was finished is kept"),
-        ("raise Stopped('stopped at step 7')", 143, "stopped at step 7"),
+        ("raise TrainingInterrupted('stopped at step 7')", 143, "stopped at step 7"),
         ("sys.modules['jax'] = None; import jax", 2, "pip install 'official_selftrain[jax]'"),
         ("sys.modules['tensorflow'] = None; import tensorflow", 2, "official_selftrain[tf-cpu]'"),
         ("{}['x' + chr(27)]", 1, r"internal error at <string>:10: KeyError: 'x\x1b'; the stack"),

@@ -16,7 +16,7 @@ def test_every_experiment_loads_and_survives_yaml(tmp_path):
         config = config_lib.resolve(name)
         file = tmp_path / f"{name}.yaml"
         file.write_text(config_lib.dump(config))
-        assert config_lib.make(config_lib.load_file(file)) == config
+        assert config_lib.config_from_dict(config_lib.load_file(file)) == config
         config_lib.teacher_config(config)
 
 
@@ -188,7 +188,7 @@ def test_no_open_number_takes_what_no_machine_bears():
             if key == "published" and value in (1e12, -1e12, 10**30):
                 continue  # a number to print
             with pytest.raises(UserError, match="task|" + key.rpartition(".")[2]):
-                config_lib.make(values)
+                config_lib.config_from_dict(values)
             refused += 1
     assert refused > 90 * 7
 
@@ -389,7 +389,7 @@ def test_broken_experiment_files_take_one_line(tmp_path, code, message):
 def test_tuples_of_an_experiment_file_come_back_from_yaml_as_they_were(tmp_path):
     changes = {"self_training.teacher": {"task.image_size": (256, 256)}}
     config = config_lib.resolve("demo").override(changes)
-    assert config_lib.make(config_lib.load_yaml(config_lib.dump(config), "c")) == config
+    assert config_lib.config_from_dict(config_lib.load_yaml(config_lib.dump(config), "c")) == config
 
 
 def test_stage_configs():

@@ -129,7 +129,7 @@ def test_layouts_of_data_are_possible_sources():
     layouts = re.findall(r"\| `(\{images: .*\})` \|", PAGES["docs/data.md"])
     assert len(layouts) >= 8
     for layout in layouts:
-        source = config_lib.make_group(
+        source = config_lib.model_from_dict(
             config_lib.SourceConfig, config_lib.load_yaml(layout, "docs/data.md")
         )
         assert source.given

@@ -102,7 +102,7 @@ def test_pascal_recipes_equal_the_released_configs(model, golden):
     assert ours.trainer.steps == {"b7": 40_000, "l2": 20_000}[model]
 
 
-# Table 11 by init and policy, the human-labelled aug set of table 8, table 14, table 6.
+# Table 11 by init and policy, the human-labeled aug set of table 8, table 14, table 6.
 PASCAL = {
     "b7_random": (28.4, 41.5),
     "b7_imagenet": (80.2, 81.4),

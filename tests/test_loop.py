@@ -1,4 +1,4 @@
-"""The loop, and the released optimiser's three steps."""
+"""The loop, and the released optimizer's three steps."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from test_self_training import Regression, batch, trainer
 from official_selftrain.engine import checkpoints, guards, loop
 from official_selftrain.engine.distribution import Distribution
 from official_selftrain.self_training import SelfTrainer
-from official_selftrain.utils.errors import Stopped, UserError
+from official_selftrain.utils.errors import TrainingInterrupted, UserError
 
 
 def dataset(start=0, scale=1.0):
@@ -86,9 +86,9 @@ def test_left_inside_of_a_loop_and_resumed_equals_uninterrupted_to_the_bit(tmp_p
     def leave(step):
         if step == 6:
             checkpoints.Checkpoints(tmp_path, first).save(step)
-            raise Stopped("enough", 2)
+            raise TrainingInterrupted("enough", 2)
 
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         train(first, dataset(), 8, steps_per_loop=4, on_loop=keep("parts"), on_pause=leave)
     second = trainer(2.0)
     assert checkpoints.Checkpoints(tmp_path, second).restore() == 6
@@ -184,7 +184,7 @@ def test_mirrored_loop_equals_one_device():
 
 
 def test_a_loss_that_is_not_finite_stops_the_loop():
-    with pytest.raises(guards.NonFinite, match="loss is not finite before step 2"):
+    with pytest.raises(guards.NonFiniteLossError, match="loss is not finite before step 2"):
         train(trainer(), dataset(scale=np.nan), 4, steps_per_loop=2)
 
 
@@ -327,9 +327,9 @@ def test_average_of_weights_by_hand():
     assert len(model.average.averages) == len(expected) == 8  # batch statistics too
     for average, value in zip(model.average.averages, expected, strict=True):
         np.testing.assert_allclose(np.asarray(average), value, rtol=1e-5, atol=1e-7)
-    model.average.swap(model.student)
+    model.average.swap_weights(model.student)
     np.testing.assert_allclose(np.asarray(numbers[0]), expected[0], rtol=1e-5)
-    model.average.swap(model.student)
+    model.average.swap_weights(model.student)
     np.testing.assert_array_equal(np.asarray(numbers[0]), now[0])
 
 

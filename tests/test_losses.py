@@ -52,11 +52,11 @@ def loss_case(golden):
 @pytest.mark.parametrize(("tag", "gamma"), [("default", 1.5), ("gamma2", 2.0)])
 def test_detection_loss_equals_release(tag, gamma, golden):
     case, _, logits, deltas, class_targets, box_targets = loss_case(golden)
-    normaliser = 1 + case["num_positives"].sum()
+    normalizer = 1 + case["num_positives"].sum()
     class_sum, box_sum = losses.detection_loss_sums(
         logits, deltas, class_targets, box_targets, gamma=gamma
     )
-    class_loss, box_loss = class_sum / normaliser, box_sum / (4 * normaliser)
+    class_loss, box_loss = class_sum / normalizer, box_sum / (4 * normalizer)
     np.testing.assert_allclose(class_loss, case[f"cls_loss_{tag}"], rtol=1e-5)
     np.testing.assert_allclose(box_loss, case[f"box_loss_{tag}"], rtol=1e-5)
     np.testing.assert_allclose(class_loss + 50 * box_loss, case[f"model_loss_{tag}"], rtol=1e-5)
@@ -67,11 +67,11 @@ def test_detection_loss_gradients_equal_release(golden):
     import tensorflow as tf
 
     case, classes, logits, deltas, class_targets, box_targets = loss_case(golden)
-    normaliser = 1 + case["num_positives"].sum()
+    normalizer = 1 + case["num_positives"].sum()
     with tf.GradientTape() as tape:
         tape.watch([logits, deltas])
         class_sum, box_sum = losses.detection_loss_sums(logits, deltas, class_targets, box_targets)
-        loss = class_sum / normaliser + 50 * box_sum / (4 * normaliser)
+        loss = class_sum / normalizer + 50 * box_sum / (4 * normalizer)
     for key, depth, gradient in zip(
         ("grad_cls", "grad_box"), (classes, 4), tape.gradient(loss, [logits, deltas]), strict=True
     ):
@@ -81,7 +81,7 @@ def test_detection_loss_gradients_equal_release(golden):
 def test_segmentation_loss_equals_release(golden):
     case = load(golden / "losses/segmentation_loss.npz")
     labels = case["labels"][..., 0].astype("int32")
-    small = labels[:, ::4, ::4]  # bilinear without half-pixel centres
+    small = labels[:, ::4, ::4]  # bilinear without half-pixel centers
     upsample = BilinearUpsample(4)
     results = {
         "pascal_config": segmentation_loss_sum(case["logits"], small),
@@ -110,6 +110,6 @@ def test_segmentation_gradient_equals_release(name, golden):
     np.testing.assert_allclose(tape.gradient(loss, logits), case[f"grad_{name}"], atol=1e-6)
 
 
-def test_segmentation_without_a_labelled_pixel_is_zero():
+def test_segmentation_without_a_labeled_pixel_is_zero():
     total, count = segmentation_loss_sum(np.ones((1, 2, 2, 3), "float32"), np.full((1, 2, 2), 255))
     assert float(total) == float(count) == 0

@@ -56,27 +56,27 @@ def test_coco_metrics_equal_release(evaluator, golden, monkeypatch):
 def test_nothing_found_is_zero_and_no_truth_is_minus_one():
     nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
     empty = ImageRecord(image_id=1, encoded=b"-", height=10, width=10)
-    labelled = ImageRecord(
+    labeled = ImageRecord(
         image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1]
     )
     metric = coco.DetectionMetric()
     metric.update(empty, nothing)
     assert metric.result()["AP"] == -1.0
-    metric.update(labelled, nothing)
+    metric.update(labeled, nothing)
     assert metric.result()["AP"] == 0.0
 
 
 def test_classes_have_a_value_with_and_without_detections():
     """-1 without truth; classes that share a name are told apart by their ids."""
-    labelled = ImageRecord(
+    labeled = ImageRecord(
         image_id=1, encoded=b"-", height=10, width=10, boxes=[[0, 0, 1, 1]], classes=[1]
     )
     metric = coco.DetectionMetric({1: "cat", 2: "dog", 3: "dog"})
-    metric.update(labelled, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)))
+    metric.update(labeled, Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)))
     classes = {"AP/cat": 0.0, "AP/dog (2)": -1.0, "AP/dog (3)": -1.0}
     result = metric.result()
     assert {name: result[name] for name in classes} == classes and len(result) == 15
-    metric.update(labelled, Detections(np.array([[0, 0, 1, 1.0]]), np.ones(1), np.ones(1, int)))
+    metric.update(labeled, Detections(np.array([[0, 0, 1, 1.0]]), np.ones(1), np.ones(1, int)))
     found = metric.result()
     assert list(found) == list(result) and found["AP/dog (3)"] == -1 and 0.4 < found["AP/cat"] < 0.6
 

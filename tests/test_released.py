@@ -141,7 +141,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
         "num_classes": 3, "image_size": (128, 128), "backbone": "efficientnet-b0",
         "backbone_sizes": {"width": 0.25, "depth": 0.3}, "neck": "fpn", "neck_filters": 8,
     }  # fmt: skip
-    recipe = config_lib.make(
+    recipe = config_lib.config_from_dict(
         {
             "experiment": "pascal", "task": {**config, "kind": "segmentation"}, "human": {},
             "optimizer": {"warmup_steps": 0}, "trainer": {"steps": 1, "init": prefix},
@@ -444,7 +444,7 @@ def test_shapes_of_no_network_are_told(shapes):
 )
 def test_a_released_config_of_wrong_types_names_the_key(values, message):
     with pytest.raises(UserError) as error:
-        config_lib.make(released_config.experiment(values))
+        config_lib.config_from_dict(released_config.experiment(values))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -561,7 +561,7 @@ def test_damaged_keras_files_are_told_in_one_line(tmp_path):
 
 def test_the_released_augmentation_policy_is_kept(golden):
     values = config_lib.load_file(golden / "configs/retinanet_autoaugment.json")
-    human = config_lib.make(released_config.experiment(values)).human
+    human = config_lib.config_from_dict(released_config.experiment(values)).human
     assert (human.policy, human.auto_augment, human.as_released) == ("S2", "v0", True)
     assert human.scale_jitter == (0.8, 1.2)
 
@@ -570,7 +570,7 @@ def test_every_released_configuration_becomes_an_experiment(golden):
     files = [f for f in (golden / "configs").glob("*.json") if "override" not in f.name]
     assert len(files) > 9
     for file in files:
-        made = config_lib.make(released_config.experiment(config_lib.load_file(file)))
+        made = config_lib.config_from_dict(released_config.experiment(config_lib.load_file(file)))
         assert made.task.num_classes == (21 if made.task.kind == "segmentation" else 91)
 
 
@@ -585,7 +585,7 @@ def test_the_later_of_two_equal_keys_wins_as_in_the_released_pascal_files(tmp_pa
     norm = "batch_norm_activation: {{activation: swish, batch_norm_epsilon: {}}}\n"
     file.write_text("type: segmentation\n" + norm.format(1) + "batch_norm_activation: {}\n")
     values = config_lib.load_file(file, last_wins=True)
-    assert config_lib.make(released_config.experiment(values)).task.activation == "relu"
+    assert config_lib.config_from_dict(released_config.experiment(values)).task.activation == "relu"
     with pytest.raises(UserError, match="'batch_norm_activation' twice"):
         config_lib.load_file(file)
 
@@ -610,7 +610,7 @@ class GoldenMasks:
     def normalizer(self, count):
         return count
 
-    def objects(self, labels):
+    def label_density(self, labels):
         return 0.0
 
 
@@ -619,7 +619,7 @@ def steps(folder):
     """Rows of three steps, variables after the first, what the release had, and the student."""
     info = config_lib.load_file(folder / "case.json")
     found = architecture.detect({n: a.shape for n, a in checkpoint.read_checkpoint(folder).items()})
-    made = config_lib.make(released_config.experiment(info, found))
+    made = config_lib.config_from_dict(released_config.experiment(info, found))
     task = made.task.model_copy(update={"image_size": (256, 256), "stochastic_depth": None})
     student = build_model(task)
     set_hashed_weights(student, info["gain"])
@@ -659,7 +659,7 @@ def steps(folder):
     return rows, after, expected, info["gain"], optimizer.l2
 
 
-UNUSED = {  # kernels of the ImageNet classifier, which the release regularises all the same
+UNUSED = {  # kernels of the ImageNet classifier, which the release regularizes all the same
     "efficientnet-b0/head/conv2d/kernel": (1, 1, 80, 320),
     "efficientnet-b0/head/dense/kernel": (320, 1000),
 }

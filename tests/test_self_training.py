@@ -40,7 +40,7 @@ class Regression:
     def normalizer(self, count):
         return 1.0 + count
 
-    def objects(self, labels):
+    def label_density(self, labels):
         return keras.ops.mean(labels["weight"])
 
 
@@ -135,7 +135,7 @@ def test_missing_pseudo_half_skips_its_average():
     assert float(model.normalizer.averages["human"]) != human_before
 
 
-def test_plain_loss_diverges_where_the_normalised_one_does_not():
+def test_plain_loss_diverges_where_the_normalized_one_does_not():
     """A pseudo loss of another scale: at one learning rate only the plain sum blows up."""
 
     def train(normalize):
@@ -147,8 +147,8 @@ def test_plain_loss_diverges_where_the_normalised_one_does_not():
         return float(model.trackers["human_loss"].result())
 
     start = 3.0  # the variance of the sum of three normal numbers
-    normalised, plain = train(True), train(False)
-    assert normalised < 0.5 * start
+    normalized, plain = train(True), train(False)
+    assert normalized < 0.5 * start
     assert not plain < 10 * start
 
 

@@ -185,7 +185,7 @@ def test_class_maps_have_the_size_of_their_images(segmenter, tmp_path):
         assert category.shape == score.shape == image.shape[:2]
         assert set(np.unique(category)) <= {0, 1, 2} and len(np.unique(category)) > 1
         assert score.min() >= 255 // 3  # the likeliest of three classes
-    # Without half-pixel centres, every fourth pixel is a pixel of the logits.
+    # Without half-pixel centers, every fourth pixel is a pixel of the logits.
     logits = model(preprocess_input(images[2][None].astype("float32")), training=False)["logits"]
     np.testing.assert_array_equal(category[::4, ::4], np.argmax(logits[0], axis=-1))
 
@@ -399,7 +399,7 @@ def test_a_damaged_class_list_asks_for_the_number(tmp_path, content):
     (tmp_path / "classes.json").write_text(content)
     config = config_lib.load_experiment("demo")
     with pytest.raises(UserError, match=r"num_classes=N|is not valid JSON"):
-        export.num_classes(config_lib.make(config), tmp_path)
+        export.num_classes(config_lib.config_from_dict(config), tmp_path)
 
 
 @pytest.mark.parametrize(

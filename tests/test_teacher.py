@@ -10,7 +10,7 @@ from official_selftrain import teacher
 from official_selftrain.config import PseudoConfig
 from official_selftrain.data import records
 from official_selftrain.data.predictions import Detections
-from official_selftrain.evaluation.box_labels import BoxTally, matches
+from official_selftrain.evaluation.box_labels import BoxLabelStatistics, matches
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
 
@@ -44,7 +44,7 @@ def shards(tmp_path):
     return files
 
 
-def test_every_image_is_labelled_once_and_finished_shards_are_kept(shards, tmp_path):
+def test_every_image_is_labeled_once_and_finished_shards_are_kept(shards, tmp_path):
     task = Answers(num_classes=3, image_size=(128, 128))
     written = teacher.outputs(shards, tmp_path / "labels")
     pairs = list(zip(shards, written, strict=True))
@@ -81,7 +81,7 @@ def test_a_damaged_shard_of_labels_is_found_with_and_without_its_proof(
 ):
     pairs = list(zip(shards, teacher.outputs(shards, tmp_path / "labels"), strict=True))
     for file, output in pairs:
-        stream = (r.relabelled("t", boxes=[], classes=[]) for r in records.read([file]))
+        stream = (r.relabeled("t", boxes=[], classes=[]) for r in records.read([file]))
         records.write(output, stream)
     assert teacher.unfinished(pairs) == []  # shards of earlier versions are read, and get a proof
     file, note = (pathlib.Path(name) for name in (pairs[1][1], records.proof_file(pairs[1][1])))
@@ -90,10 +90,10 @@ def test_a_damaged_shard_of_labels_is_found_with_and_without_its_proof(
     if proof != "kept":
         note.write_text('{"by') if proof == "half" else note.unlink()
     assert teacher.unfinished(pairs) == [pairs[1]]
-    assert f"{file} is damaged: it is labelled again" in caplog.text
+    assert f"{file} is damaged: it is labeled again" in caplog.text
 
 
-def labelled(tmp_path, scores, name="p"):
+def labeled(tmp_path, scores, name="p"):
     """One image a score, the box being right; the truth has two boxes an image."""
     pseudo, truth = [], []
     for index, score in enumerate(scores):
@@ -108,19 +108,21 @@ def labelled(tmp_path, scores, name="p"):
 
 
 def label_report(files, threshold, names=None):
-    return teacher.report(BoxTally(PseudoConfig(score_threshold=threshold), 3, names), *files)
+    return teacher.report(
+        BoxLabelStatistics(PseudoConfig(score_threshold=threshold), 3, names), *files
+    )
 
 
 def test_classes_have_thresholds_of_their_own(tmp_path):
-    files = labelled(tmp_path, [0.9, 0.6, 0.4])
+    files = labeled(tmp_path, [0.9, 0.6, 0.4])
     report = teacher.report(
-        BoxTally(PseudoConfig(score_threshold=0.8, class_thresholds={1: 0.5}), 3), *files
+        BoxLabelStatistics(PseudoConfig(score_threshold=0.8, class_thresholds={1: 0.5}), 3), *files
     )
     assert report["boxes"] == 2 and report["threshold"] == 0.8
 
 
 def test_report_by_hand(tmp_path):
-    files = labelled(tmp_path, [0.9, 0.6, 0.5, 0.2])
+    files = labeled(tmp_path, [0.9, 0.6, 0.5, 0.2])
     report = label_report(files, 0.5, {1: "fish"})
     assert (report["images"], report["stored_boxes"], report["boxes"]) == (4, 4, 2)
     assert report["boxes_per_class"] == {"fish": 2}
@@ -133,14 +135,14 @@ def test_report_by_hand(tmp_path):
 
 def test_threshold_that_keeps_nothing_is_an_error(tmp_path):
     with pytest.raises(UserError, match="keeps no box of 2 images; the highest score is 0.60"):
-        label_report(labelled(tmp_path, [0.6, 0.2]), 0.9)
+        label_report(labeled(tmp_path, [0.6, 0.2]), 0.9)
 
 
 def test_almost_nothing_and_almost_everything_are_loud(tmp_path, caplog):
-    report = label_report(labelled(tmp_path, [0.9] + [0.1] * 30), 0.5)
+    report = label_report(labeled(tmp_path, [0.9] + [0.1] * 30), 0.5)
     assert "only 3.2% of images keep a box" in report["warnings"][0]
     assert "PSEUDO LABELS: only 3.2%" in caplog.text
-    assert label_report(labelled(tmp_path, [0.9] * 10, "q"), 0.5)["warnings"] == []
+    assert label_report(labeled(tmp_path, [0.9] * 10, "q"), 0.5)["warnings"] == []
 
 
 def test_matching_uses_each_true_box_once():

@@ -24,9 +24,9 @@ GREEN, RED, BLUE = (0x3C, 0xB4, 0x4B), (0xE6, 0x19, 0x4B), (0x43, 0x63, 0xD8)
 
 def test_the_best_box_is_drawn_over_the_others():
     boxes = [[0.2, 0.2, 0.8, 0.8]] * 3
-    for scores, colour in [([0.9, 0.5, 0.1], RED), ([0.1, 0.9, 0.5], GREEN), ([0, 0, 1], BLUE)]:
+    for scores, color in [([0.9, 0.5, 0.1], RED), ([0.1, 0.9, 0.5], GREEN), ([0, 0, 1], BLUE)]:
         drawn = visualize.draw_boxes(Image.new("RGB", (100, 100)), boxes, [0, 1, 2], scores)
-        assert drawn.getpixel((20, 60)) == colour
+        assert drawn.getpixel((20, 60)) == color
 
 
 def test_text_of_a_box_at_the_border_is_inside_the_picture():
@@ -34,7 +34,7 @@ def test_text_of_a_box_at_the_border_is_inside_the_picture():
     width = ImageDraw.Draw(image).textlength("wwww 0.50")
     for box in ([0.0, 0.9, 0.5, 1.0], [0.98, 0.98, 1.0, 1.0], [0.4, 0.0, 0.6, 0.1]):
         drawn = np.asarray(visualize.draw_boxes(image, [box], [1], [0.5], {1: "wwww"}))
-        # The text stands on a ground in the colour of the class; its ends are not cut off.
+        # The text stands on a ground in the color of the class; its ends are not cut off.
         assert (drawn == GREEN).all(axis=-1).any(axis=0).sum() > width - 3
 
 

@@ -27,7 +27,7 @@ def train(task, **sources):
     trainer = SelfTrainer(task.build_model(), task, decay=0.9, clip_norm=5.0)
     trainer.compile(keras.optimizers.SGD(0.01, momentum=0.9))
     trainer.optimizer.build(trainer.student.trainable_variables)
-    batches = numpy_inputs.training_batches(sources, SIZE, room=4, threshold=0.001)
+    batches = numpy_inputs.training_batches(sources, SIZE, max_boxes=4, threshold=0.001)
     rows = []
     train_loop(
         make_loop(trainer, batches, ONE), 8, 0, 4, on_loop=lambda step, row: rows.append(row)
@@ -48,7 +48,7 @@ def main(folder):
     )  # fmt: skip
     teacher, rows = train(task, human=(human, 4))
     scenes = [numpy_inputs.fit(record, SIZE) for record in unlabeled]
-    predict = ONE.predictor(lambda *batch: task.predict(teacher, *batch), teacher)
+    predict = ONE.compile_predict(lambda *batch: task.predict(teacher, *batch), teacher)
     images, infos = (np.stack([s[key] for s in scenes]) for key in ("image", "image_info"))
     found = task.predictions(predict(images, {"image_info": infos}), len(scenes))
     pseudo = [task.to_record(r, f, "teacher") for r, f in zip(unlabeled, found, strict=True)]

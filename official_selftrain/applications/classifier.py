@@ -131,7 +131,7 @@ def family_member(builder, variant, name):
 
 
 def preprocess_input(images):
-    """Normalises RGB images `[..., 3]` from 0..255 to zero mean and unit variance (ImageNet)."""
+    """Normalizes RGB images `[..., 3]` from 0..255 to zero mean and unit variance (ImageNet)."""
     return keras.applications.imagenet_utils.preprocess_input(images, mode="torch")
 
 

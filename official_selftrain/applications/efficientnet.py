@@ -11,7 +11,7 @@ import math
 import keras
 
 from official_selftrain.applications import classifier
-from official_selftrain.applications.layers import DropConnect, Norm, Scope, batch_norm
+from official_selftrain.applications.layers import DropConnect, NormActivation, Scope, batch_norm
 from official_selftrain.config.networks import WITH_IMAGENET
 
 # (output channels, repeats, kernel size, strides of the first block, expansion) of B0.
@@ -96,7 +96,7 @@ def EfficientNet(
         include_top: end in the classifier.
         weights: None, a `.weights.h5` file, or "imagenet" for B0 to B7 (those of
             `keras.applications`, downloaded once) and Lite0 (from the extra `[lite]`, offline).
-        input_tensor: existing input to build on, normalised images.
+        input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
         classes: of the classifier.
@@ -104,11 +104,11 @@ def EfficientNet(
         name: name of the model.
         stochastic_depth: probability of dropping a block "after the last" in training; block i of N
             is dropped with i / N of it. None never drops.
-        norm: `Norm`. None takes the released one, decay 0.99 and epsilon 1e-3.
+        norm: `NormActivation`. None takes the released one, decay 0.99 and epsilon 1e-3.
         sizes: a `Variant` in place of the table's.
 
     Returns:
-        A `keras.Model` from normalised images `[B, H, W, 3]` to probabilities `[B, classes]`,
+        A `keras.Model` from normalized images `[B, H, W, 3]` to probabilities `[B, classes]`,
         pooled features, or `{"2": ..., ..., "5": ...}`, level `l` being
         `[B, H / 2^l, W / 2^l, C_l]`, rounded up.
 
@@ -148,7 +148,7 @@ def EfficientNet(
 
 def released_norm(sizes):
     """The fixed batch norm of the released code, whatever a configuration says."""
-    return Norm("relu6" if sizes.lite else "swish", momentum=0.99, epsilon=1e-3)
+    return NormActivation("relu6" if sizes.lite else "swish", momentum=0.99, epsilon=1e-3)
 
 
 class _Builder:

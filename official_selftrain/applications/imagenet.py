@@ -111,7 +111,7 @@ def from_lite(tensors):
         return [tensors[f"{name}.{part}"] for part in parts] if present else None
 
     kernel, statistics = conv("_conv_stem")[0], norm("_bn0")
-    # Fold the difference in input normalisation into the stem: x_lite = scale * x + offset.
+    # Fold the difference in input normalization into the stem: x_lite = scale * x + offset.
     # The Lite weights were trained on (pixel - 127) / 128.
     scale, offset = 255 * np.array(STDDEV) / 128, (255 * np.array(MEAN) - 127) / 128
     statistics[2] = statistics[2] - np.einsum("hwio,i->o", kernel, offset)

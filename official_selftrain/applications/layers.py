@@ -15,8 +15,8 @@ from official_selftrain.engine.replicas import ReplicaSeed
 
 
 @dataclasses.dataclass(frozen=True)
-class Norm:
-    """Batch normalisation and the activation that follows it.
+class NormActivation:
+    """Batch normalization and the activation that follows it.
 
     Attributes:
         activation: "relu" or "swish".
@@ -41,7 +41,7 @@ class Scope:
 
     Args:
         path: the scope, with dots.
-        norm: `Norm` of every batch normalisation.
+        norm: `NormActivation` of every batch normalization.
         drop_block: `(keep_prob, block_size)` of `DropBlock`, or None for none.
     """
 
@@ -99,7 +99,7 @@ class Scope:
 
 
 def batch_norm(settings, name):
-    """A batch normalisation layer with `settings`, a `Norm`."""
+    """A batch normalization layer with `settings`, a `NormActivation`."""
     return BatchNorm(
         momentum=settings.momentum,
         epsilon=settings.epsilon,
@@ -111,7 +111,7 @@ def batch_norm(settings, name):
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class BatchNorm(keras.layers.BatchNormalization):
-    """Keras' batch normalisation with a gradient in closed form, for unsynchronised training.
+    """Keras' batch normalization with a gradient in closed form, for unsynchronized training.
 
     The same numbers in fewer passes over the activations, which bound narrow networks on the CPU.
     On JAX statistics are those of all devices, `synchronized` or not.
@@ -134,7 +134,7 @@ class BatchNorm(keras.layers.BatchNormalization):
 
 
 def _normalize(x, gamma, beta, epsilon):
-    """Normalised `[B, H, W, C]`, and mean and biased variance `[C]`, which carry no gradient."""
+    """Normalized `[B, H, W, C]`, and mean and biased variance `[C]`, which carry no gradient."""
 
     @ops.custom_gradient
     def normalize(x, gamma, beta):
@@ -260,10 +260,10 @@ class BilinearUpsample(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class NearestResize(keras.layers.Layer):
-    """Nearest-neighbour resize with TF1's index rule, `[B, h, w, C]` to `[B, height, width, C]`.
+    """Nearest-neighbor resize with TF1's index rule, `[B, h, w, C]` to `[B, height, width, C]`.
 
     Source index = min(floor(target index * (in / out)), in - 1), in float32: neither half-pixel
-    centres nor aligned corners, which no resize of `keras.ops` offers.
+    centers nor aligned corners, which no resize of `keras.ops` offers.
     """
 
     def __init__(self, height, width, **kwargs):

@@ -5,7 +5,7 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 from official_selftrain.applications import classifier
 from official_selftrain.applications.blocks import BOTTLENECK, RESIDUAL, residual_block, stem
-from official_selftrain.applications.layers import Norm, Scope
+from official_selftrain.applications.layers import NormActivation, Scope
 
 # depth: (block type, blocks of each group)
 VARIANTS = {
@@ -42,7 +42,7 @@ def ResNet(
         depth: a key of `VARIANTS`.
         include_top: end in the classifier.
         weights: None or a `.weights.h5` file.
-        input_tensor: existing input to build on, normalised images.
+        input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
         classes: of the classifier.
@@ -51,10 +51,11 @@ def ResNet(
         stochastic_depth: probability of dropping a block of level 5 in training; level `l` has
             `l / 5` of it. None never drops.
         drop_block: `(keep_prob, block_size)` of `layers.DropBlock`; needs a fixed input size.
-        norm: `Norm`, batch-norm settings and activation; None is decay 0.997, epsilon 1e-4, ReLU.
+        norm: `NormActivation`, batch-norm settings and activation; None is decay 0.997,
+            epsilon 1e-4, ReLU.
 
     Returns:
-        A `keras.Model` from normalised images `[B, H, W, 3]` to probabilities `[B, classes]`,
+        A `keras.Model` from normalized images `[B, H, W, 3]` to probabilities `[B, classes]`,
         pooled features, or `{"2": ..., ..., "5": ...}`, level `l` being
         `[B, H / 2^l, W / 2^l, C_l]`, rounded up.
 
@@ -65,7 +66,7 @@ def ResNet(
         raise ValueError(f"ResNet depth {depth!r} is unknown; choose from {list(VARIANTS)}.")
     classifier.check_weights(weights)
     images = classifier.image_input(input_shape, input_tensor, 224, include_top)
-    scope = Scope(f"resnet{depth}", norm or Norm("relu", epsilon=1e-4), drop_block)
+    scope = Scope(f"resnet{depth}", norm or NormActivation("relu", epsilon=1e-4), drop_block)
     x = stem(images, scope)
     kind, repeats = VARIANTS[depth]
     levels = {}

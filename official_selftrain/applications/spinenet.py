@@ -11,7 +11,7 @@ import keras
 
 from official_selftrain.applications import classifier
 from official_selftrain.applications.blocks import BOTTLENECK, RESIDUAL, residual_block, stem
-from official_selftrain.applications.layers import NearestResize, Norm, Scope
+from official_selftrain.applications.layers import NearestResize, NormActivation, Scope
 
 # (level, block type, parents, is an output); parents 0 and 1 are the two stem blocks.
 BLOCKS = [
@@ -98,7 +98,7 @@ def SpineNet(
         variant: a name in `VARIANTS`.
         include_top: end in the classifier.
         weights: None or a `.weights.h5` file.
-        input_tensor: existing input to build on, normalised images.
+        input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)` in pixels, divisible by 8. Sizes are fixed because the
             connections between blocks depend on them. None: 224 with the top, 640 without.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
@@ -107,11 +107,11 @@ def SpineNet(
         name: name of the model.
         stochastic_depth: probability of dropping the deepest block in training, in (0, 1); earlier
             blocks are dropped less, in proportion to their index. None never drops.
-        norm: `Norm`, batch-norm settings and activation.
+        norm: `NormActivation`, batch-norm settings and activation.
         sizes: a `Variant` in place of the table's.
 
     Returns:
-        A `keras.Model` from normalised images `[B, H, W, 3]` to probabilities `[B, classes]`,
+        A `keras.Model` from normalized images `[B, H, W, 3]` to probabilities `[B, classes]`,
         pooled features, or `{"3": ..., ..., "7": ...}`, level `l` being
         `[B, H / 2^l, W / 2^l, endpoint_filters]`, rounded up.
 
@@ -130,7 +130,7 @@ def SpineNet(
         raise ValueError(
             f"SpineNet needs a fixed height and width divisible by 8. Received {image_size}."
         )
-    scope = Scope("spinenet", norm or Norm())
+    scope = Scope("spinenet", norm or NormActivation())
     blocks = _stem(images, sizes, scope)
     for index, (level, kind, parents, is_output) in enumerate(BLOCKS):
         rate = (stochastic_depth or 0.0) * (index + 1) / len(BLOCKS)

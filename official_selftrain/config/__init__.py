@@ -4,13 +4,13 @@ Imports neither Keras nor TensorFlow, so a typo is answered at once.
 Precedence: the experiment, then `--config_file`, then each `--params_override`.
 """
 
-from official_selftrain.config.build import changed, make_group
+from official_selftrain.config.build import changed, model_from_dict
 from official_selftrain.config.experiments import (
     PACKAGE,
+    config_from_dict,
     load,
     load_experiment,
     load_experiments,
-    make,
     resolve,
 )
 from official_selftrain.config.networks import BACKBONES
@@ -65,6 +65,7 @@ __all__ = [
     "SourceConfig",
     "TrainerConfig",
     "changed",
+    "config_from_dict",
     "control_config",
     "dump",
     "load",
@@ -72,9 +73,8 @@ __all__ = [
     "load_experiments",
     "load_file",
     "load_yaml",
-    "make",
-    "make_group",
     "merge",
+    "model_from_dict",
     "nested",
     "parse_override",
     "resolve",

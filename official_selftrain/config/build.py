@@ -9,7 +9,7 @@ import pydantic
 from official_selftrain.utils.errors import UserError, nearest, or_nearest, short
 
 
-class Group(pydantic.BaseModel):
+class ConfigModel(pydantic.BaseModel):
     """Settings that belong together: frozen, checked, and without unknown keys."""
 
     # What keys of this group are called where another one of its union was expected.
@@ -20,7 +20,7 @@ class Group(pydantic.BaseModel):
     )
 
 
-def make_group(group, values, origin=None):
+def model_from_dict(group, values, origin=None):
     """Builds a `Config`, or one of its groups, from nested dicts.
 
     Args:
@@ -46,9 +46,9 @@ def changed(config, **changes):
     """A copy of a config, or of one of its groups, with some fields changed and all checked.
 
     Raises:
-        UserError: as `make_group` does, for a misspelt field and a value out of range.
+        UserError: as `model_from_dict` does, for a misspelt field and a value out of range.
     """
-    return make_group(type(config), {**dict(config), **changes})
+    return model_from_dict(type(config), {**dict(config), **changes})
 
 
 def _explain(root, errors, layers):
@@ -109,7 +109,7 @@ def members_of(annotation):
     """`{tag: group}` of the groups that a field can hold."""
     found = {}
     for part in (annotation, *get_args(annotation)):
-        if isinstance(part, type) and issubclass(part, Group):
+        if isinstance(part, type) and issubclass(part, ConfigModel):
             tags = [t.tag for t in getattr(annotation, "__metadata__", ()) if hasattr(t, "tag")]
             found[tags[0] if tags else part.__name__] = part
         elif part is not annotation:
@@ -180,7 +180,7 @@ def _fault(root, path, error):
         near = nearest(given, re.findall(r"'([^']*)'", error["ctx"]["expected"]))
         if near:
             return f"{key}: unknown value {short(given)}; did you mean {near!r}?"
-    if isinstance(given, (dict, Group)):
+    if isinstance(given, (dict, ConfigModel)):
         return f"{key}: {message}" if key else message
     return f"{key}: {message} (given {short(given)})"
 

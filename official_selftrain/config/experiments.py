@@ -6,7 +6,7 @@ import pathlib
 import runpy
 import traceback
 
-from official_selftrain.config.build import make_group
+from official_selftrain.config.build import model_from_dict
 from official_selftrain.config.overrides import check_depth, load_file, merge, parse_override
 from official_selftrain.config.schema import Config
 from official_selftrain.config.stages import teacher_config
@@ -16,14 +16,14 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENT_FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
 
 
-def make(values, origin=None):
-    """Builds a `Config` from nested dicts; see `make_group`."""
-    return make_group(Config, values, origin)
+def config_from_dict(values, origin=None):
+    """Builds a `Config` from nested dicts; see `model_from_dict`."""
+    return model_from_dict(Config, values, origin)
 
 
 def load(path):
     """The checked `Config` of a file that is complete, such as the `config.yaml` of a run."""
-    return make(load_file(path), str(path))
+    return config_from_dict(load_file(path), str(path))
 
 
 def experiment_folder():
@@ -116,7 +116,7 @@ def resolve(experiment=None, config_file=None, overrides=(), data_dir=None):
         layers.append((f"--params_override {short(text)}", parse_override(text)))
     if data_dir:
         layers.append(("--data_dir", {"data_dir": os.path.abspath(data_dir)}))
-    config = make(functools.reduce(merge, (values for _, values in layers), {}), layers)
+    config = config_from_dict(functools.reduce(merge, (values for _, values in layers), {}), layers)
     try:
         teacher_config(config)
     except UserError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import pydantic
 
-from official_selftrain.config.build import Group, make_group
+from official_selftrain.config.build import ConfigModel, model_from_dict
 from official_selftrain.config.networks import WITH_IMAGENET, BackboneName
 from official_selftrain.config.overrides import merge, nested
 from official_selftrain.config.values import (
@@ -43,7 +43,7 @@ from official_selftrain.config.values import (
 )
 
 
-class SpineNetSizes(Group):
+class SpineNetSizes(ConfigModel):
     """A SpineNet of one's own sizes; see `applications.spinenet.Variant`."""
 
     misplaced: ClassVar = (
@@ -57,7 +57,7 @@ class SpineNetSizes(Group):
     block_repeats: Repeats = 1
 
 
-class NmsConfig(Group):
+class NmsConfig(ConfigModel):
     """Suppression of double detections; defaults are the released ones (reference section 18)."""
 
     score_threshold: Fraction = 0.05
@@ -67,7 +67,7 @@ class NmsConfig(Group):
     soft_sigma: Sigma = 0.0  # 0 is hard NMS; the paper's SpineNet rows use 0.3
 
 
-class EfficientNetSizes(Group):
+class EfficientNetSizes(ConfigModel):
     """An EfficientNet of one's own sizes; see `applications.efficientnet.Variant`."""
 
     misplaced: ClassVar = (
@@ -94,7 +94,7 @@ Sizes = Annotated[
 ]
 
 
-class NetworkConfig(Group):
+class NetworkConfig(ConfigModel):
     """A backbone, its neck and batch norm; defaults are those of the released SpineNet-49."""
 
     num_classes: Classes | None = None  # with background 0; None: ask the labels
@@ -223,7 +223,7 @@ TaskConfig = Annotated[
 ]
 
 
-class SourceConfig(Group):
+class SourceConfig(ConfigModel):
     """Where images and labels come from: one of `records`, `images`, `tfds` or `embedded`.
 
     Relative paths start at `data_dir` where that is given. docs/data.md explains every kind.
@@ -329,7 +329,7 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-class SelfTrainingConfig(Group):
+class SelfTrainingConfig(ConfigModel):
     """The method (paper appendix B) and the stages of `run`."""
 
     alpha: Weight = 1.0  # weight of the pseudo loss
@@ -345,7 +345,7 @@ class SelfTrainingConfig(Group):
     )
 
 
-class OptimizerConfig(Group):
+class OptimizerConfig(ConfigModel):
     """SGD with momentum and its learning-rate schedule (reference section 12)."""
 
     momentum: Fraction = 0.9
@@ -367,7 +367,7 @@ class OptimizerConfig(Group):
         return self
 
 
-class TrainerConfig(Group):
+class TrainerConfig(ConfigModel):
     steps: Steps
     # A run folder, .weights.h5 file, "imagenet", "imagenet++" or TF1 checkpoint of the backbone.
     init: Text | None = None
@@ -384,7 +384,7 @@ class TrainerConfig(Group):
 STRATEGIES = ("default", "mirrored", "multi_worker_mirrored", "tpu", "jax")
 
 
-class RuntimeConfig(Group):
+class RuntimeConfig(ConfigModel):
     """Where it runs; never changes what is computed, up to rounding."""
 
     strategy: Literal[STRATEGIES] = "default"
@@ -409,7 +409,7 @@ class RuntimeConfig(Group):
         return self
 
 
-class Config(Group):
+class Config(ConfigModel):
     experiment: Text
     description: Words = ""
     published: float | None = None  # the paper's AP
@@ -447,7 +447,7 @@ class Config(Group):
         ):
             raise ValueError(
                 "pseudo.soft learns the probabilities of several classes: it needs task.kind="
-                "segmentation and task.label_classes=2 or more, with which the teacher labelled"
+                "segmentation and task.label_classes=2 or more, with which the teacher labeled"
             )
         return self
 
@@ -493,4 +493,4 @@ class Config(Group):
         merged = self.model_dump()
         for key, value in changes.items():
             merged = merge(merged, nested(key, value))
-        return make_group(type(self), merged)
+        return model_from_dict(type(self), merged)

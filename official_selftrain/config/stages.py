@@ -7,7 +7,7 @@ def teacher_config(config):
 
 
 def student_config(config, records, init):
-    """Joint training on human and pseudo labels; `records` are the pseudo-labelled images."""
+    """Joint training on human and pseudo labels; `records` are the pseudo-labeled images."""
     changes = {"pseudo.records": records}
     if config.self_training.student_init == "teacher":
         changes["trainer.init"] = init

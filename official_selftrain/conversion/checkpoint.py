@@ -23,7 +23,7 @@ SKIPPED = {
     r".*/(Adam|Adam_1|RMSProp|RMSProp_1)$": "optimizer slot",
     rf".*{AVERAGE}$": "moving average of the weights",
     r"global_step$": "step counter",
-    r"moving_normalizer$": "moving average of the loss normaliser",
+    r"moving_normalizer$": "moving average of the loss normalizer",
     r"efficientnet-\w+/head/": "ImageNet classifier, unused by the task",
 }
 
@@ -279,7 +279,7 @@ def convert(checkpoint, config_values, image_size=None):
 
     arrays = read_checkpoint(checkpoint)
     found = detect({name: array.shape for name, array in arrays.items()})
-    config = config_lib.make(experiment(config_values, found))
+    config = config_lib.config_from_dict(experiment(config_values, found))
     if image_size is not None and not any(side % 128 for side in image_size):
         config = config.override({"task.image_size": image_size})
     # SpineNet itself bears sizes that training does not, multiples of 8: so not `changed`.

@@ -117,7 +117,7 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     Signatures, each also returning `image_info` `[B, 4, 2]` (original size, network size, scale per
     axis, offset): `image_bytes` (also `serving_default`), JPEG or PNG strings `[B]`; `tf_example`,
     serialized examples with `image/encoded` `[B]`; `image_tensor`, uint8 `[B, H, W, 3]` of any
-    size; `raw_image_tensor`, float32 `[B, H, W, 3]`, normalised and of the network's size. The
+    size; `raw_image_tensor`, float32 `[B, H, W, 3]`, normalized and of the network's size. The
     first two turn an image as its EXIF orientation says, and all sizes and boxes are of the image
     as it is shown; the others take pixels that have been turned.
 
@@ -231,7 +231,7 @@ def _difference(function, folder, shape):
 
 
 def save_network(model, file, kind, batch_size=None):
-    """Writes the network alone, normalised images to raw outputs, as TFLite or ONNX.
+    """Writes the network alone, normalized images to raw outputs, as TFLite or ONNX.
 
     Args:
         model: the network.

@@ -38,7 +38,7 @@ def training_dataset(
         start_step: batches to leave out at the beginning, without decoding them.
         shuffle_buffer: images to shuffle among.
         cache: keep encoded images in memory.
-        keep: function serialised example -> bool tensor, or None.
+        keep: function serialized example -> bool tensor, or None.
         threads: parallel parsing calls, 0 for automatic.
         input_context: `tf.distribute.InputContext` of one of several pipelines, as
             `strategy.distribute_datasets_from_function` hands it over. The pipeline then yields
@@ -112,7 +112,7 @@ def simclr_parser(size, strength=1.0):
     return parse
 
 
-def zip_sources(**sources):
+def zip_streams(**sources):
     """One data set of ({source: images}, {source: labels}) from a data set per source.
 
     Batch sizes may differ: they set the ratio of the sources in a step. Each is endless and

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from official_selftrain.data.records import IGNORE_LABEL
-from official_selftrain.data.sources.problems import Problems, merged, tell
 from official_selftrain.data.sources.readers import open_reader
+from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
 from official_selftrain.ops.colors import MEAN, STDDEV
 from official_selftrain.utils.errors import UserError
 
@@ -23,7 +23,7 @@ def read_records(source):
         UserError: for anything wrong with the source.
     """
     reader = open_reader(source, str)
-    problems = Problems(source.on_bad_record == "skip")
+    problems = RecordErrors(source.on_bad_record == "skip")
     found = [record for unit in reader.units for record in reader.read(unit, problems)]
     left_out = merged([reader.left_out, problems.left_out])
     skipped = [*reader.skipped, *problems.messages]
@@ -31,7 +31,7 @@ def read_records(source):
     return found
 
 
-def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, threshold=0.0):
+def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), max_boxes=100, threshold=0.0):
     """Endless batches for `SelfTrainer.train_on_batch`, shuffled anew in each epoch.
 
     Args:
@@ -39,7 +39,7 @@ def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, thresho
         size: (height, width) of the network input.
         seed: of order and augmentation.
         jitter: smallest and largest scale.
-        room: boxes of an image that reach the loss.
+        max_boxes: boxes of an image that reach the loss.
         threshold: pseudo boxes with a score at or below it are dropped, pixels below it ignored.
 
     Raises:
@@ -47,8 +47,8 @@ def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, thresho
 
     Yields:
         (`{source: images [B, h, w, 3]}`, `{source: labels}`), the labels being `boxes`
-        `[B, room, 4]` in pixels, `classes` and `scores` `[B, room]`, -1 where padded; with masks
-        also `mask` `[B, h, w]` int32.
+        `[B, max_boxes, 4]` in pixels, `classes` and `scores` `[B, max_boxes]`, -1 where
+        padded; with masks also `mask` `[B, h, w]` int32.
     """
     for name, (records, _) in sources.items():
         if not records:
@@ -62,7 +62,7 @@ def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), room=100, thresho
         for name, (_, count) in sources.items():
             scenes = [next(streams[name]) for _ in range(count)]
             images[name] = np.stack([scene["image"] for _, scene in scenes])
-            rows = [_labels(record, scene, room, threshold) for record, scene in scenes]
+            rows = [_labels(record, scene, max_boxes, threshold) for record, scene in scenes]
             labels[name] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         yield images, labels
 
@@ -71,7 +71,7 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
     """A record as a network gets it; pixels of a confidence below the threshold are ignored.
 
     Returns:
-        dict: `image` `[h, w, 3]` float32, normalised, 0 where padded; `boxes` `[N, 4]` in pixels;
+        dict: `image` `[h, w, 3]` float32, normalized, 0 where padded; `boxes` `[N, 4]` in pixels;
         `mask` `[h, w]` int32, 255 where padded, if the record has one; `image_info` `[4, 2]`.
     """
     size, whole = np.array(size), np.array([record.height, record.width])
@@ -100,8 +100,8 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
     if record.mask:
         mask = np.array(Image.open(io.BytesIO(record.mask)))
         if record.confidence:
-            sure = np.asarray(Image.open(io.BytesIO(record.confidence)))
-            mask[sure < np.rint(255 * threshold)] = IGNORE_LABEL
+            confident = np.asarray(Image.open(io.BytesIO(record.confidence)))
+            mask[confident < np.rint(255 * threshold)] = IGNORE_LABEL
         mask = cut(Image.fromarray(mask), Image.Resampling.NEAREST, IGNORE_LABEL)
         scene["mask"] = mask.astype("int32")
     return scene
@@ -119,7 +119,7 @@ def _scenes(records, size, rng, jitter, threshold):
             yield record, fit(record, size, scale, position, mirrored, threshold)
 
 
-def _labels(record, scene, room, threshold):
+def _labels(record, scene, max_boxes, threshold):
     """The labels of a scene, boxes that were cropped away or score too low left out."""
     boxes = scene["boxes"]
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & ~record.is_crowd
@@ -127,8 +127,8 @@ def _labels(record, scene, room, threshold):
         keep &= record.scores > threshold
 
     def pad(values):
-        values = values[keep][:room]
-        return np.concatenate([values, np.full((room - len(values), *values.shape[1:]), -1)])
+        values = values[keep][:max_boxes]
+        return np.concatenate([values, np.full((max_boxes - len(values), *values.shape[1:]), -1)])
 
     labels = {
         "boxes": pad(boxes).astype("float32"),

@@ -27,11 +27,11 @@ class MaskPrediction:
     Attributes:
         classes: `[H, W]` uint8 class ids.
         confidence: `[H, W]` uint8, 255 times the probability of the class.
-        next_classes, next_confidences: the same of the second, third, ... class, `[K H, W]`, one
-            map below the other; K is 0 unless `label_classes` asks for more.
+        runner_up_classes, runner_up_confidences: the same of the second, third, ... class,
+            `[K H, W]`, one map below the other; K is 0 unless `label_classes` asks for more.
     """
 
     classes: np.ndarray
     confidence: np.ndarray
-    next_classes: np.ndarray = ()
-    next_confidences: np.ndarray = ()
+    runner_up_classes: np.ndarray = ()
+    runner_up_confidences: np.ndarray = ()

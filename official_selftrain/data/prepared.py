@@ -6,7 +6,7 @@ import logging
 import pathlib
 
 from official_selftrain.data import records, sources
-from official_selftrain.data.sources.problems import hints
+from official_selftrain.data.sources.record_errors import hints
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256
 
@@ -69,7 +69,7 @@ class PreparedData:
                 )  # fmt: skip
 
     def _warn_of_absent_classes(self):
-        """Warns of classes that no labelled image holds."""
+        """Warns of classes that no labeled image holds."""
         if "human" not in self.summaries:
             return
 
@@ -79,7 +79,7 @@ class PreparedData:
         absent = sorted((held("evaluation") | set(self.class_names)) - held("human"))
         if absent:
             logging.warning(
-                "no labelled image holds %s: teacher and student cannot learn it",
+                "no labeled image holds %s: teacher and student cannot learn it",
                 ", ".join(repr(self.class_names.get(c, c)) for c in absent[:10]),
             )
 
@@ -92,11 +92,11 @@ class PreparedData:
         order = ("the weights", "human", "pseudo", "evaluation", "unlabeled")
         return next((names for name in order if (names := self.names.get(name))), {})
 
-    def complete(self, config):
+    def with_num_classes(self, config):
         """The config with the class count of the weights, or else of the data.
 
         Raises:
-            UserError: if a label is outside the configured classes, or images are not labelled.
+            UserError: if a label is outside the configured classes, or images are not labeled.
         """
         if config.task.kind == "segmentation":
             for name in ("human", "evaluation"):
@@ -107,7 +107,7 @@ class PreparedData:
                         f"{missing} images of {name} have no mask; is {name}.masks given?"
                     )
         elif "human" in self.summaries and not self.summaries["human"]["boxes"]:
-            raise UserError("the labelled images hold no box; is human.annotations given?")
+            raise UserError("the labeled images hold no box; is human.annotations given?")
         labels = [s["largest_class"] for s in self.summaries.values()]
         largest = max([*self.class_names, *labels], default=0)
         count = config.task.num_classes
@@ -148,7 +148,7 @@ class PreparedData:
                 )
 
     def _kept_boxes(self, config):
-        """{boxes above the thresholds: pseudo-labelled images}."""
+        """{boxes above the thresholds: pseudo-labeled images}."""
         import numpy as np
 
         limits = np.array(config.pseudo.thresholds(config.task.num_classes), "float32")

@@ -30,8 +30,8 @@ IMAGE = ("image_id", "encoded", "height", "width", "name", "dataset")
 PNGS = {
     "mask": "image/segmentation/class/encoded",
     "confidence": "image/segmentation/class/confidence",
-    "next_masks": "image/segmentation/next/encoded",
-    "next_confidences": "image/segmentation/next/confidence",
+    "runner_up_masks": "image/segmentation/next/encoded",
+    "runner_up_confidences": "image/segmentation/next/confidence",
 }
 
 
@@ -53,8 +53,8 @@ class ImageRecord:
         mask: gray PNG bytes of class ids, as large as the image (255 is ignored), or b"".
         confidence: gray PNG bytes, 255 times the probability of each pixel's class in a pseudo
             mask, or b"".
-        next_masks, next_confidences: gray PNG bytes of the second, third, ... class of each pixel
-            and of their probabilities, one map below the other, for soft labels; or b"".
+        runner_up_masks, runner_up_confidences: gray PNG bytes of the second, third, ... class of
+            each pixel and of their probabilities, one map below the other, for soft labels; or b"".
         label: class of the whole image, from 0, for classification; -1 for none.
         origin: "human", "pseudo", or "none" for an image without labels.
         dataset, teacher: where image and labels come from.
@@ -76,8 +76,8 @@ class ImageRecord:
     texts: tuple = ()
     mask: bytes = b""
     confidence: bytes = b""
-    next_masks: bytes = b""
-    next_confidences: bytes = b""
+    runner_up_masks: bytes = b""
+    runner_up_confidences: bytes = b""
     label: int = -1
     origin: str = "human"
     dataset: str = ""
@@ -121,7 +121,7 @@ class ImageRecord:
         except (TypeError, ValueError, OverflowError) as error:
             self._fail(f"{field} cannot be {np.dtype(dtype).name}: {error}")
 
-    def relabelled(self, teacher, **labels):
+    def relabeled(self, teacher, **labels):
         """The image with pseudo labels, fields of a record, in place of every label it has."""
         image = {name: getattr(self, name) for name in IMAGE}
         return ImageRecord(**image, **labels, origin="pseudo", teacher=teacher)
@@ -146,7 +146,7 @@ class ImageRecord:
 
 
 def to_example(record):
-    """Serialised `tf.train.Example` of a record."""
+    """Serialized `tf.train.Example` of a record."""
     import tensorflow as tf
 
     def bytes_(*values):
@@ -186,7 +186,7 @@ def to_example(record):
 
 
 def from_example(serialized, where="record"):
-    """The record of a serialised example, ours or of the released code.
+    """The record of a serialized example, ours or of the released code.
 
     Args:
         serialized: bytes.
@@ -308,12 +308,12 @@ def hashed_id(name):
 
 
 def decode(serialized):
-    """Tensors of one serialised example, inside `tf.data`.
+    """Tensors of one serialized example, inside `tf.data`.
 
     Returns:
         dict: `image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` fractions, `classes` int32 `[N]`, `scores`
-        `[N]`, `is_crowd` bool `[N]`, `mask` and `confidence` uint8 `[H, W]`, `next_masks` and
-        `next_confidences` uint8 `[K H, W]` (`[0, 0]` without one), `label` int32, -1 without one.
+        `[N]`, `is_crowd` bool `[N]`, `mask` and `confidence` uint8 `[H, W]`, `runner_up_masks` and
+        `runner_up_confidences` uint8 `[K H, W]` (`[0, 0]` without one), `label` int32, -1 if none.
         What a parser leaves unread is not decoded.
     """
     import tensorflow as tf
@@ -533,7 +533,7 @@ def _undamaged(file, offset):
 
 
 def proof_file(output):
-    """The file that tells the checksum of a labelled shard."""
+    """The file that tells the checksum of a labeled shard."""
     return f"{output}.json"
 
 

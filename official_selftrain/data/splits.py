@@ -1,4 +1,4 @@
-"""Nested labelled subsets: 1 % lies inside 2 %, that inside 5 %, and so on.
+"""Nested labeled subsets: 1 % lies inside 2 %, that inside 5 %, and so on.
 
 The order of the images depends on the seed and their names alone, so anyone can draw the same
 subset from the same data set. The paper does not say how it chose its 20 % and 50 % of COCO.

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-COLOURS = (
+COLORS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324",
     "#808000", "#000075", "#ffe119", "#46f0f0", "#bcf60c", "#fabebe", "#800000", "#aaffc3",
     "#e6beff", "#ffd8b1", "#808080", "#fffac8",
@@ -17,7 +17,7 @@ LONGEST_NAME = 24  # letters of a class name that are drawn
 
 
 def draw_boxes(image, boxes, classes, scores=None, names=None):
-    """A copy of a PIL image with labelled boxes, the best on top.
+    """A copy of a PIL image with labeled boxes, the best on top.
 
     Args:
         image: PIL image.
@@ -35,14 +35,14 @@ def draw_boxes(image, boxes, classes, scores=None, names=None):
         if corners is None:
             continue
         label = int(classes[index])
-        colour = COLOURS[label % len(COLOURS)]
-        canvas.rectangle(corners, outline=colour, width=2)
+        color = COLORS[label % len(COLORS)]
+        canvas.rectangle(corners, outline=color, width=2)
         text = _drawable((names or {}).get(label, label), label)
         if scores is not None:
             text += f" {scores[index]:.2f}"
         width = canvas.textlength(text)
         place = (max(min(corners[0] + 2, image.width - width), 0), max(corners[1] - 11, 0))
-        canvas.rectangle(canvas.textbbox(place, text), fill=colour)
+        canvas.rectangle(canvas.textbbox(place, text), fill=color)
         canvas.text(place, text, fill="white")
     return image
 
@@ -105,14 +105,14 @@ def _mask_above(record, threshold, size):
 
 
 def draw_mask(image, mask, opacity=0.55):
-    """A PIL image with the class ids `[H, W]` of its mask laid over in colours, ignored in white.
+    """A PIL image with the class ids `[H, W]` of its mask laid over in colors, ignored in white.
 
     Class 0 is left clear.
     """
     image = image.convert("RGB")
     palette = np.zeros((256, 4), "uint8")
     for label in range(1, 255):
-        palette[label, :3] = ImageColor.getrgb(COLOURS[label % len(COLOURS)])
+        palette[label, :3] = ImageColor.getrgb(COLORS[label % len(COLORS)])
     palette[1:, 3] = round(255 * opacity)
     palette[255, :3] = 255
     overlay = Image.fromarray(palette[np.asarray(mask)], "RGBA")

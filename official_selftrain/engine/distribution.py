@@ -1,4 +1,4 @@
-"""Devices and workers that share a training or a labelling, by `tf.distribute` or on JAX."""
+"""Devices and workers that share a training or a labeling, by `tf.distribute` or on JAX."""
 
 import contextlib
 import dataclasses
@@ -65,7 +65,7 @@ class Distribution:
         if self.workers == 1:
             return [value]
         data = pickle.dumps(value)
-        with self.one_job():
+        with self.readable_worker_errors():
             sizes = self._gather(np.array([len(data)], "int32"))
             everything = self._gather(np.frombuffer(data + bytes(-len(data) % 4), "int32"))
         ends = np.cumsum(-(-sizes // 4))
@@ -95,21 +95,21 @@ class Distribution:
             autograph=False,
         )
 
-    def wait(self):
+    def barrier(self):
         """Returns when every worker has called it."""
         self.gather(None)
 
-    def chief_first(self, function):
+    def on_chief_first(self, function):
         """What `function` returns, which the chief calls before the other workers do."""
         if not self.chief:
-            self.wait()
+            self.barrier()
             return function()
         result = function()
-        self.wait()
+        self.barrier()
         return result
 
     @contextlib.contextmanager
-    def one_job(self):
+    def readable_worker_errors(self):
         """Explains what one worker sees when another is gone.
 
         Raises:
@@ -121,7 +121,7 @@ class Distribution:
         from tensorflow import errors
 
         gone = (
-            errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError,
+            errors.AbortedError, errors.CanceledError, errors.DeadlineExceededError,
             errors.FailedPreconditionError, errors.InternalError, errors.UnavailableError,
             errors.UnknownError,
         )  # fmt: skip
@@ -134,7 +134,7 @@ class Distribution:
                 f"all workers again: it goes on from the last checkpoint. ({reason})"
             ) from None
 
-    def predictor(self, function, model):
+    def compile_predict(self, function, model):
         """`function(images, labels)`, compiled, its batch shared out among this worker's replicas.
 
         Args:
@@ -145,7 +145,7 @@ class Distribution:
             function of nests `[B, ...]` to a nest `[B, ...]`; B divisible by `local_replicas`.
         """
         if self.strategy is None:
-            return _jax_predictor(function, model)
+            return _compile_predict_on_jax(function, model)
         import tensorflow as tf
 
         compiled = tf.function(function, autograph=False, jit_compile=self.compile)
@@ -169,7 +169,7 @@ class Distribution:
         return shared
 
 
-def make(runtime):
+def make_distribution(runtime):
     """The `Distribution` of a `config.RuntimeConfig`.
 
     Raises:
@@ -194,7 +194,7 @@ def _make(strategy, tpu, devices, jit_compile):
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
-        # On the CPU the graph optimiser costs seconds at the start and saves none in a step.
+        # On the CPU the graph optimizer costs seconds at the start and saves none in a step.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     tf.get_logger().setLevel(logging.ERROR)  # else a line for each collective operation
     if strategy == "multi_worker_mirrored":
@@ -280,7 +280,7 @@ def _jax(count):
     return Distribution(None, len(found))
 
 
-def _jax_predictor(function, model):
+def _compile_predict_on_jax(function, model):
     import jax
     import keras
 

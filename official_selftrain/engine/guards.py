@@ -82,7 +82,7 @@ class Watchdog:
             )  # fmt: skip
 
 
-class NonFinite(Exception):
+class NonFiniteLossError(Exception):
     """A loss or the gradient norm is NaN or infinite.
 
     Attributes:
@@ -96,7 +96,7 @@ class NonFinite(Exception):
 
 
 def check_finite(scalars, step):
-    """Raises `NonFinite` for the first scalar that decides the training and is not finite."""
+    """Raises `NonFiniteLossError` for the first loss or gradient norm that is not finite."""
     for name in ("loss", "human_loss", "pseudo_loss", "gradient_norm"):
         if not math.isfinite(scalars.get(name, 0.0)):
-            raise NonFinite(name, step)
+            raise NonFiniteLossError(name, step)

@@ -204,7 +204,7 @@ def train(
             loop, and inside of a loop whose end is far.
 
     Raises:
-        NonFinite: if a loss or the gradient is no longer finite.
+        NonFiniteLossError: if a loss or the gradient is no longer finite.
     """
     step, pace = start_step, _Pace()
     with (

@@ -215,6 +215,6 @@ def is_kernel(variable):
 
 
 def half_squared_kernels(model):
-    """Half the sum of squares of every kernel: no biases, no batch normalisation."""
+    """Half the sum of squares of every kernel: no biases, no batch normalization."""
     kernels = [v for v in model.trainable_variables if is_kernel(v)]
     return 0.5 * sum(ops.sum(ops.square(ops.cast(v, "float32"))) for v in kernels)

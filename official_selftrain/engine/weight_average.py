@@ -29,24 +29,24 @@ class WeightAverage(keras.layers.Layer):
                 aggregation="only_first_replica",
                 name=f"average_{index}",
             )
-            for index, v in enumerate(_numbers(model))
+            for index, v in enumerate(_float_variables(model))
         ]
 
     def update(self, model, updates):
         """Moves the averages after `updates` updates of the model."""
         t = ops.cast(updates, "float32")
         decay = ops.minimum(self.decay, (1.0 + t) / (10.0 + t)) * ops.cast(t > 1, "float32")
-        for variable, average in zip(_numbers(model), self.averages, strict=True):
+        for variable, average in zip(_float_variables(model), self.averages, strict=True):
             average.assign(decay * average + (1.0 - decay) * ops.cast(variable, "float32"))
 
-    def swap(self, model):
+    def swap_weights(self, model):
         """Exchanges the averages with the model's own numbers; twice restores them."""
-        for variable, average in zip(_numbers(model), self.averages, strict=True):
+        for variable, average in zip(_float_variables(model), self.averages, strict=True):
             own = ops.convert_to_numpy(variable)
             variable.assign(ops.convert_to_numpy(average))
             average.assign(own)
 
 
-def _numbers(model):
+def _float_variables(model):
     """Variables without the states of random generators."""
     return [v for v in model.variables if keras.backend.is_float_dtype(v.dtype)]

@@ -7,12 +7,12 @@ import numpy as np
 from official_selftrain.evaluation.label_statistics import check_class, starved_classes
 
 # What calls for a second look at pseudo labels.
-FEW = 0.05  # share of images with a box
-MANY = 0.95  # share of boxes above the threshold
-DOUBLE = 0.1  # share of boxes on a better box of another class
+MIN_IMAGES_WITH_LABELS = 0.05  # share of images with a box
+MAX_BOXES_ABOVE_THRESHOLD = 0.95  # share of boxes above the threshold
+MAX_DUPLICATES = 0.1  # share of boxes on a better box of another class
 
 
-class BoxTally:
+class BoxLabelStatistics:
     """What the student will see of pseudo boxes.
 
     Args:
@@ -28,14 +28,14 @@ class BoxTally:
         self.thresholds = np.array(source.thresholds(num_classes), "float32")
         self.threshold = source.score_threshold
         self.names = class_names or {}
-        self.images = self.stored = self.empty = self.correct = self.truth = self.doubles = 0
+        self.images = self.stored = self.empty = self.correct = self.truth = self.duplicates = 0
         self.scores, self.per_class = [], collections.Counter()
         self.human = collections.Counter()
         for record in human:
             self.human.update(record.classes[~record.is_crowd].tolist())
 
     def add(self, record, truth):
-        """Adds a pseudo-labelled record and the same image with held-back labels, or with none.
+        """Adds a pseudo-labeled record and the same image with held-back labels, or with none.
 
         Raises:
             UserError: if a class id is beyond the task's classes.
@@ -47,13 +47,13 @@ class BoxTally:
         self.empty += not keep.any()
         self.scores.extend(record.scores.tolist())
         self.per_class.update(record.classes[keep].tolist())
-        self.doubles += doubles(record.boxes[keep], record.classes[keep], record.scores[keep])
+        self.duplicates += duplicates(record.boxes[keep], record.classes[keep], record.scores[keep])
         self.truth += int((~truth.is_crowd).sum())
         self.correct += matches(record.boxes[keep], record.classes[keep], truth)
 
     def result(self):
         """dict: `images`, `threshold`, `stored_boxes`, `boxes` (kept), `boxes_per_image`,
-        `boxes_per_class`, `double_boxes` (see `doubles`), `empty_share` (of images),
+        `boxes_per_class`, `double_boxes` (see `duplicates`), `empty_share` (of images),
         `score_histogram` (20 bins of 0..1), `largest_score`, `warnings`; with held-back labels also
         `precision` and `recall` at IoU 0.5.
         """
@@ -61,20 +61,24 @@ class BoxTally:
         images = max(self.images, 1)
         share = 1 - self.empty / images
         warnings = []
-        if self.images and share < FEW:
+        if self.images and share < MIN_IMAGES_WITH_LABELS:
             warnings.append(
                 f"only {share:.1%} of images keep a box above {self.threshold}: the student "
                 "learns mostly background; is the teacher trained, the threshold too high?"
             )
-        if self.stored and kept / self.stored > MANY and self.stored > self.images:
+        if (
+            self.stored
+            and kept / self.stored > MAX_BOXES_ABOVE_THRESHOLD
+            and self.stored > self.images
+        ):
             warnings.append(
                 f"{kept / self.stored:.0%} of all boxes are above {self.threshold}: scores that "
                 "do not tell good from bad; is the threshold too low?"
             )
-        if kept and self.doubles / kept > DOUBLE:
+        if kept and self.duplicates / kept > MAX_DUPLICATES:
             warnings.append(
-                f"{self.doubles} of {kept} boxes ({self.doubles / kept:.0%}) lie on a better box "
-                "of another class: one object with two labels; a higher pseudo.score_threshold "
+                f"{self.duplicates} of {kept} boxes ({self.duplicates / kept:.0%}) lie on a better "
+                "box of another class: one object with two labels; a higher pseudo.score_threshold "
                 "leaves fewer"
             )
         warnings += starved_classes(self.human, self.per_class, self.names)
@@ -87,7 +91,7 @@ class BoxTally:
             "boxes": kept,
             "boxes_per_image": kept / images,
             "boxes_per_class": {self.names.get(k, str(k)): v for k, v in per_class},
-            "double_boxes": self.doubles,
+            "double_boxes": self.duplicates,
             "empty_share": self.empty / images,
             "score_histogram": histogram.tolist(),
             "largest_score": max(self.scores, default=0.0),
@@ -98,7 +102,7 @@ class BoxTally:
             result["recall"] = self.correct / self.truth
         return result
 
-    def complaint(self, result):
+    def error_message(self, result):
         """Why the labels are of no use at all, or None."""
         if result["boxes"]:
             return None
@@ -143,7 +147,7 @@ def matches(boxes, classes, truth, threshold=0.5):
     return count
 
 
-def doubles(boxes, classes, scores, threshold=0.5):
+def duplicates(boxes, classes, scores, threshold=0.5):
     """Number of boxes that overlap a better box of another class by an IoU above `threshold`.
 
     Suppression is class by class, so that one object may keep a box of each of several classes.

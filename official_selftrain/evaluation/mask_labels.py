@@ -12,7 +12,7 @@ from official_selftrain.evaluation.label_statistics import check_class, starved_
 from official_selftrain.utils.errors import UserError
 
 # Shares of pixels kept that call for a second look.
-FEW, ALL = 0.05, 0.999
+MIN_IMAGES_WITH_LABELS, ALL = 0.05, 0.999
 
 
 def byte_limits(thresholds):
@@ -22,7 +22,7 @@ def byte_limits(thresholds):
     return limits
 
 
-class MaskTally:
+class MaskLabelStatistics:
     """What the student will see of pseudo masks.
 
     Args:
@@ -51,7 +51,7 @@ class MaskTally:
         self.all_pixels = miou.SegmentationMetric(num_classes, class_names)
 
     def add(self, record, truth):
-        """Adds a pseudo-labelled record and the same image with held-back labels, or with none.
+        """Adds a pseudo-labeled record and the same image with held-back labels, or with none.
 
         Raises:
             UserError: if a mask is missing, or has a class id beyond the task's classes.
@@ -83,7 +83,7 @@ class MaskTally:
         total = int(self.pixels.sum())
         kept = int(self.kept.sum())
         warnings = []
-        if total and kept / total < FEW:
+        if total and kept / total < MIN_IMAGES_WITH_LABELS:
             warnings.append(
                 f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
                 "student learns next to nothing; is the teacher trained, the threshold too high?"
@@ -117,7 +117,7 @@ class MaskTally:
             result["mIoU_all"] = self.all_pixels.result()["mIoU"]
         return result
 
-    def complaint(self, result):
+    def error_message(self, result):
         """Why the labels are of no use at all, or None."""
         if result["pixels"]:
             return None
@@ -157,7 +157,7 @@ def check_mask(record, num_classes):
     if not record.mask:
         raise UserError(
             f"image {record.name or record.image_id} has no mask; segmentation needs one for every "
-            "labelled image"
+            "labeled image"
         )
     mask = np.asarray(open_png(record.mask))
     check_class(record, int(np.where(mask == IGNORE_LABEL, 0, mask).max()), num_classes)

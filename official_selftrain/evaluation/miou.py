@@ -68,7 +68,7 @@ class SegmentationMetric:
 
 
 def _nearest(mask, shape):
-    """A mask `[H, W]` resized to `shape` by TF1's nearest neighbour, as masks are for training."""
+    """A mask `[H, W]` resized to `shape` by TF1's nearest neighbor, as masks are for training."""
     if mask.shape == shape:
         return mask
     index = [

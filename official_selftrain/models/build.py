@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 from official_selftrain.applications import efficientnet, resnet, spinenet
-from official_selftrain.applications.layers import Norm
+from official_selftrain.applications.layers import NormActivation
 from official_selftrain.models.fpn import FPN
 from official_selftrain.models.nasfpn import NASFPN
 from official_selftrain.models.retinanet import RetinaNet
@@ -41,7 +41,7 @@ def _build(config):
 
 
 def _norm(config):
-    return Norm(
+    return NormActivation(
         config.activation,
         config.bn_momentum,
         config.bn_epsilon,

@@ -6,7 +6,7 @@ levels by strided convolution, and a batch norm on each level.
 
 import keras
 
-from official_selftrain.applications.layers import Norm, Scope, batch_norm
+from official_selftrain.applications.layers import NormActivation, Scope, batch_norm
 
 
 def FPN(backbone, min_level=3, max_level=7, filters=256, separable=False, norm=None, name=None):
@@ -20,7 +20,7 @@ def FPN(backbone, min_level=3, max_level=7, filters=256, separable=False, norm=N
             last.
         filters: channels of every level.
         separable: depthwise-separable convolutions.
-        norm: `Norm`, of which the batch-norm settings are used.
+        norm: `NormActivation`, of which the batch-norm settings are used.
         name: name of the model.
 
     Returns:
@@ -31,7 +31,7 @@ def FPN(backbone, min_level=3, max_level=7, filters=256, separable=False, norm=N
         ValueError: if the backbone lacks a level, or its input size does not halve evenly.
     """
     inputs = input_levels(backbone, min_level, max_level)
-    scope = Scope("fpn", norm or Norm())
+    scope = Scope("fpn", norm or NormActivation())
     finest, coarsest = min(inputs), max(inputs)
     if any(side is not None and side % 2**coarsest for side in backbone.input.shape[1:3]):
         raise ValueError(

@@ -5,7 +5,7 @@ Ghiasi et al., "NAS-FPN", CVPR 2019, as released.
 
 import keras
 
-from official_selftrain.applications.layers import Norm, Scope, batch_norm
+from official_selftrain.applications.layers import NormActivation, Scope, batch_norm
 from official_selftrain.models.fpn import input_levels, neck_conv
 
 ATTENTION, SUM = "attention", "sum"
@@ -43,7 +43,7 @@ def NASFPN(
         separable: depthwise-separable convolutions.
         sum_only: sum where the cell combines by attention.
         drop_block: `(keep_prob, block_size)` of `layers.DropBlock` after each node, or None.
-        norm: `Norm` of the cells; its activation precedes each convolution.
+        norm: `NormActivation` of the cells; its activation precedes each convolution.
         name: name of the model.
 
     Returns:
@@ -58,7 +58,7 @@ def NASFPN(
             "NAS-FPN needs an input height and width divisible by 128 = 2^7. "
             f"Received {backbone.input.shape[1:3]}."
         )
-    norm = norm or Norm()
+    norm = norm or NormActivation()
     levels = _to_width(input_levels(backbone, 3, 7), filters, separable, norm)
     for index in range(repeats):
         scope = Scope(f"fpn_cells.cell_{index}", norm, drop_block)

@@ -1,14 +1,14 @@
 """RetinaNet: a class tower and a box tower shared by all pyramid levels.
 
 Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, with the released code's batch
-normalisation per convolution and level.
+normalization per convolution and level.
 """
 
 import math
 
 import keras
 
-from official_selftrain.applications.layers import Norm, Scope, batch_norm
+from official_selftrain.applications.layers import NormActivation, Scope, batch_norm
 
 
 def RetinaNet(
@@ -31,12 +31,12 @@ def RetinaNet(
         num_anchors: anchors per cell.
         num_convs: 3x3 convolutions in each tower.
         num_filters: channels of the towers.
-        norm: `Norm` of the towers.
+        norm: `NormActivation` of the towers.
         weights: path of a `.weights.h5` file to load, or None.
         name: name of the model.
 
     Returns:
-        A `keras.Model` from normalised images `[B, H, W, 3]` to a dict: `class_logits`
+        A `keras.Model` from normalized images `[B, H, W, 3]` to a dict: `class_logits`
         `[B, R, num_classes]` and `box_deltas` `[B, R, 4]` as (ty, tx, th, tw), float32, where R
         runs over levels, then rows, columns and anchors, as in `ops.anchors.anchor_boxes`.
 
@@ -51,7 +51,7 @@ def RetinaNet(
             "include_top=False; FPN and NASFPN give them one number of channels."
         )
     levels = {level: levels[level] for level in sorted(levels, key=int)}
-    scope = Scope("retinanet", norm or Norm())
+    scope = Scope("retinanet", norm or NormActivation())
     class_bias = -math.log((1 - 0.01) / 0.01)  # every class starts at probability 0.01
     outputs = {}
     for output, kind, depth, bias in (

@@ -7,7 +7,12 @@ The released segmentation network of Zoph et al. 2020, with the ASPP option of C
 import keras
 from keras import ops
 
-from official_selftrain.applications.layers import BilinearUpsample, Norm, Scope, batch_norm
+from official_selftrain.applications.layers import (
+    BilinearUpsample,
+    NormActivation,
+    Scope,
+    batch_norm,
+)
 from official_selftrain.models.fpn import input_levels
 
 
@@ -32,12 +37,12 @@ def Segmenter(
         num_convs: 3x3 convolutions of the head, with D channels.
         fusion: sum all levels, each resized bilinearly to the head's stride; otherwise take
             `level`.
-        norm: `Norm` of the head.
+        norm: `NormActivation` of the head.
         weights: path of a `.weights.h5` file to load, or None.
         name: name of the model.
 
     Returns:
-        A `keras.Model` from normalised images `[B, H, W, 3]` to `{"logits": [B, H / 2^level,
+        A `keras.Model` from normalized images `[B, H, W, 3]` to `{"logits": [B, H / 2^level,
         W / 2^level, num_classes]}`, float32.
 
     Raises:
@@ -50,7 +55,7 @@ def Segmenter(
             "`pyramid` must return levels with one number of channels and, without fusion, level "
             f"{level}. Received { {key: x.shape for key, x in levels.items()} }."
         )
-    scope = Scope("segmentation", norm or Norm("relu"))
+    scope = Scope("segmentation", norm or NormActivation("relu"))
     x = _fuse(levels, level, scope) if fusion else levels[level]
     for index in range(num_convs):
         x = _conv(x, x.shape[-1], 3, f"segmentation.conv-{index}")
@@ -67,7 +72,7 @@ def _fuse(levels, target, scope):
     for level, x in levels.items():
         if level > target:
             x = BilinearUpsample(2 ** (level - target), name=scope.name("upsample"))(x)
-        elif level < target:  # without half-pixel centres, this is sub-sampling
+        elif level < target:  # without half-pixel centers, this is sub-sampling
             pool = keras.layers.MaxPooling2D
             x = pool(1, 2 ** (target - level), padding="same", name=scope.name("subsample"))(x)
         resized.append(x)
@@ -100,7 +105,9 @@ def ASPP(backbone, level=5, filters=256, dilations=(6, 12, 18), name=None):
     Returns:
         A `keras.Model` with the levels of `backbone`, `level` having `filters` channels.
     """
-    scope = Scope("aspp", Norm("relu", 0.997, 1e-4))  # as released, whatever the configuration
+    scope = Scope(
+        "aspp", NormActivation("relu", 0.997, 1e-4)
+    )  # as released, whatever the configuration
     x = backbone.output[str(level)]
     mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name=scope.name("average_pool"))(x)
     mean = scope.conv_norm(mean, filters, 1)

@@ -37,11 +37,11 @@ def anchor_boxes(
         stride = 2**level
         y = np.arange(stride / 2, image_size[0], stride)
         x = np.arange(stride / 2, image_size[1], stride)
-        centres = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)[:, :, None, :]
+        centers = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)[:, :, None, :]
         sides = anchor_size * stride * 2.0 ** (np.arange(num_scales) / num_scales)
         ratios = np.sqrt(np.asarray(aspect_ratios, "float64"))
         sizes = np.stack([sides[:, None] / ratios, sides[:, None] * ratios], -1).reshape(-1, 2)
-        corners = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=-1)
+        corners = np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=-1)
         levels.append(corners.reshape(-1, 4))
     return np.concatenate(levels).astype("float32")
 

@@ -38,8 +38,8 @@ def encode(boxes, anchors):
 
     ty = (yc - yc_a) / h_a, tx likewise, th = ln(h / h_a), tw likewise, with 1e-8 added to sizes.
     """
-    y, x, height, width = _centre_size(boxes, 1e-8)
-    anchor_y, anchor_x, anchor_height, anchor_width = _centre_size(anchors, 1e-8)
+    y, x, height, width = _center_size(boxes, 1e-8)
+    anchor_y, anchor_x, anchor_height, anchor_width = _center_size(anchors, 1e-8)
     return ops.stack(
         [
             (y - anchor_y) / anchor_height,
@@ -53,7 +53,7 @@ def encode(boxes, anchors):
 
 def decode(deltas, anchors):
     """Boxes `[..., 4]` in pixels from network outputs and anchors `[..., 4]`, as released."""
-    anchor_y, anchor_x, anchor_height, anchor_width = _centre_size(anchors, DECODE_EXTRA_PIXEL)
+    anchor_y, anchor_x, anchor_height, anchor_width = _center_size(anchors, DECODE_EXTRA_PIXEL)
     y = deltas[..., 0] * anchor_height + anchor_y
     x = deltas[..., 1] * anchor_width + anchor_x
     height = ops.exp(ops.minimum(deltas[..., 2], MAX_LOG_SIZE)) * anchor_height
@@ -75,7 +75,7 @@ def clip(boxes, size):
     return ops.clip(boxes, 0.0, limits)
 
 
-def _centre_size(boxes, extra):
+def _center_size(boxes, extra):
     height = boxes[..., 2] - boxes[..., 0] + extra
     width = boxes[..., 3] - boxes[..., 1] + extra
     if extra == DECODE_EXTRA_PIXEL:

@@ -65,7 +65,7 @@ def detection_loss_sums(
 def segmentation_loss_sum(
     logits, labels, ignore_label=255, label_smoothing=0.0, class_weights=None, probabilities=None
 ):
-    """Sum of the softmax cross entropy over all labelled pixels, and their number.
+    """Sum of the softmax cross entropy over all labeled pixels, and their number.
 
     Args:
         logits: `[B, H, W, C]`.

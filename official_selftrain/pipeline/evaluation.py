@@ -47,7 +47,7 @@ def evaluate(config, folder, data=None, weights=None, refresh=False):
         UserError: for bad data or weights, or without an evaluation source.
     """
     folder = pathlib.Path(folder)
-    distribution = distribution_lib.make(config.runtime)
+    distribution = distribution_lib.make_distribution(config.runtime)
     own = folder / checkpoints.WEIGHTS
     if weights is not None and checkpoints.weights_file(weights).resolve() == own.resolve():
         weights = None
@@ -67,7 +67,7 @@ def evaluate_stages(configs, folder):
     """
     folder = pathlib.Path(folder)
     stage, config = next(iter(configs.items()))
-    distribution = distribution_lib.make(config.runtime)
+    distribution = distribution_lib.make_distribution(config.runtime)
     with working_in(folder, distribution):
         data = _evaluation_data(config, folder / stage, None, folder, distribution)
         return {
@@ -87,7 +87,7 @@ def measured(config, folder, distribution, data=None, weights=None, refresh=Fals
         if metrics:
             return metrics
     data = data or _evaluation_data(config, folder, weights, folder, distribution)
-    config = data.complete(config)
+    config = data.with_num_classes(config)
     check_measurable(config, data)
     summary = data.summaries["evaluation"]
     before = made_of(folder).get("evaluation", {}).get("content", content_of(summary))
@@ -104,14 +104,14 @@ def measured(config, folder, distribution, data=None, weights=None, refresh=Fals
         _write_metrics(config, folder, summary, metrics)
     elif distribution.chief:
         _write_foreign_metrics(config, folder, summary, metrics, weights)
-    distribution.wait()
+    distribution.barrier()
     return metrics
 
 
 @memory.given_back()
 def _measure(config, weights, data, distribution, best=None):
     """The metrics of weights, which are kept in the folder `best` if they are the best so far."""
-    predictor = teacher.load_predictor(config, weights, distribution, labelling=False)
+    predictor = teacher.load_predictor(config, weights, distribution, labeling=False)
     metrics = measure(predictor, data, distribution)
     if best is not None and distribution.chief:
         name = predictor.task.headline

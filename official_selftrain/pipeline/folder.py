@@ -52,10 +52,10 @@ def working_in(folder, distribution):
         yield
 
 
-def claim_folder(config, folder):
+def init_run_folder(config, folder):
     """Writes `config.yaml` into a new folder, or checks that an old one is of the same run.
 
-    While nothing is trained or labelled in it, a folder takes other settings.
+    While nothing is trained or labeled in it, a folder takes other settings.
 
     Raises:
         UserError: if the folder holds another run, naming what differs, or cannot be written.
@@ -83,7 +83,7 @@ def check_settings(config, folder):
     """Which settings differ from those of the run in a folder.
 
     Raises:
-        UserError: if they do, and something is trained or labelled there.
+        UserError: if they do, and something is trained or labeled there.
     """
     before = saved_config(folder)
     changed = [] if before is None else _differences(before, config)

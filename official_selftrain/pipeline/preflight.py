@@ -31,7 +31,7 @@ def look(training, picture, stages=None):
 
     Args:
         training: a new `training.Training`.
-        picture: path of a PNG of labelled images under each policy, or None.
+        picture: path of a PNG of labeled images under each policy, or None.
         stages: `{stage: Config}` of all trainings of the run, if this one is only the first.
 
     Returns:
@@ -50,7 +50,7 @@ def look(training, picture, stages=None):
         seconds.append(time.perf_counter() - began)
         try:
             guards.check_finite(scalars, step)
-        except guards.NonFinite as problem:
+        except guards.NonFiniteLossError as problem:
             raise UserError(
                 f"{problem} of the check: the labels, trainer.init or the first learning rate "
                 "(optimizer.warmup_learning_rate) cannot be right"
@@ -95,7 +95,7 @@ def _labels(training, micro_batch):
     for source, pixels in images.items():
         pixels = here(pixels)
         values = {name: here(x) for name, x in labels[source].items()}
-        objects = float(training.task.objects(values))
+        objects = float(training.task.label_density(values))
         unit = "boxes an image" if training.config.task.kind == "detection" else "of pixels"
         text = f"{len(pixels)} images {pixels.shape[1:]}, labels: {objects:.3g} {unit}, "
         text += f"pixels {pixels.mean():.2f} +- {pixels.std():.2f}"
@@ -130,7 +130,7 @@ def _stages(training, stages, seconds):
         images, steps = images_per_step(config), config.trainer.steps
         yield f"stage {name}", f"{steps} steps of {images} images, {hours[name]:.1f} hours"
     if stages:
-        yield "all stages", f"{sum(hours.values()):.1f} hours, and the labelling of the images"
+        yield "all stages", f"{sum(hours.values()):.1f} hours, and the labeling of the images"
 
 
 def _gpu_memory():
@@ -164,13 +164,13 @@ def check(config, folder, whole=False):
     first = config_lib.teacher_config(config) if whole else config
     check_startable(first)
     folder = pathlib.Path(folder)
-    distribution = distribution_lib.make(config.runtime)
+    distribution = distribution_lib.make_distribution(config.runtime)
     check_batches(first, distribution)
     with working_in(folder, distribution):
         check_settings(config, folder)
         names = WITHOUT_LABELS if whole else SOURCES
         data = prepare(config, folder / "data", distribution, names)
-        first, config = data.complete(first), data.complete(config)
+        first, config = data.with_num_classes(first), data.with_num_classes(config)
         check_start(first, data)
         picture = folder / "check.png" if distribution.chief else None
         with reading(data, distribution), memory.given_back():

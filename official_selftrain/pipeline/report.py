@@ -66,8 +66,8 @@ def write(config, folder, data, results, seconds, again=False):
         names=data.class_names,
         masks=config.task.kind == "segmentation",
     )
-    labelling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found[student][:count])
-    columns = [validation, *(labelled[count:] for labelled in found.values())]
+    labeling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found[student][:count])
+    columns = [validation, *(labeled[count:] for labeled in found.values())]
     comparison = _validation_sheet(draw, ["human labels", *found], columns)
     shown = [_heading("Pseudo labels")]
     for place, result in reports.items():
@@ -83,8 +83,8 @@ def write(config, folder, data, results, seconds, again=False):
         _heading("Training"),
         curves.curves(histories, names),
         _table(["stage", "seconds"], [[s, f"{seconds[s]:.0f}"] for s in seconds if s != "report"]),
-        _heading("Unlabelled images"),
-        _picture(folder / "pictures-unlabeled.png", labelling),
+        _heading("Unlabeled images"),
+        _picture(folder / "pictures-unlabeled.png", labeling),
         _heading("Validation images"),
         _picture(folder / "pictures-val.png", comparison),
         _heading("Configuration"),
@@ -114,11 +114,11 @@ def label_folders(config, folder):
 
 
 def _label_report(folder):
-    report = read_json_or_none(folder / "report.json")
+    report = read_json_or_none(folder / "statistics.json")
     if report is None:
         raise UserError(
-            f"{folder}/report.json is missing or damaged; `run` with the same --model_dir makes it "
-            "again"
+            f"{folder}/statistics.json is missing or damaged; `run` with the same --model_dir "
+            "makes it again"
         )
     return report
 
@@ -171,10 +171,10 @@ def _stages_table(config, data, results, threshold):
     for stage, settings in stages(config).items():
         if stage not in results:
             continue
-        batches, images = str(settings.human.batch_size), f"{human} labelled"
+        batches, images = str(settings.human.batch_size), f"{human} labeled"
         if stage.startswith("student"):
             batches += f" + {settings.pseudo.batch_size}"
-            images += f" + {unlabeled} pseudo-labelled, threshold {threshold}"
+            images += f" + {unlabeled} pseudo-labeled, threshold {threshold}"
         rows.append([stage, settings.trainer.steps, batches, images])
     return _table(["", "steps", "images a step", "images"], rows)
 
@@ -203,7 +203,7 @@ def _picture(file, sheet):
 
 
 def _spread(files, total):
-    """Records at equal distances; neighbours are often frames of one film."""
+    """Records at equal distances; neighbors are often frames of one film."""
     step = max(min(total, AMONG) // PICTURES, 1)
     return list(itertools.islice(records.read(files), 0, step * PICTURES, step))
 
@@ -237,14 +237,14 @@ def _predictions(config, folder, stages, images):
     from official_selftrain.engine import distribution
     from official_selftrain.tasks import make_task
 
-    task, devices = make_task(config.task), distribution.make(config.runtime)
+    task, devices = make_task(config.task), distribution.make_distribution(config.runtime)
     model = task.build_model()
-    labelled = {}
+    labeled = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = f"{scratch}/images.tfrecord"
         records.write(file, images)
         for stage in stages:
             checkpoints.load_weights(model, folder / stage)
             found = teacher.Predictor(task, model, len(images), devices)([file])
-            labelled[stage] = [task.to_record(record, p, stage) for record, p in found]
-    return labelled
+            labeled[stage] = [task.to_record(record, p, stage) for record, p in found]
+    return labeled

@@ -13,8 +13,8 @@ from official_selftrain import config as config_lib
 from official_selftrain.data.prepared import WITHOUT_LABELS
 from official_selftrain.engine import distribution as distribution_lib
 from official_selftrain.pipeline import report
-from official_selftrain.pipeline.folder import METRICS, check_settings, claim_folder, working_in
-from official_selftrain.pipeline.labelling import LABEL_REPORT, pseudo_label
+from official_selftrain.pipeline.folder import METRICS, check_settings, init_run_folder, working_in
+from official_selftrain.pipeline.labeling import LABEL_STATISTICS, pseudo_label
 from official_selftrain.pipeline.training import train
 from official_selftrain.pipeline.workspace import prepare, reading
 from official_selftrain.utils.errors import UserError
@@ -27,7 +27,7 @@ def run(config, folder):
     """Teacher, pseudo labels, student, control and report; finished stages are not run again.
 
     Args:
-        config: `Config` with human, unlabelled, pseudo and evaluation sources.
+        config: `Config` with human, unlabeled, pseudo and evaluation sources.
         folder: the run folder.
 
     Returns:
@@ -46,13 +46,13 @@ def run(config, folder):
             "embedded must not be set; to learn from labels that exist, use "
             "`python -m official_selftrain.train`"
         )
-    distribution = distribution_lib.make(config.runtime)
+    distribution = distribution_lib.make_distribution(config.runtime)
     with working_in(folder, distribution):
-        distribution.chief_first(lambda: claim_folder(config, folder))
+        distribution.on_chief_first(lambda: init_run_folder(config, folder))
         clock = StageTimer(folder / SECONDS if distribution.chief else None)
         with clock("data"):
             data = prepare(config, folder / "data", distribution, WITHOUT_LABELS)
-            config = data.complete(config)
+            config = data.with_num_classes(config)
         results = {}
         with clock("teacher"):
             results["teacher"] = train(config_lib.teacher_config(config), folder / "teacher", data)
@@ -85,13 +85,15 @@ def write_report(config, folder):
         UserError: if the folder holds no finished run.
     """
     folder = pathlib.Path(folder)
-    if not (folder / "labels" / LABEL_REPORT).exists():
-        raise UserError(f"{folder} is no finished folder of `run`: it has no labels/report.json")
-    distribution = distribution_lib.make(config.runtime)
+    if not (folder / "labels" / LABEL_STATISTICS).exists():
+        raise UserError(
+            f"{folder} is no finished folder of `run`: it has no labels/statistics.json"
+        )
+    distribution = distribution_lib.make_distribution(config.runtime)
     with working_in(folder, distribution):
         check_settings(config, folder)
         data = prepare(config, folder / "data", distribution, WITHOUT_LABELS)
-        config = data.complete(config)
+        config = data.with_num_classes(config)
         found = {
             stage: read_json_or_none(folder / stage / METRICS)
             for stage in config_lib.stages(config)

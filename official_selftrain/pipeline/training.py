@@ -22,12 +22,12 @@ from official_selftrain.pipeline import evaluation
 from official_selftrain.pipeline.folder import (
     check_weights,
     claim_content,
-    claim_folder,
+    init_run_folder,
     working_in,
     write_classes,
 )
 from official_selftrain.pipeline.workspace import prepare, reading
-from official_selftrain.utils.errors import Stopped, UserError
+from official_selftrain.utils.errors import TrainingInterrupted, UserError
 from official_selftrain.utils.files import read_json_or_none, write_json, write_text
 
 
@@ -74,11 +74,11 @@ class Training:
                 try:
                     self._train_from(self.restore())
                     break
-                except guards.NonFinite as problem:
+                except guards.NonFiniteLossError as problem:
                     self._find_batch(problem)
         if self.distribution.chief:
             self._finish()
-        self.distribution.wait()
+        self.distribution.barrier()
 
     def restore(self):
         """Puts the newest checkpoint in place, or the start; returns its step."""
@@ -144,7 +144,7 @@ class Training:
         if step % settings.checkpoint_interval == 0:
             if chief:
                 self.saved.save(step)
-            self.distribution.wait()
+            self.distribution.barrier()
 
     def _evaluate(self, step):
         """Measures the present weights, and keeps them if they are the best."""
@@ -170,8 +170,8 @@ class Training:
             return
         if self.distribution.chief and step not in self.saved.steps()[-1:]:
             self.saved.save(step)
-        self.distribution.wait()
-        raise Stopped(
+        self.distribution.barrier()
+        raise TrainingInterrupted(
             f"{self.folder.name}: stopped at step {step} of {self.config.trainer.steps}, which is "
             "saved; the same command goes on there",
             number,
@@ -196,17 +196,17 @@ class Training:
                 continue
             try:
                 guards.check_finite(loop.step(batch), step + 1)
-            except guards.NonFinite as found:
+            except guards.NonFiniteLossError as found:
                 problem = found
                 name = f"nonfinite-{step:08d}-{self.distribution.worker}.npz"
                 batch_file = str(self.folder / name)
                 loop_lib.save_batch(batch_file, batch, self.distribution.strategy)
                 if len(skipped) < allowed:
                     logging.warning("%s: its batch, in %s, is left out", problem, batch_file)
-                    self.distribution.wait()
+                    self.distribution.barrier()
                     if self.distribution.chief:
                         write_json(self.skipped_file, [*skipped, step])
-                    self.distribution.wait()
+                    self.distribution.barrier()
                     return
                 break
         if self.replays <= allowed:
@@ -222,9 +222,9 @@ class Training:
         student, average = self.trainer.student, self.trainer.average
         write_classes(self.config, self.folder, self.data)
         if average is not None:
-            average.swap(student)
+            average.swap_weights(student)
             checkpoints.save_weights(student, self.folder, checkpoints.AVERAGE)
-            average.swap(student)
+            average.swap_weights(student)
         checkpoints.save_weights(student, self.folder)
 
 
@@ -247,13 +247,13 @@ def train(config, folder, data=None, evaluate_after=True):
     """
     folder = pathlib.Path(folder)
     check_startable(config, (folder / checkpoints.WEIGHTS).exists())
-    distribution = distribution_lib.make(config.runtime)
+    distribution = distribution_lib.make_distribution(config.runtime)
     check_batches(config, distribution)
     with working_in(folder, distribution):
-        distribution.chief_first(lambda: claim_folder(config, folder))
+        distribution.on_chief_first(lambda: init_run_folder(config, folder))
         data = data or prepare(config, folder / "data", distribution)
-        config = data.complete(config)
-        distribution.chief_first(lambda: claim_content(config, folder, data))
+        config = data.with_num_classes(config)
+        distribution.on_chief_first(lambda: claim_content(config, folder, data))
         if not (folder / checkpoints.WEIGHTS).exists():
             check_start(config, data)
             for text in data.lost_boxes(config):
@@ -274,7 +274,7 @@ def train(config, folder, data=None, evaluate_after=True):
 def check_startable(config, finished=False):
     """Raises a `UserError` if a training lacks what it starts from."""
     if not config.human.given:
-        raise UserError("no labelled images: set human.records, or human.images and annotations")
+        raise UserError("no labeled images: set human.records, or human.images and annotations")
     if config.pseudo is not None and not config.pseudo.given:
         raise UserError(
             "this experiment trains a student, but pseudo.records is not set: use "
@@ -370,7 +370,7 @@ def _steps_per_loop(settings):
 
 
 def images_per_step(config):
-    """Human and pseudo-labelled images of one update."""
+    """Human and pseudo-labeled images of one update."""
     pseudo = config.pseudo.batch_size if config.pseudo is not None else 0
     return config.human.batch_size + pseudo
 
@@ -468,8 +468,8 @@ def training_data(config, task, data, start_step, input_context=None):
     seed = 2 * config.trainer.seed
     by_source = {"human": dataset("human", seed)}
     if config.pseudo is not None and config.self_training.alpha > 0:
-        keep = None if config.pseudo.keep_empty else task.keeps_something(config.pseudo)
+        keep = None if config.pseudo.keep_empty else task.make_record_filter(config.pseudo)
         if config.pseudo.soft:
             task.check_soft(next(records.read(data.files("pseudo"))))
         by_source["pseudo"] = dataset("pseudo", seed + 1, keep)
-    return inputs.zip_sources(**by_source)
+    return inputs.zip_streams(**by_source)

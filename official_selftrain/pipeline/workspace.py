@@ -8,7 +8,7 @@ from official_selftrain.utils.errors import Damaged, UserError
 
 def prepare(config, folder, distribution, names=SOURCES, classes=None):
     """The `PreparedData` of a config; the chief alone writes it."""
-    return distribution.chief_first(lambda: PreparedData(config, folder, names, classes))
+    return distribution.on_chief_first(lambda: PreparedData(config, folder, names, classes))
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def reading(data, distribution):
         UserError: in place of what TensorFlow raises then.
     """
     try:
-        with distribution.one_job():
+        with distribution.readable_worker_errors():
             yield
     except Exception as error:
         damage = data.damage() if _may_be_of_damage(error) else None

@@ -6,7 +6,7 @@ from keras import ops
 from official_selftrain.config import DetectionConfig, changed
 from official_selftrain.data.predictions import Detections
 from official_selftrain.evaluation import coco
-from official_selftrain.evaluation.box_labels import BoxTally, box_rows
+from official_selftrain.evaluation.box_labels import BoxLabelStatistics, box_rows
 from official_selftrain.evaluation.label_statistics import check_class
 from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
@@ -42,7 +42,7 @@ class DetectionTask:
     def build_model(self):
         return build_model(self.config)
 
-    def predictor(self, model):
+    def inference_model(self, model):
         """The network that `predict` needs: `model`."""
         return model
 
@@ -57,17 +57,17 @@ class DetectionTask:
 
         from official_selftrain.data.augmentation import geometry, image_ops
 
-        size, room = self.config.image_size, self.config.max_instances
+        size, max_boxes = self.config.image_size, self.config.max_instances
         pseudo = training and hasattr(source, "thresholds")
         if pseudo:
             thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
         augmentation = geometry.Augmentation(source, size) if training else None
 
         def pad(values, value=-1):
-            values = values[:room]
-            padding = [[0, room - tf.shape(values)[0]]] + [[0, 0]] * (len(values.shape) - 1)
+            values = values[:max_boxes]
+            padding = [[0, max_boxes - tf.shape(values)[0]]] + [[0, 0]] * (len(values.shape) - 1)
             padded = tf.pad(values, padding, constant_values=value)
-            return tf.ensure_shape(padded, [room, *values.shape[1:]])
+            return tf.ensure_shape(padded, [max_boxes, *values.shape[1:]])
 
         def parse(example, seed):
             scene = {"image": example["image"], "boxes": example["boxes"]}
@@ -101,7 +101,7 @@ class DetectionTask:
         """
         check_class(record, max(record.classes, default=0), self.config.num_classes)
 
-    def keeps_something(self, source):
+    def make_record_filter(self, source):
         """A function serialized example -> bool: a box is above the thresholds of `source`."""
         import tensorflow as tf
 
@@ -151,8 +151,8 @@ class DetectionTask:
         """1 + the positive anchors (released code)."""
         return 1.0 + count
 
-    def objects(self, labels):
-        """Mean number of labelled objects per image of a batch."""
+    def label_density(self, labels):
+        """Mean number of labeled objects per image of a batch."""
         present = ops.cast(labels["classes"] >= 0, "float32")
         return ops.mean(ops.sum(present, axis=-1))
 
@@ -161,7 +161,7 @@ class DetectionTask:
 
         Args:
             model: a `RetinaNet`.
-            images: `[B, S, S, 3]` normalised.
+            images: `[B, S, S, 3]` normalized.
             labels: dict with `image_info` `[B, 4, 2]`.
 
         Returns:
@@ -200,19 +200,19 @@ class DetectionTask:
 
     def to_record(self, record, detections, teacher):
         """The record with the teacher's labels instead of its own; every score is kept."""
-        return record.relabelled(
+        return record.relabeled(
             teacher,
             boxes=detections.boxes,
             classes=detections.classes,
             scores=detections.scores,
         )
 
-    def tally(self, source, class_names=None, human=()):
-        """Collects pseudo labels for their report; see `BoxTally`."""
-        return BoxTally(source, self.config.num_classes, class_names, human)
+    def label_statistics(self, source, class_names=None, human=()):
+        """Collects pseudo labels for their report; see `BoxLabelStatistics`."""
+        return BoxLabelStatistics(source, self.config.num_classes, class_names, human)
 
     def label_rows(self, result):
-        """A result of `BoxTally` as (name, text) for people."""
+        """A result of `BoxLabelStatistics` as (name, text) for people."""
         return box_rows(result)
 
 

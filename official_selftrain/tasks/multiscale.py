@@ -4,7 +4,7 @@ import numpy as np
 
 from official_selftrain.data.predictions import MaskPrediction
 
-STRIP = 2**24  # probabilities held at a time while an image is put together
+MAX_PROBABILITIES = 2**24  # probabilities held at a time while an image is put together
 
 
 def inside(logits, info, size):
@@ -19,7 +19,7 @@ def merge_views(views, height, width, stored):
     """The `stored` largest mean probabilities of views `[h, w, C]` at (height, width)."""
     import tensorflow as tf
 
-    rows = max(1, STRIP // (width * views[0].shape[-1]))
+    rows = max(1, MAX_PROBABILITIES // (width * views[0].shape[-1]))
     classes, confidences = [], []
     for first in range(0, height, rows):
         last = min(first + rows, height)

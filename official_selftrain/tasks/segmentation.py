@@ -11,7 +11,7 @@ from official_selftrain.data import records
 from official_selftrain.data.records import IGNORE_LABEL
 from official_selftrain.evaluation import miou
 from official_selftrain.evaluation.mask_labels import (
-    MaskTally,
+    MaskLabelStatistics,
     byte_limits,
     check_mask,
     mask_rows,
@@ -34,7 +34,7 @@ class SegmentationTask:
 
     Args:
         config: `SegmentationConfig` with `num_classes` set.
-        labelling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
+        labeling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
         changes: fields of the config in place of those of `config`.
 
     Raises:
@@ -43,18 +43,18 @@ class SegmentationTask:
 
     headline = "mIoU"  # the metric that tells which weights are best
 
-    def __init__(self, config=None, labelling=False, **changes):
+    def __init__(self, config=None, labeling=False, **changes):
         config = config or SegmentationConfig()
         self.config = config = changed(config, **changes) if changes else config
-        self.scales = config.label_scales if labelling else config.eval_scales
-        self.flip = config.label_flip if labelling else config.eval_flip
-        self.at_network_size = config.eval_size == "network" and not labelling
-        self.stored = self._label_classes() if labelling else 1
+        self.scales = config.label_scales if labeling else config.eval_scales
+        self.flip = config.label_flip if labeling else config.eval_flip
+        self.at_network_size = config.eval_size == "network" and not labeling
+        self.stored = self._label_classes() if labeling else 1
 
     def build_model(self):
         return build_model(self.config)
 
-    def predictor(self, model):
+    def inference_model(self, model):
         """The network that `predict` needs: `model`, or its weights in one for images of any size.
 
         Raises:
@@ -106,16 +106,16 @@ class SegmentationTask:
         if not training:
             return self._prediction_parser()
         augmentation = geometry.Augmentation(source, size)
-        sure = self._sure(source) if hasattr(source, "thresholds") else None
-        soft = sure is not None and source.soft
+        confident = self._confident_pixels(source) if hasattr(source, "thresholds") else None
+        soft = confident is not None and source.soft
         channels = (2 * self._label_classes(),) if soft else ()
 
         def parse(example, seed):
             mask = example["mask"]
             with tf.control_dependencies(self._mask_faults(mask)):
                 mask = tf.identity(mask)
-            if sure is not None:
-                mask = tf.where(sure(example), mask, tf.constant(IGNORE_LABEL, tf.uint8))
+            if confident is not None:
+                mask = tf.where(confident(example), mask, tf.constant(IGNORE_LABEL, tf.uint8))
             if soft:
                 mask = _stack(mask, example)
                 mask = tf.ensure_shape(mask, [None, None, *channels])
@@ -167,7 +167,11 @@ class SegmentationTask:
         Raises:
             UserError: if it holds another number.
         """
-        further = open_png(record.next_masks).height // record.height if record.next_masks else 0
+        further = (
+            open_png(record.runner_up_masks).height // record.height
+            if record.runner_up_masks
+            else 0
+        )
         if further + 1 != self._label_classes():
             raise UserError(
                 f"pseudo.soft with task.label_classes={self.config.label_classes}: the labels hold "
@@ -175,29 +179,29 @@ class SegmentationTask:
                 "this setting, or change it"
             )
 
-    def keeps_something(self, source):
+    def make_record_filter(self, source):
         """A function serialized example -> bool: a pixel reaches the thresholds of `source`."""
         import tensorflow as tf
 
-        sure = self._sure(source)
-        return lambda serialized: tf.reduce_any(sure(records.decode(serialized)))
+        confident = self._confident_pixels(source)
+        return lambda serialized: tf.reduce_any(confident(records.decode(serialized)))
 
-    def _sure(self, source):
+    def _confident_pixels(self, source):
         """A function example -> bool `[H, W]`: pixels that reach the threshold of their class."""
         import tensorflow as tf
 
         limits = tf.constant(byte_limits(source.thresholds(self.config.num_classes)))
 
-        def sure(example):
+        def confident(example):
             needed = tf.gather(limits, tf.cast(example["mask"], tf.int32))
             return tf.cast(example["confidence"], tf.int32) >= needed
 
-        return sure
+        return confident
 
     # --- Loss --------------------------------------------------------------------------------
 
     def loss_sums(self, outputs, labels):
-        """Sum of the cross entropy over the labelled pixels of a batch, and their number.
+        """Sum of the cross entropy over the labeled pixels of a batch, and their number.
 
         With `loss_size="logits"` every r-th pixel of the mask is compared, which is what the
         released bilinear resize of the labels comes to for a whole r, and the nearest label; with
@@ -224,11 +228,11 @@ class SegmentationTask:
         return {"total": total}, pixels
 
     def normalizer(self, count):
-        """The labelled pixels, at least 1."""
+        """The labeled pixels, at least 1."""
         return ops.maximum(count, 1.0)
 
-    def objects(self, labels):
-        """Mean share of labelled pixels in a batch."""
+    def label_density(self, labels):
+        """Mean share of labeled pixels in a batch."""
         mask = labels["mask"]
         mask = mask[..., 0] if len(mask.shape) == 4 else mask
         return ops.mean(ops.cast(mask != IGNORE_LABEL, "float32"))
@@ -240,7 +244,7 @@ class SegmentationTask:
 
         Args:
             model: what `predictor` returned.
-            images: tuple of `[B, h, w, 3]`, normalised, one for each scale.
+            images: tuple of `[B, h, w, 3]`, normalized, one for each scale.
             labels: dict with `image_info` `[B, V, 4, 2]`.
 
         Returns:
@@ -282,22 +286,22 @@ class SegmentationTask:
 
     def to_record(self, record, prediction, teacher):
         """The record with the teacher's mask instead of its own labels; every pixel is kept."""
-        return record.relabelled(
+        return record.relabeled(
             teacher,
             mask=records.encode_png(prediction.classes),
             confidence=records.encode_png(prediction.confidence),
-            next_masks=_png_or_none(prediction.next_classes),
-            next_confidences=_png_or_none(prediction.next_confidences),
+            runner_up_masks=_png_or_none(prediction.runner_up_classes),
+            runner_up_confidences=_png_or_none(prediction.runner_up_confidences),
         )
 
     # --- Reports -----------------------------------------------------------------------------
 
-    def tally(self, source, class_names=None, human=()):
-        """Collects pseudo labels for their report; see `MaskTally`."""
-        return MaskTally(source, self.config.num_classes, class_names, human)
+    def label_statistics(self, source, class_names=None, human=()):
+        """Collects pseudo labels for their report; see `MaskLabelStatistics`."""
+        return MaskLabelStatistics(source, self.config.num_classes, class_names, human)
 
     def label_rows(self, result):
-        """A result of `MaskTally` as (name, text) for people."""
+        """A result of `MaskLabelStatistics` as (name, text) for people."""
         return mask_rows(result)
 
 
@@ -309,8 +313,8 @@ def _stack(mask, example):
         further = tf.reshape(further, tf.concat([[-1], tf.shape(first)], axis=0))
         return tf.concat([first[None], further], axis=0)
 
-    classes = maps(mask, example["next_masks"])
-    confidences = maps(example["confidence"], example["next_confidences"])
+    classes = maps(mask, example["runner_up_masks"])
+    confidences = maps(example["confidence"], example["runner_up_confidences"])
     return tf.transpose(tf.concat([classes, confidences], axis=0), [1, 2, 0])
 
 

@@ -30,7 +30,7 @@ class Damaged(UserError):
     """A file is not as it was written."""
 
 
-class Stopped(BaseException):
+class TrainingInterrupted(BaseException):
     """The process was asked to end, and what it had done is saved.
 
     Commands print the message and leave with exit status 128 + `signal`, as the signal itself would

@@ -15,7 +15,7 @@ ESPRESSO, CATS = 967, {281, 282, 285}
 
 
 def photo(name):
-    """A photo of scikit-image, its central square at 224 px, normalised."""
+    """A photo of scikit-image, its central square at 224 px, normalized."""
     import skimage.data
 
     image = Image.fromarray(getattr(skimage.data, name)())
@@ -25,7 +25,7 @@ def photo(name):
     return preprocess_input(np.asarray(image, "float32"))
 
 
-def test_lite0_recognises_photos():
+def test_lite0_recognizes_photos():
     model = EfficientNetLite0(weights="imagenet")
     images = np.stack([photo("coffee"), photo("chelsea")])
     espresso, cat = np.asarray(model(images, training=False))
@@ -49,7 +49,7 @@ def test_keras_weights_give_the_same_network(monkeypatch):
     for layer in theirs.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
-    # What the ImageNet weights of Keras hold and set: the same normalisation as ours.
+    # What the ImageNet weights of Keras hold and set: the same normalization as ours.
     norm = next(x for x in theirs.layers if isinstance(x, keras.layers.Normalization))
     norm.mean = np.reshape([0.485, 0.456, 0.406], (1, 1, 1, 3)).astype("float32")
     norm.variance = np.reshape([0.229, 0.224, 0.225], (1, 1, 1, 3)).astype("float32") ** 2

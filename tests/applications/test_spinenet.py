@@ -40,7 +40,7 @@ def test_drop_connect_keeps_the_mean_and_drops_whole_examples():
     np.testing.assert_array_equal(layer(x, training=False), x)
 
 
-def test_preprocess_input_is_imagenet_normalisation():
+def test_preprocess_input_is_imagenet_normalization():
     black, white = np.zeros((1, 1, 3)), np.full((1, 1, 3), 255.0)
     np.testing.assert_allclose(
         spinenet.preprocess_input(black)[0, 0], [-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]

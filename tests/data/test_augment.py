@@ -103,7 +103,7 @@ def test_image_boxes_and_mask_move_together(height, width, scale, position, top,
     info = geometry.plan_resize((height, width), (64, 64), scale, (position, position))
     moved = np.asarray(geometry.resize_boxes(tf.constant(box, tf.float32), info))[0]
     bright = np.asarray(geometry.resize_image(image, info))[..., 0]
-    labelled = np.asarray(geometry.resize_mask(mask, info)) == 1
+    labeled = np.asarray(geometry.resize_mask(mask, info)) == 1
     assert (moved >= 0).all() and (moved <= 63).all() and (moved[2:] >= moved[:2]).all()
     y, x = np.mgrid[:64, :64]
     slack = 1 + np.asarray(info)[2].max()  # a source pixel wide
@@ -111,11 +111,11 @@ def test_image_boxes_and_mask_move_together(height, width, scale, position, top,
         (y >= moved[0] - slack) & (x >= moved[1] - slack)
         & (y <= moved[2] + slack) & (x <= moved[3] + slack)
     )  # fmt: skip
-    assert not (labelled & ~near).any()
+    assert not (labeled & ~near).any()
     assert not ((bright > 2.2) & ~near).any()  # white is 2.25
 
 
-def test_equal_seeds_give_equal_draws_and_neighbours_differ():
+def test_equal_seeds_give_equal_draws_and_neighbors_differ():
     draws = [geometry.draw(tf.constant([3, i], tf.int64), (0.5, 2.0)) for i in (0, 0, 1)]
     assert float(draws[0][1]) == float(draws[1][1]) != float(draws[2][1])
     assert 0.5 <= float(draws[0][1]) <= 2.0

@@ -9,7 +9,7 @@ from conftest import load
 
 from official_selftrain.data.augmentation import image_ops, policies
 
-COLOURS = (
+COLORS = (
     "AutoContrast", "Equalize", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast",
     "Brightness", "Sharpness",
 )  # fmt: skip
@@ -43,8 +43,8 @@ def run(inside_tf_data, name, *arguments, **settings):
 
 
 @pytest.mark.parametrize("inside_tf_data", [False, True])
-@pytest.mark.parametrize("name", COLOURS)
-def test_colours_equal_the_release(name, inside_tf_data, cases, levels):
+@pytest.mark.parametrize("name", COLORS)
+def test_colors_equal_the_release(name, inside_tf_data, cases, levels):
     magnitudes = [int(k.split("__")[1]) for k in cases if k.startswith(f"{name}__")]
     assert magnitudes
     for magnitude in magnitudes:

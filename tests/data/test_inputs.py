@@ -90,7 +90,7 @@ def test_crowds_are_dropped_in_training_only(tmp_path):
 
 def test_zipped_sources_keep_their_batch_sizes(files):
     human, pseudo = dataset(files), dataset(files, seed=5).unbatch().batch(6, drop_remainder=True)
-    images, labels = next(iter(inputs.zip_sources(human=human, pseudo=pseudo)))
+    images, labels = next(iter(inputs.zip_streams(human=human, pseudo=pseudo)))
     assert images["human"].shape[0] == 2 and images["pseudo"].shape[0] == 6
     assert labels["pseudo"]["boxes"].shape == (6, 4, 4)
 
@@ -172,10 +172,8 @@ def test_three_sources_at_any_ratio_each_with_its_own_epochs(files):
     source = InputConfig(flip=False, jitter=(1.0, 1.0))
     human = dataset(files, source)
     pseudo = inputs.training_dataset(files[:1], TASK.parser(source, training=True), 3, 2)
-    labelled = inputs.training_dataset(
-        files, inputs.classification_parser(source, (128, 128)), 1, 3
-    )
-    mixed = inputs.zip_sources(human=human, pseudo=pseudo, classification=labelled)
+    labeled = inputs.training_dataset(files, inputs.classification_parser(source, (128, 128)), 1, 3)
+    mixed = inputs.zip_streams(human=human, pseudo=pseudo, classification=labeled)
     batches = take(mixed, 14)
     for images, labels in batches:
         assert {k: len(v) for k, v in images.items()} == {

@@ -29,17 +29,25 @@ def assert_equal(a, b):
         record(),
         record(texts=("cat", "dog")),
         record(boxes=[], classes=[], scores=None, is_crowd=None, mask=b""),
-        record(confidence=mask_png(), next_masks=mask_png(8), next_confidences=mask_png(8, 6, 1)),
+        record(
+            confidence=mask_png(),
+            runner_up_masks=mask_png(8),
+            runner_up_confidences=mask_png(8, 6, 1),
+        ),
     ],
     ids=["boxes", "texts", "empty", "soft mask"],
 )
-def test_serialising_gives_the_record_back(original):
+def test_serializing_gives_the_record_back(original):
     assert_equal(records.from_example(records.to_example(original)), original)
 
 
 def test_a_teachers_labels_replace_every_label():
-    soft = {"confidence": mask_png(), "next_masks": mask_png(8), "next_confidences": mask_png(8)}
-    found = record(**soft, origin="human").relabelled("new", boxes=[[0, 0, 1, 1]], classes=[3])
+    soft = {
+        "confidence": mask_png(),
+        "runner_up_masks": mask_png(8),
+        "runner_up_confidences": mask_png(8),
+    }
+    found = record(**soft, origin="human").relabeled("new", boxes=[[0, 0, 1, 1]], classes=[3])
     assert_equal(
         found,
         records.ImageRecord(
@@ -230,7 +238,7 @@ def test_what_is_no_file_is_told(tmp_path, make, message):
 
 
 def changed(**features):
-    """A serialised record with other features: bytes, or lists of numbers."""
+    """A serialized record with other features: bytes, or lists of numbers."""
     example = tf.train.Example.FromString(records.to_example(record()))
     for key, values in features.items():
         feature = example.features.feature["image/" + key.replace("__", "/")]

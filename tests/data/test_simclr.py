@@ -39,7 +39,7 @@ def test_a_fifth_of_the_views_is_gray_and_half_are_mirrored():
 
 
 def test_crops_are_between_eight_and_a_hundred_percent():
-    """Colours tell the place: red is the row, green the column."""
+    """Colors tell the place: red is the row, green the column."""
     y, x = np.mgrid[:200, :200]
     image = np.stack([y, x, 0 * x], axis=-1).astype("uint8")
     areas, shapes = [], []
@@ -58,7 +58,7 @@ def test_blur_equals_scipy():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_colours_of_strength_zero_stay():
+def test_colors_of_strength_zero_stay():
     image = photograph().astype("float32") / 255
-    found = simclr.jitter_colours(tf.constant(image), place(0), 0.0)
+    found = simclr.jitter_colors(tf.constant(image), place(0), 0.0)
     np.testing.assert_allclose(found, image, atol=1e-5)

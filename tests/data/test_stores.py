@@ -24,7 +24,7 @@ from official_selftrain.config import InputConfig, SourceConfig
 from official_selftrain.data import records, sources
 from official_selftrain.data.augmentation import geometry, policies
 from official_selftrain.data.sources import stores
-from official_selftrain.data.sources.problems import Problems
+from official_selftrain.data.sources.record_errors import RecordErrors
 from official_selftrain.utils.errors import UserError
 
 
@@ -209,7 +209,7 @@ def test_of_several_frames_the_first_is_taken_and_the_others_are_counted():
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue", "green")]
     for kind in ("GIF", "TIFF", "PNG"):
         encoded = encode(frames[0], kind, save_all=True, append_images=frames[1:])
-        problems = Problems(skip=False)
+        problems = RecordErrors(skip=False)
         found, *_ = stores.check_image(encoded, "x", problems=problems)
         pixels = np.asarray(Image.open(io.BytesIO(found)).convert("RGB"))
         assert (pixels == (255, 0, 0)).all(), kind

@@ -41,7 +41,7 @@ def golden_config(golden, base):
 def task_config(golden, base, override, size):
     values = golden_config(golden, base)
     values["params"] = config.merge(values["params"], override)
-    task = config.make(released_config.experiment(values)).task
+    task = config.config_from_dict(released_config.experiment(values)).task
     # Any size that the network itself can bear, not only multiples of 128.
     return task.model_copy(update={"image_size": tuple(size), "stochastic_depth": None})
 
@@ -174,7 +174,7 @@ def test_training_mode_and_statistics_equal_release(case, golden):
             continue
         if name.endswith("moving_variance"):
             # The golden run used the fused kernel, which stores the unbiased variance; ours is the
-            # synchronised (biased) kind that the paper trained with.
+            # synchronized (biased) kind that the paper trained with.
             layer = layers[name.rsplit("/", 1)[0].replace("/", ".")]
             kept = layer.momentum * hashed_weight(name, wanted.shape, info["gain"])
             count = 4 * np.prod(layer.input.shape[1:3])

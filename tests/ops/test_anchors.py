@@ -8,7 +8,7 @@ from official_selftrain.ops import anchors as anchor_ops
 def test_smallest_anchors_by_hand():
     anchors = anchor_ops.anchor_boxes((128, 128), anchor_size=4.0)
     assert anchors.shape == (9 * (16 * 16 + 8 * 8 + 4 * 4 + 2 * 2 + 1), 4)
-    # The first cell of level 3 has its centre at 4, and the side of its first anchor is 4 * 8 = 32.
+    # The first cell of level 3 has its center at 4, and the side of its first anchor is 4 * 8 = 32.
     np.testing.assert_allclose(anchors[0], [4 - 16, 4 - 16, 4 + 16, 4 + 16])
     # Ratio 2: width 32 * sqrt(2), height 32 / sqrt(2).
     np.testing.assert_allclose(anchors[1, 3] - anchors[1, 1], 32 * 2**0.5, rtol=1e-6)

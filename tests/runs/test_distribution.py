@@ -80,7 +80,7 @@ def test_labels_of_several_devices_equal_those_of_one(student):
     config, folder = student
     config = config.override({"runtime": {"strategy": "mirrored", "devices": 2}})
     written, report = pipeline.pseudo_label(config, folder / "labels2", folder / "teacher")
-    wanted = json.loads((folder / "labels/report.json").read_text())
+    wanted = json.loads((folder / "labels/statistics.json").read_text())
     assert report.keys() == wanted.keys()
     for name, value in wanted.items():
         if isinstance(value, float | int):
@@ -136,18 +136,18 @@ def test_a_wrong_cluster_is_told(monkeypatch, text, message):
     else:
         monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(UserError, match=message):
-        distribution.make(RuntimeConfig(strategy="multi_worker_mirrored"))
+        distribution.make_distribution(RuntimeConfig(strategy="multi_worker_mirrored"))
 
 
 def test_what_this_machine_cannot_do_is_told():
     with pytest.raises(UserError, match="devices=9, but this process has 4"):
-        distribution.make(RuntimeConfig(strategy="mirrored", devices=9))
+        distribution.make_distribution(RuntimeConfig(strategy="mirrored", devices=9))
     with pytest.raises(UserError, match="`jax` needs KERAS_BACKEND=jax"):
-        distribution.make(RuntimeConfig(strategy="jax"))
+        distribution.make_distribution(RuntimeConfig(strategy="jax"))
     for wrong, message in (
         ({"jit_compile": True, "strategy": "mirrored"}, "cannot compile a step over several"),
         ({"tpu": "local"}, "tpu names the TPU of strategy=tpu"),
         ({"devices": 2}, "devices is of strategy=mirrored"),
     ):
         with pytest.raises(UserError, match=message):
-            config_lib.make_group(RuntimeConfig, wrong)
+            config_lib.model_from_dict(RuntimeConfig, wrong)

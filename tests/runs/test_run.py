@@ -27,12 +27,12 @@ from official_selftrain.data.prepared import WITHOUT_LABELS, PreparedData, check
 from official_selftrain.engine import checkpoints, loop
 from official_selftrain.engine.distribution import Distribution
 from official_selftrain.pipeline import evaluation, preflight, report, training
-from official_selftrain.pipeline.folder import claim_folder, environment
+from official_selftrain.pipeline.folder import environment, init_run_folder
 from official_selftrain.pipeline.run import StageTimer
 from official_selftrain.pipeline.workspace import reading
 from official_selftrain.tasks import make_task
 from official_selftrain.utils import files
-from official_selftrain.utils.errors import Stopped, UserError
+from official_selftrain.utils.errors import TrainingInterrupted, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -46,7 +46,7 @@ def finished(data, tmp_path_factory):
 
 
 def weights(config, folder):
-    config = PreparedData(config, folder.parent / "data").complete(config)
+    config = PreparedData(config, folder.parent / "data").with_num_classes(config)
     model = make_task(config.task).build_model()
     checkpoints.load_weights(model, folder)
     return [np.asarray(w) for w in model.weights]
@@ -66,12 +66,12 @@ def test_run_leaves_everything_a_reader_needs(finished):
     assert (folder / "pictures-val.png").stat().st_size > 1000
     rows = [json.loads(line) for line in (folder / "student/history.jsonl").open()]
     assert [row["step"] for row in rows] == [2, 4]
-    assert {"human_loss", "pseudo_loss", "ratio", "pseudo_objects"} <= set(rows[0])
+    assert {"human_loss", "pseudo_loss", "ratio", "pseudo_label_density"} <= set(rows[0])
 
 
 def test_class_count_comes_from_the_labels(finished):
     _, folder, _ = finished
-    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    saved = config_lib.config_from_dict(config_lib.load_file(folder / "student/config.yaml"))
     assert saved.task.num_classes == 2
     assert saved.trainer.init.endswith("whole/teacher")
 
@@ -176,8 +176,8 @@ def test_batches_are_shared_out_evenly(data):
         training.check_batches(parts, Distribution(None, 1))
 
 
-def test_measured_images_are_not_to_be_labelled(data, tmp_path, caplog):
-    """Evaluation images among the unlabelled are refused, among the labelled a warning."""
+def test_measured_images_are_not_to_be_labeled(data, tmp_path, caplog):
+    """Evaluation images among the unlabeled are refused, among the labeled a warning."""
     with pytest.raises(UserError, match="6 images are both in 'evaluation' and in 'unlabeled'"):
         pipeline.run(resolve(data, "unlabeled.images=train"), tmp_path / "a")
     PreparedData(resolve(data), tmp_path / "b")
@@ -193,7 +193,7 @@ def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
         assert 0 <= metrics["mIoU"] <= 1
     page = (tmp_path / "report.html").read_text()
     assert "mIoU" in page and "pixels ignored" in page and "left" in page
-    report = json.loads((tmp_path / "labels/report.json").read_text())
+    report = json.loads((tmp_path / "labels/statistics.json").read_text())
     assert report["images"] == 5 and 0 <= report["ignored_share"] < 1
     assert pipeline.evaluate(
         config, tmp_path / "again", weights=tmp_path / "student"
@@ -201,11 +201,11 @@ def test_segmentation_runs_by_its_experiment_alone(masks, tmp_path):
     assert pipeline.run(config, tmp_path) == results
 
 
-def test_class_absent_from_the_labelled_images(masks, tmp_path, caplog):
+def test_class_absent_from_the_labeled_images(masks, tmp_path, caplog):
     (masks / "more.txt").write_text("right\nleft\nmiddle\n")
     human = "human.class_list=more.txt,evaluation.class_list=more.txt"
     metrics = pipeline.train(config_lib.teacher_config(resolve_masks(masks, human)), tmp_path)
-    assert "no labelled image holds 'middle'" in caplog.text
+    assert "no labeled image holds 'middle'" in caplog.text
     assert metrics["IoU/middle"] == -1  # it is not in the truth either
 
 
@@ -230,7 +230,7 @@ def test_wrong_masks_stop_a_run_in_one_line(masks, tmp_path):
         pipeline.train(resolve_masks(masks, "trainer.init=imagenet++,pseudo=null"), tmp_path / "c")
 
 
-def test_empty_unlabelled_folder(data, tmp_path):
+def test_empty_unlabeled_folder(data, tmp_path):
     (data / "empty").mkdir()
     with pytest.raises(UserError, match="no usable image in .*empty"):
         pipeline.run(resolve(data, "unlabeled.images=empty"), tmp_path / "run")
@@ -239,7 +239,7 @@ def test_empty_unlabelled_folder(data, tmp_path):
 def test_student_without_labels_and_training_without_images_say_so(data, tmp_path):
     with pytest.raises(UserError, match=r"pseudo.records is not set"):
         pipeline.train(resolve(data), tmp_path / "a")
-    with pytest.raises(UserError, match="no labelled images"):
+    with pytest.raises(UserError, match="no labeled images"):
         pipeline.train(resolve(data, "human={images: null, annotations: null}"), tmp_path / "b")
     with pytest.raises(UserError, match="nowhere does not exist"):
         pipeline.train(resolve(data, "pseudo=null,trainer.init=nowhere"), tmp_path / "c")
@@ -266,7 +266,7 @@ def test_images_that_keep_nothing_can_be_left_out(data, finished):
     student = config_lib.student_config(config, str(folder / "labels/pseudo-*.tfrecord"), "x")
     student = student.override({"pseudo.keep_empty": False, "pseudo.score_threshold": 0.0})
     prepared = PreparedData(student, folder / "data")
-    student = prepared.complete(student)
+    student = prepared.with_num_classes(student)
     images, labels = next(
         iter(training.training_data(student, make_task(student.task), prepared, 0))
     )
@@ -285,7 +285,7 @@ def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_pat
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(loop.TensorFlowLoop, "run", ask_to_end)
-    with pytest.raises(Stopped, match="stopped at step 2 of 4, which is saved"):
+    with pytest.raises(TrainingInterrupted, match="stopped at step 2 of 4, which is saved"):
         pipeline.train(teacher, tmp_path / "a")
     assert signal.getsignal(signal.SIGTERM) is before
     assert (tmp_path / "a/checkpoints/ckpt-00000002.npz").exists()
@@ -331,7 +331,7 @@ def test_a_copied_run_is_as_finished_and_reads_its_own_data(own, no_training):
     config, folder, results = own
     os.utime(pathlib.Path(config.data_dir) / "unlabeled/0.png")
     assert pipeline.run(config, folder) == results
-    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    saved = config_lib.config_from_dict(config_lib.load_file(folder / "student/config.yaml"))
     assert saved.pseudo.records == str(folder / "labels")
     assert saved.trainer.init == str(folder / "teacher")
     assert saved.data_dir == config.data_dir
@@ -356,7 +356,7 @@ def test_labels_that_are_edited_under_a_training_are_told(own, no_training):
 
 def test_a_training_goes_on_with_other_data_only_before_its_first_step(own, no_training):
     _, folder, _ = own
-    student = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    student = config_lib.config_from_dict(config_lib.load_file(folder / "student/config.yaml"))
     made_of = json.loads((folder / "student/made_of.json").read_text())
     made_of["pseudo"]["content"] = "of other labels"
     made_of["init"] = "of another teacher"
@@ -386,7 +386,7 @@ def test_damaged_files_are_made_again_alone(own, no_training, caplog, monkeypatc
     before[labels] = labels.read_bytes()
     for name in (
         "seconds.json", "teacher/metrics.json", "teacher/classes.json", "teacher/made_of.json",
-        "labels/made_by.json", "labels/report.json", "labels/classes.json",
+        "labels/made_by.json", "labels/statistics.json", "labels/classes.json",
         "labels/pseudo-00000.tfrecord", "labels/pseudo-00000.tfrecord.json",
     ):  # fmt: skip
         (folder / name).write_bytes(b"")
@@ -394,8 +394,8 @@ def test_damaged_files_are_made_again_alone(own, no_training, caplog, monkeypatc
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: len(content) // 2])
     assert pipeline.run(config, folder) == results
-    assert f"{labels} is damaged: it is labelled again" in caplog.text
-    for name in ("labels/pseudo-00000.tfrecord", "labels/report.json", "teacher/classes.json"):
+    assert f"{labels} is damaged: it is labeled again" in caplog.text
+    for name in ("labels/pseudo-00000.tfrecord", "labels/statistics.json", "teacher/classes.json"):
         assert (folder / name).read_bytes() == before[folder / name]
 
 
@@ -432,24 +432,24 @@ def test_a_damaged_shard_is_named_whoever_reads_it_and_made_again(own):
 
 def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
     first, second = resolve(data), resolve(data, "trainer.steps=3,human.on_bad_record=skip")
-    claim_folder(first, tmp_path)
+    init_run_folder(first, tmp_path)
     start = tmp_path / "checkpoints/ckpt-00000000.npz"
     start.parent.mkdir()
     start.touch()
-    claim_folder(second, tmp_path)
+    init_run_folder(second, tmp_path)
     assert "it takes the new settings, human.on_bad_record ('stop' there" in caplog.text
-    saved = config_lib.make(config_lib.load_file(tmp_path / "config.yaml"))
+    saved = config_lib.config_from_dict(config_lib.load_file(tmp_path / "config.yaml"))
     assert saved == second and not start.exists()
     for trained in ("checkpoints/ckpt-00000002.npz", "teacher/model.weights.h5"):
         (tmp_path / trained).parent.mkdir(exist_ok=True)
         (tmp_path / trained).touch()
         with pytest.raises(UserError, match=r"differs in .*trainer.steps \(3 there, 4 now\)"):
-            claim_folder(first, tmp_path)
+            init_run_folder(first, tmp_path)
         (tmp_path / trained).unlink()
-    claim_folder(first, tmp_path)
+    init_run_folder(first, tmp_path)
     (tmp_path / "config.yaml").write_text("experiment: x\nfoo: 1\n")
     with pytest.raises(UserError, match="config.yaml: .*unknown key 'foo'"):
-        claim_folder(first, tmp_path)
+        init_run_folder(first, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
 def test_a_second_process_in_a_folder_ends_and_names_the_first(data, tmp_path, work):
     (tmp_path / "model.weights.h5").touch()
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels/report.json").touch()
+    (tmp_path / "labels/statistics.json").touch()
     other = tmp_path / "a.0123456789ab.tmp"
     other.touch()  # of the first
     with (
@@ -496,9 +496,9 @@ def test_metrics_of_other_data_or_weights_are_kept_apart(own, no_network, caplog
     _, folder, results = own
     stage = folder / "student"
     caplog.set_level("INFO")
-    saved = config_lib.make(config_lib.load_file(stage / "config.yaml"))
+    saved = config_lib.config_from_dict(config_lib.load_file(stage / "config.yaml"))
     other = folder.parent / "other"
-    shutil.copytree(folder.parent / "data/train", other / "pics")  # it has no labelled images
+    shutil.copytree(folder.parent / "data/train", other / "pics")  # it has no labeled images
     shutil.copy(folder.parent / "data/train.json", other / "few.json")
     changed = {"evaluation.images": "pics", "evaluation.annotations": "few.json"}
     elsewhere = saved.override(changed | {"data_dir": str(other)})
@@ -527,14 +527,14 @@ def test_metrics_of_other_data_or_weights_are_kept_apart(own, no_network, caplog
 def test_averaged_weights_are_measured_again_with_the_others(own, no_network):
     _, folder, _ = own
     (folder / "student/ema.weights.h5").touch()
-    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    saved = config_lib.config_from_dict(config_lib.load_file(folder / "student/config.yaml"))
     metrics = pipeline.evaluate(saved, folder / "student", weights=folder / "student", refresh=True)
     assert metrics == {"AP": 0.01, "ema/AP": 0.02}
 
 
 def test_all_trainings_of_a_run_are_measured_on_data_that_is_prepared_once(own, no_network):
     _, folder, _ = own
-    saved = config_lib.make(config_lib.load_file(folder / "student/config.yaml"))
+    saved = config_lib.config_from_dict(config_lib.load_file(folder / "student/config.yaml"))
     configs = dict.fromkeys(("control", "student", "teacher"), saved)
     assert pipeline.evaluate_stages(configs, folder)["teacher"] == {"AP": 0.03}
     assert not list(folder.glob("*/data")) and not list(folder.rglob("evaluations"))
@@ -595,8 +595,8 @@ def test_boxes_of_the_teacher_count_above_their_threshold(data, tmp_path):
     image = next(records.read(PreparedData(resolve(data), tmp_path / "data").files("unlabeled")))
     boxes = np.tile([[0.1, 0.1, 0.5, 0.5]], (6, 1))
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], "float32")
-    labelled = image.relabelled("t", boxes=boxes, classes=[1] * 6, scores=scores)
-    records.write(tmp_path / "p.tfrecord", [labelled])
+    labeled = image.relabeled("t", boxes=boxes, classes=[1] * 6, scores=scores)
+    records.write(tmp_path / "p.tfrecord", [labeled])
     student = config_lib.student_config(resolve(data), str(tmp_path / "p.tfrecord"), None)
     student = student.override({"pseudo.score_threshold": 0.55, "task.num_classes": 2})
     prepared = PreparedData(student, tmp_path / "data")
@@ -632,16 +632,16 @@ def test_a_recipe_for_run_is_checked_before_there_are_labels(data, tmp_path, mon
     } == {"teacher": (4, 4), "student": (4, 4), "student_2": (4, 4), "control": (4, 4)}
     rows = dict(preflight._stages(SimpleNamespace(config=seen["teacher"]), seen, 3600.0))
     assert rows["stage student"] == "4 steps of 4 images, 4.0 hours"
-    assert rows["all stages"] == "16.0 hours, and the labelling of the images"
+    assert rows["all stages"] == "16.0 hours, and the labeling of the images"
 
 
 def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
     _, folder, results = own
     for name in ("labels", "student"):
         shutil.copytree(folder / name, folder / f"{name}_2")
-    second = json.loads((folder / "labels_2/report.json").read_text())
-    (folder / "labels_2/report.json").write_text(json.dumps(second | {"threshold": 0.25}))
-    config = config_lib.make(config_lib.load_file(folder / "config.yaml"))
+    second = json.loads((folder / "labels_2/statistics.json").read_text())
+    (folder / "labels_2/statistics.json").write_text(json.dumps(second | {"threshold": 0.25}))
+    config = config_lib.config_from_dict(config_lib.load_file(folder / "config.yaml"))
     config = config.override({"self_training.rounds": 2, "description": "of the recipe"})
     config = config.override({"data_dir": str(folder.parent / "data")})
     results = results | {"student_2": results["student"]}
@@ -655,14 +655,14 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
         lambda rows, captions: drawn.update(dict.fromkeys(captions)) or Image.new("RGB", (4, 4)),
     )
     prepared = PreparedData(config, folder / "data", WITHOUT_LABELS)
-    config = prepared.complete(config)
+    config = prepared.with_num_classes(config)
     report.write(config, folder, prepared, results, {"teacher": 1.0})
     page = (folder / "report.html").read_text()
     assert "<h1>mini: detection, resnet10 + fpn, 128 x 128 pixels</h1>" in page
     assert "of the recipe" not in page.partition("Configuration")[0]
-    assert "6 labelled + 5 pseudo-labelled, threshold 0.25" in page and "<h3>labels_2" in page
+    assert "6 labeled + 5 pseudo-labeled, threshold 0.25" in page and "<h3>labels_2" in page
     assert "student_2" in drawn and "pseudo labels (> 0.25)" in drawn
-    assert "held-back labels" not in drawn  # the unlabelled images have none
+    assert "held-back labels" not in drawn  # the unlabeled images have none
     report.write(config, folder, prepared, results, {"teacher": 2.0}, again=True)
     assert (folder / "report.html").read_text() == page.replace("<td>1</td>", "<td>2</td>", 1)
     (folder / "report.html").write_text(page)
@@ -682,12 +682,12 @@ def test_ctrl_c_says_in_which_stage(tmp_path):
     assert list(json.loads((tmp_path / "seconds.json").read_text())) == ["labels"]
 
 
-# --- Labelling at scale ------------------------------------------------------------------------
+# --- Labeling at scale ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def shards(data):
-    """The unlabelled images and 25 more names of them, as six TFRecord files of five."""
+    """The unlabeled images and 25 more names of them, as six TFRecord files of five."""
     images = sorted((data / "unlabeled").glob("*.png"))
     for shard in range(6):
         stream = (
@@ -699,8 +699,8 @@ def shards(data):
 
 
 @pytest.mark.slow
-def test_labelling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tmp_path):
-    """Every image is labelled once, as in one go, and what was finished is left alone."""
+def test_labeling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tmp_path):
+    """Every image is labeled once, as in one go, and what was finished is left alone."""
     _, whole, _ = finished
     config = resolve(data, shards)
     expected, report = pipeline.pseudo_label(config, tmp_path / "whole", whole / "teacher")
@@ -730,7 +730,7 @@ def test_labelling_is_killed_goes_on_and_ends_on_beam(data, finished, shards, tm
     for a, b in zip(records.read(found), records.read(expected), strict=True):
         np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-5)
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
-    assert json.loads((folder / "report.json").read_text())["images"] == report["images"] == 30
+    assert json.loads((folder / "statistics.json").read_text())["images"] == report["images"] == 30
 
 
 @pytest.mark.slow
@@ -760,7 +760,7 @@ def test_a_beam_pipeline_that_cannot_label_is_one_line(data, finished, shards, t
 
 def test_a_command_that_is_asked_to_end_says_where_to_go_on(monkeypatch, capsys):
     def command():
-        raise Stopped("stopped at step 2")
+        raise TrainingInterrupted("stopped at step 2")
 
     monkeypatch.setattr(sys, "argv", ["train"])
     with pytest.raises(SystemExit) as left:
@@ -770,7 +770,7 @@ def test_a_command_that_is_asked_to_end_says_where_to_go_on(monkeypatch, capsys)
 
 @pytest.mark.slow
 def test_killed_in_each_stage_and_repeated_equals_uninterrupted(data, finished, tmp_path):
-    """kill -9 while training the teacher, labelling, and training the student."""
+    """kill -9 while training the teacher, labeling, and training the student."""
     _, whole, _ = finished
     folder = tmp_path / "killed"
     command = [

@@ -123,11 +123,11 @@ def test_bfloat16_differs_from_float32_by_its_rounding_alone(kind):
 
 
 @pytest.mark.parametrize("soft_sigma", [0.0, 0.3])
-def test_the_labelling_step_of_a_detector_compiles(soft_sigma):
+def test_the_labeling_step_of_a_detector_compiles(soft_sigma):
     config = backend_steps.TASKS["detection"]
     settings = {"max_detections": 10, "score_threshold": 0.1, "soft_sigma": soft_sigma}
     config = config.model_copy(update={"nms": config.nms.model_copy(update=settings)})
-    task = make_task(config, labelling=True)
+    task = make_task(config, labeling=True)
     model = task.build_model()
     set_hashed_weights(model, 1.0)
     images, _ = next(batches("detection"))
@@ -144,9 +144,9 @@ def test_the_labelling_step_of_a_detector_compiles(soft_sigma):
     assert_fit_for_a_tpu(step, *arguments)
 
 
-def test_the_labelling_step_of_a_segmenter_compiles():
+def test_the_labeling_step_of_a_segmenter_compiles():
     config = backend_steps.TASKS["segmentation"].model_copy(update={"label_flip": True})
-    task = make_task(config.model_copy(update={"label_scales": (1.0,)}), labelling=True)
+    task = make_task(config.model_copy(update={"label_scales": (1.0,)}), labeling=True)
     model = task.build_model()
     images, _ = next(batches("segmentation"))
     arguments = (tf.constant(images["human"]),), {"image_info": tf.zeros([2, 1, 4, 2])}

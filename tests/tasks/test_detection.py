@@ -8,7 +8,7 @@ from official_selftrain.config import InputConfig, PseudoConfig
 from official_selftrain.data import inputs, records
 from official_selftrain.data.predictions import Detections
 from official_selftrain.data.records import ImageRecord
-from official_selftrain.evaluation.box_labels import BoxTally, doubles
+from official_selftrain.evaluation.box_labels import BoxLabelStatistics, duplicates
 from official_selftrain.evaluation.label_statistics import starved_classes
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
@@ -48,9 +48,9 @@ def test_parser_equals_release(training, golden):
     assert float(positives[0]) == float(expected["num_positives"])
 
 
-def labels_of(boxes, classes, room=3):
+def labels_of(boxes, classes, max_boxes=3):
     """A batch of one image, padded."""
-    padding = room - len(boxes)
+    padding = max_boxes - len(boxes)
     return {
         "boxes": np.array([boxes + [[-1] * 4] * padding], "float32"),
         "classes": np.array([classes + [-1] * padding], "int32"),
@@ -70,10 +70,10 @@ def test_image_without_boxes_has_a_finite_class_loss_alone():
     loss = loss_of(task, outputs(task), labels_of([], []))
     assert np.isfinite(float(loss["total"])) and float(loss["total"]) > 0
     assert float(loss["box"]) == 0.0
-    assert float(task.objects(labels_of([], []))) == 0.0
+    assert float(task.label_density(labels_of([], []))) == 0.0
 
 
-def test_loss_is_normalised_by_one_plus_positives_over_replicas():
+def test_loss_is_normalized_by_one_plus_positives_over_replicas():
     task = make_task()
     labels = labels_of([[10, 10, 60, 60]], [2])
     alone = loss_of(task, outputs(task), labels)["total"]
@@ -146,7 +146,7 @@ def test_class_ids_beyond_the_task_name_the_record(tmp_path):
     with pytest.raises(UserError, match=r"odd.png has the class id 2, but task.num_classes=2"):
         task.check_record(odd)
     with pytest.raises(UserError, match=r"odd.png has the class id 2"):
-        BoxTally(PseudoConfig(), 2).add(odd, odd)
+        BoxLabelStatistics(PseudoConfig(), 2).add(odd, odd)
     file = str(tmp_path / "a.tfrecord")
     records.write(file, [record(classes=[1, 1]), odd])
     with pytest.raises(UserError, match=r"odd.png has the class id 2"):
@@ -155,7 +155,7 @@ def test_class_ids_beyond_the_task_name_the_record(tmp_path):
     data = inputs.training_dataset([file], parse, 2, 0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="beyond task.num_classes"):
         next(iter(data))
-    kept = tf.data.TFRecordDataset(file).filter(task.keeps_something(PseudoConfig()))
+    kept = tf.data.TFRecordDataset(file).filter(task.make_record_filter(PseudoConfig()))
     with pytest.raises(tf.errors.InvalidArgumentError, match="beyond task.num_classes"):
         list(kept)
 
@@ -164,7 +164,7 @@ def test_boxes_on_a_better_box_of_another_class_are_counted():
     box, near, far = [0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.45], [0.6, 0.6, 0.9, 0.9]
 
     def count(boxes, classes, scores):
-        return doubles(np.array(boxes, "float32"), np.array(classes), np.array(scores))
+        return duplicates(np.array(boxes, "float32"), np.array(classes), np.array(scores))
 
     assert count([box, near, far], [1, 2, 3], [0.9, 0.8, 0.7]) == 1
     assert count([box, near, far], [1, 1, 3], [0.9, 0.8, 0.7]) == 0  # one class: suppression
@@ -182,7 +182,7 @@ def pseudo_record(classes, scores=0.9, boxes=None):
 
 
 def test_double_boxes_are_reported_and_many_are_a_warning():
-    tally = BoxTally(PseudoConfig(), 4, {1: "jack", 2: "king"})
+    tally = BoxLabelStatistics(PseudoConfig(), 4, {1: "jack", 2: "king"})
     truth = pseudo_record([])
     tally.add(pseudo_record([1, 2]), truth)
     tally.add(pseudo_record([1], 0.1), truth)
@@ -196,7 +196,7 @@ def test_double_boxes_are_reported_and_many_are_a_warning():
 
 
 def test_the_result_of_no_image_is_no_crash():
-    result = BoxTally(PseudoConfig(), 4).result()
+    result = BoxLabelStatistics(PseudoConfig(), 4).result()
     assert (result["images"], result["boxes"], result["warnings"]) == (0, 0, [])
 
 
@@ -221,7 +221,7 @@ def test_classes_that_pseudo_labels_starve_are_named(human, pseudo, starved):
 
 def test_the_tally_compares_its_classes_with_human_ones():
     human = [pseudo_record([1, 2])] * 20
-    tally = BoxTally(PseudoConfig(), 4, {2: "king"}, human)
+    tally = BoxLabelStatistics(PseudoConfig(), 4, {2: "king"}, human)
     for _ in range(30):
         tally.add(pseudo_record([1]), pseudo_record([]))
     warnings = tally.result()["warnings"]

@@ -10,7 +10,7 @@ from PIL import Image
 from official_selftrain.config import InputConfig, PseudoConfig, SegmentationConfig
 from official_selftrain.data import inputs, records
 from official_selftrain.data.predictions import MaskPrediction
-from official_selftrain.evaluation.mask_labels import MaskTally
+from official_selftrain.evaluation.mask_labels import MaskLabelStatistics
 from official_selftrain.evaluation.miou import SegmentationMetric
 from official_selftrain.tasks import make_task, multiscale
 from official_selftrain.tasks.segmentation import SegmentationTask
@@ -28,8 +28,8 @@ SMALL = {
 }
 
 
-def make(labelling=False, **changes):
-    return SegmentationTask(SegmentationConfig(**{**SMALL, **changes}), labelling)
+def make(labeling=False, **changes):
+    return SegmentationTask(SegmentationConfig(**{**SMALL, **changes}), labeling)
 
 
 def gray(pixels):
@@ -143,7 +143,7 @@ def test_the_student_ignores_pixels_under_the_threshold_of_their_class(tmp_path)
     assert shares == {
         "low": [0.5, 0.5], "default": [0.25, 0.25], "by class": [0.25, 0.5], "high": [0.0, 0.0],
     }  # fmt: skip
-    keep = make().keeps_something
+    keep = make().make_record_filter
     (serialized,) = tf.data.TFRecordDataset(file)
     assert bool(keep(PseudoConfig())(serialized))
     assert not bool(keep(PseudoConfig(score_threshold=0.9))(serialized))
@@ -211,7 +211,7 @@ def test_single_scale_equals_the_exported_network(model, tmp_path):
 def test_strips_change_nothing(model, tmp_path, monkeypatch):
     files = write_images(tmp_path, (200, 60), (31, 90))
     whole = predict(make(), model, files)
-    monkeypatch.setattr(multiscale, "STRIP", 1000)  # a few rows at a time
+    monkeypatch.setattr(multiscale, "MAX_PROBABILITIES", 1000)  # a few rows at a time
     for a, b in zip(whole, predict(make(), model, files), strict=True):
         # But for rounding: where a CPU's vectors end, exp is another function.
         assert np.mean(a.classes != b.classes) < 0.001
@@ -228,7 +228,7 @@ def test_scales_are_averaged_as_probabilities(model, tmp_path):
     (found,) = predict(task, model, files)
     (serialized,) = tf.data.TFRecordDataset(files)
     image = records.decode(serialized)["image"]
-    network = task.predictor(model)
+    network = task.inference_model(model)
     total = 0
     for target, size in ((128, 128), (192, 256)):
         info = geometry.plan_resize((64, 96), (target, target))
@@ -245,16 +245,16 @@ def test_scales_are_averaged_as_probabilities(model, tmp_path):
 
 
 def test_predictor_of_any_size_equals_the_fixed_one(model):
-    task = make(labelling=True)
+    task = make(labeling=True)
     x = np.random.default_rng(0).standard_normal((1, *SIZE, 3)).astype("float32")
     np.testing.assert_allclose(
-        task.predictor(model)(x)["logits"], model(x)["logits"], rtol=1e-4, atol=1e-5
+        task.inference_model(model)(x)["logits"], model(x)["logits"], rtol=1e-4, atol=1e-5
     )
-    assert make().predictor(model) is model
+    assert make().inference_model(model) is model
     assert task._sizes() == [(128, 128)] * 3 + [(256, 256)] * 3
     spinenet = make(True, backbone="spinenet49S", neck="none", head_level=3, backbone_sizes=None)
     with pytest.raises(UserError, match="a SpineNet has one image size"):
-        spinenet.predictor(model)
+        spinenet.inference_model(model)
 
 
 def test_evaluation_at_the_size_of_the_network(model, tmp_path):
@@ -274,12 +274,12 @@ def test_records_of_the_teacher_hold_every_pixel_and_its_confidence(model, tmp_p
     from official_selftrain import teacher
 
     files = write_images(tmp_path, (64, 96), (30, 90), (128, 128))
-    task = make(labelling=True)
+    task = make(labeling=True)
     written = teacher.outputs(files, tmp_path)
     shards = list(zip(files, written, strict=True))
     teacher.label(teacher.Predictor(task, model, 2), shards, "teacher")
-    labelled = list(records.read(written))
-    for a, prediction in zip(labelled, predict(task, model, files), strict=True):
+    labeled = list(records.read(written))
+    for a, prediction in zip(labeled, predict(task, model, files), strict=True):
         assert a.origin == "pseudo" and not len(a.boxes)
         np.testing.assert_array_equal(
             np.asarray(Image.open(io.BytesIO(a.mask))), prediction.classes
@@ -300,8 +300,8 @@ def soft_file(tmp_path):
     soft = image_record(
         mask=gray(classes[0]),
         confidence=gray(confidences[0]),
-        next_masks=gray(classes[1]),
-        next_confidences=gray(confidences[1]),
+        runner_up_masks=gray(classes[1]),
+        runner_up_confidences=gray(confidences[1]),
     )
     records.write(tmp_path / "soft.tfrecord", [soft])
     return str(tmp_path / "soft.tfrecord")
@@ -329,9 +329,9 @@ def test_soft_labels_by_hand(soft_file):
     left = -(0.75 * np.log(1 / 6) + 0.25 * np.log(3 / 6))  # what was not stored is shared out
     right = -(0.8 * np.log(2 / 6) + 0.2 * np.log(1 / 6))
     np.testing.assert_allclose(found, (left + right) / 2, rtol=1e-5)
-    assert float(task.objects(labels)) == pytest.approx(85 / 128)
-    sure = PseudoConfig(soft=True, score_threshold=0.7, **STILL)
-    labels = first_labels(soft_file, sure, label_classes=2)
+    assert float(task.label_density(labels)) == pytest.approx(85 / 128)
+    confident = PseudoConfig(soft=True, score_threshold=0.7, **STILL)
+    labels = first_labels(soft_file, confident, label_classes=2)
     found = loss_of(task, {"logits": tf.constant(logits)}, labels)["total"]
     np.testing.assert_allclose(found, right, rtol=1e-5)
 
@@ -360,9 +360,9 @@ def test_teacher_stores_the_distribution(model, tmp_path):
     (soft,) = predict(make(True, label_classes=9), model, files)  # there are three
     np.testing.assert_array_equal(soft.classes, hard.classes)
     np.testing.assert_array_equal(soft.confidence, hard.confidence)
-    classes = np.stack([soft.classes, *np.split(soft.next_classes, 2)])
+    classes = np.stack([soft.classes, *np.split(soft.runner_up_classes, 2)])
     assert (np.sort(classes, axis=0) == np.arange(3)[:, None, None]).all()
-    confidences = np.stack([soft.confidence, *np.split(soft.next_confidences, 2)]).astype(int)
+    confidences = np.stack([soft.confidence, *np.split(soft.runner_up_confidences, 2)]).astype(int)
     assert (np.diff(confidences, axis=0) <= 0).all()
     assert np.abs(confidences.sum(axis=0) - 255).max() <= 1
     (image,) = records.read(files)
@@ -378,7 +378,7 @@ def test_tally_by_hand():
     classes, confidence = [[0, 0, 1, 1], [0, 1, 1, 2]], [[250, 100, 128, 127], [128, 200, 10, 60]]
     pseudo = image_record(2, 4, mask=gray(classes), confidence=gray(confidence))
     truth = image_record(2, 4, mask=gray([[0, 1, 1, 1], [1, 1, 255, 2]]))
-    tally = MaskTally(PseudoConfig(), 3, {0: "sky", 1: "road", 2: "car"})
+    tally = MaskLabelStatistics(PseudoConfig(), 3, {0: "sky", 1: "road", 2: "car"})
     tally.add(pseudo, truth)
     result = tally.result()
     # Kept, from 128 on: sky 250 and 128, road 128 and 200.
@@ -401,14 +401,16 @@ def test_thresholds_that_keep_nothing_are_an_error(tmp_path):
     records.write(files[0], [image_record(confidence=mask_png(40, 60, 200))])
     records.write(files[1], [image_record(mask=b"")])
     with pytest.raises(UserError, match="the threshold 0.9 keeps no pixel of 1 images"):
-        teacher.report(MaskTally(PseudoConfig(score_threshold=0.9), 3), files[:1], files[1:])
-    result = teacher.report(MaskTally(PseudoConfig(), 3), files[:1], files[1:])
+        teacher.report(
+            MaskLabelStatistics(PseudoConfig(score_threshold=0.9), 3), files[:1], files[1:]
+        )
+    result = teacher.report(MaskLabelStatistics(PseudoConfig(), 3), files[:1], files[1:])
     assert "mIoU" not in result and result["ignored_share"] == 0
 
 
 def test_make_task_chooses_by_kind():
     assert isinstance(make_task(SegmentationConfig(**SMALL)), SegmentationTask)
-    assert make_task(SegmentationConfig(**SMALL), labelling=True).scales[0] == 0.5
+    assert make_task(SegmentationConfig(**SMALL), labeling=True).scales[0] == 0.5
 
 
 # --- Masks that the task cannot use, or that call for a second look --------------------------
@@ -428,7 +430,7 @@ def test_masks_that_the_task_cannot_use_name_the_record(tmp_path, changes, messa
     with pytest.raises(UserError, match=message):
         task.check_record(odd)
     with pytest.raises(UserError, match=message):
-        MaskTally(PseudoConfig(), 3).add(odd, odd)
+        MaskLabelStatistics(PseudoConfig(), 3).add(odd, odd)
     file = str(tmp_path / "a.tfrecord")
     records.write(file, [odd])
     with pytest.raises(UserError, match=message):
@@ -439,7 +441,7 @@ def test_masks_that_the_task_cannot_use_name_the_record(tmp_path, changes, messa
 
 
 def test_pseudo_masks_without_confidence_and_truth_of_other_classes_are_told():
-    tally, plain = MaskTally(PseudoConfig(), 3), image_record()
+    tally, plain = MaskLabelStatistics(PseudoConfig(), 3), image_record()
     with pytest.raises(UserError, match="a mask without confidences"):
         tally.add(plain, plain)
     pseudo = image_record(confidence=mask_png(40, 60, 200))
@@ -452,7 +454,7 @@ def test_pseudo_masks_without_confidence_and_truth_of_other_classes_are_told():
     [(0.5, 130, 2, True), (0.5, 255, 3, True), (0.5, 100, 3, False), (0.0, 100, 2, False)],
 )
 def test_a_threshold_that_ignores_nothing_is_a_warning(threshold, confidence, num_classes, warned):
-    tally = MaskTally(PseudoConfig(score_threshold=threshold), num_classes)
+    tally = MaskLabelStatistics(PseudoConfig(score_threshold=threshold), num_classes)
     tally.add(image_record(confidence=mask_png(40, 60, confidence)), image_record(mask=b""))
     warnings = [w for w in tally.result()["warnings"] if "ignores no pixel" in w]
     assert bool(warnings) == warned
@@ -465,7 +467,7 @@ def test_masks_that_starve_a_class_are_a_warning():
     human[:8] = 1  # a fifth
     pseudo = np.zeros((40, 60), "uint8")
     pseudo[0] = 1
-    tally = MaskTally(PseudoConfig(), 2, {1: "nucleus"}, [image_record(mask=gray(human))])
+    tally = MaskLabelStatistics(PseudoConfig(), 2, {1: "nucleus"}, [image_record(mask=gray(human))])
     found = image_record(mask=gray(pseudo), confidence=mask_png(40, 60, 200))
     tally.add(found, image_record(mask=b""))
     (warning,) = [w for w in tally.result()["warnings"] if "nucleus" in w]

@@ -1,8 +1,8 @@
 """Policies S1 to S4 of the paper: image operations, then flip, scale jitter and crop (section 3.1).
 
 Image, boxes and mask move together by one draw. Geometry as released (reference section 16):
-legacy bilinear resize without half-pixel centres, padding at the bottom and right by the mean
-colour.
+legacy bilinear resize without half-pixel centers, padding at the bottom and right by the mean
+color.
 """
 
 import numpy as np
@@ -113,7 +113,7 @@ def fit(scene, info, as_released=False):
         as_released: see `resize_mask`.
 
     Returns:
-        dict: `image` float32 `[h, w, 3]`, normalised; `boxes` in pixels of it, those cropped away
+        dict: `image` float32 `[h, w, 3]`, normalized; `boxes` in pixels of it, those cropped away
         empty; `mask` int32 `[h, w]` or `[h, w, C]`, 255 where padded; `image_info`.
     """
     fitted = {
@@ -168,14 +168,14 @@ def plan_pad(image_size, target_size):
 
 
 def resize_image(image, info, padded_size=None):
-    """Normalised, resized, cropped and padded image `[h, w, 3]` float32, from uint8."""
+    """Normalized, resized, cropped and padded image `[h, w, 3]` float32, from uint8."""
     scaled, offset, target = _geometry(info)
     image = tf.raw_ops.ResizeBilinear(images=image[None], size=scaled)[0]
     return _crop_and_pad(normalize(image), offset, target, padded_size)
 
 
 def resize_mask(mask, info, as_released=False):
-    """Mask `[H, W]` or `[H, W, C]` by nearest neighbour to `[h, w, ...]`; the padding is 255.
+    """Mask `[H, W]` or `[H, W, C]` by nearest neighbor to `[h, w, ...]`; the padding is 255.
 
     As released, the scaled size is cut off to whole pixels after rounding errors, so that a mask is
     now and then a pixel narrower than its image.

@@ -3,7 +3,7 @@
 Every function takes an image `[H, W, 3]` uint8 (a tensor or a NumPy array, inside `tf.data` or
 eagerly) and returns a tensor of the same shape. The geometric ones take masks `[H, W]` too, and
 come with the motion of boxes `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image. Sampling
-is nearest neighbour; uncovered pixels take a fill value.
+is nearest neighbor; uncovered pixels take a fill value.
 
 They equal the released implementation (reference section 17). `as_released=True` also keeps what
 looks like its slips: `contrast` blends with the number of pixels instead of the mean gray,
@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 FILL = 128  # gray of uncovered pixels
-STRIP = 0.05  # width that the released code gives to a box without area at the image's edge
+EDGE_STRIP = 0.05  # width that the released code gives to a box without area at the image's edge
 
 
-# --- Colour ----------------------------------------------------------------------------------
+# --- Color ----------------------------------------------------------------------------------
 
 
 def blend(degenerate, image, factor):
@@ -85,7 +85,7 @@ def solarize_add(image, addition, threshold=128):
 
 
 def color(image, factor):
-    """0 is gray, 1 the image, more is more colourful."""
+    """0 is gray, 1 the image, more is more colorful."""
     image = tf.convert_to_tensor(image)
     return blend(tf.image.rgb_to_grayscale(image), image, factor)
 
@@ -219,7 +219,7 @@ def warp(image, matrix, fill=FILL):
 
 
 def rotation(size, degrees):
-    """The `warp` matrix that turns an image of `size` (height, width) about its centre."""
+    """The `warp` matrix that turns an image of `size` (height, width) about its center."""
     angle = tf.cast(degrees, tf.float32) * (math.pi / 180.0)
     cos, sin = tf.cos(angle), tf.sin(angle)
     last = tf.cast(size, tf.float32) - 1.0
@@ -249,7 +249,7 @@ def shear_boxes(boxes, size, level, axis, as_released=False):
     """Upright boxes round the boxes moved by `shearing`."""
     level = tf.cast(level, tf.float32)
     matrix = [[1.0, 0.0], [-level, 1.0]] if axis == 1 else [[1.0, -level], [0.0, 1.0]]
-    # The centre of the first pixel stays in its place; released boxes turn about its corner.
+    # The center of the first pixel stays in its place; released boxes turn about its corner.
     return _move_boxes(boxes, size, matrix, 0.0 if as_released else 0.5, as_released)
 
 
@@ -276,8 +276,8 @@ def _move_boxes(boxes, size, matrix, origin, as_released, shift=0.0):
     low, high = tf.clip_by_value(low, 0.0, 1.0), tf.clip_by_value(high, 0.0, 1.0)
     if as_released:
         flat = high == low
-        low = tf.where(flat, tf.minimum(low, 1.0 - STRIP), low)
-        high = tf.where(flat, tf.maximum(high, STRIP), high)
+        low = tf.where(flat, tf.minimum(low, 1.0 - EDGE_STRIP), low)
+        high = tf.where(flat, tf.maximum(high, EDGE_STRIP), high)
         return tf.concat([low, high], axis=-1)
     present = non_empty(boxes) & tf.reduce_all(high > low, axis=-1)
     return tf.where(present[:, None], tf.concat([low, high], axis=-1), 0.0)

@@ -155,7 +155,7 @@ def _moves(as_released):
 
 def operations(as_released=False):
     """`{name: Operation}` of all operations."""
-    colours = {
+    colors = {
         "AutoContrast": lambda x, _: image_ops.autocontrast(x),
         "Equalize": lambda x, _: image_ops.equalize(x),
         "Invert": lambda x, _: image_ops.invert(x),
@@ -169,7 +169,7 @@ def operations(as_released=False):
         "Brightness": image_ops.brightness,
         "Sharpness": image_ops.sharpness,
     }
-    table = {name: Operation(_colour(function)) for name, function in colours.items()}
+    table = {name: Operation(_color(function)) for name, function in colors.items()}
     table["Cutout"] = Operation(_cutout)
     table["BBox_Cutout"] = Operation(_box_cutout)
     for name, (pixels, boxes) in _moves(as_released).items():
@@ -182,7 +182,7 @@ def operations(as_released=False):
     return table
 
 
-def _colour(function):
+def _color(function):
     def apply(scene, argument, seed, chance):
         return scene | {"image": function(scene["image"], argument)}
 

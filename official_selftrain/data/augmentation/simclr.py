@@ -1,7 +1,7 @@
 """Two views of an image for contrastive pre-training, as SimCLR makes them.
 
 Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations", appendix
-A: crop to a random size and shape, flip, colour distortion of strength s, blur. The paper compares
+A: crop to a random size and shape, flip, color distortion of strength s, blur. The paper compares
 its self-training with a SimCLR checkpoint (section 4.3).
 """
 
@@ -23,7 +23,7 @@ def two_views(image, size, seed, strength=1.0):
         image: uint8 `[H, W, 3]`.
         size: side of a view in pixels.
         seed: int64 `[2]`; equal seeds give equal views.
-        strength: s of the colour distortion; the paper of SimCLR takes 1 on ImageNet.
+        strength: s of the color distortion; the paper of SimCLR takes 1 on ImageNet.
 
     Returns:
         float32 `[2, size, size, 3]`, 0..1.
@@ -37,7 +37,7 @@ def view(image, size, seed, strength=1.0):
     numbers = tf.random.stateless_uniform([4], fold(seed, 1))
     image = tf.cond(numbers[0] < 0.5, lambda: tf.reverse(image, [1]), lambda: image)
     image = tf.cond(
-        numbers[1] < JITTER, lambda: jitter_colours(image, fold(seed, 2), strength), lambda: image
+        numbers[1] < JITTER, lambda: jitter_colors(image, fold(seed, 2), strength), lambda: image
     )
     image = tf.cond(
         numbers[2] < GRAY,
@@ -65,7 +65,7 @@ def crop(image, size, seed):
     return tf.ensure_shape(tf.clip_by_value(resized / 255.0, 0.0, 1.0), [size, size, 3])
 
 
-def jitter_colours(image, seed, strength=1.0):
+def jitter_colors(image, seed, strength=1.0):
     """Brightness, contrast, saturation and hue in random order, each clipped to 0..1."""
     if not strength:
         return image

@@ -79,7 +79,7 @@ class Boxes:
 
     Args:
         height, width: of the image in pixels.
-        problems: `problems.Problems`; boxes without an area are counted there.
+        problems: `problems.RecordErrors`; boxes without an area are counted there.
     """
 
     def __init__(self, height, width, problems):

@@ -134,11 +134,11 @@ class Coco:
         """
         content = self._load()
         self._read_categories(content["categories"], bool(content.get("annotations")))
-        labelled = "annotations" in content
+        labeled = "annotations" in content
         images, faulty = self._images(content["images"], problems)
         objects = self._by_image(content.pop("annotations", []), images, faulty, problems)
         named = self._named(images, names, problems)
-        return {name: (image, objects.get(image.id, []), labelled) for name, image in named.items()}
+        return {name: (image, objects.get(image.id, []), labeled) for name, image in named.items()}
 
     def listed_size(self, raw):
         """(height, width) of an image as the file says, or None."""
@@ -147,7 +147,7 @@ class Coco:
 
     def fields(self, raw, height, width, problems):
         """Labels of one image; faults of an annotation go to `problems`."""
-        image, objects, labelled = raw
+        image, objects, labeled = raw
         check_size(
             (image.height, image.width), height, width, f"{self.path} says {image.file_name}"
         )
@@ -159,7 +159,7 @@ class Coco:
                 problems.add(error)
         return {
             "image_id": self._image_id(image.id),
-            "origin": "human" if labelled else "none",
+            "origin": "human" if labeled else "none",
             "dataset": self.path.stem,
             **boxes.fields(),
         }

@@ -29,7 +29,7 @@ PHOTOGRAPHS = (
 
 
 def scenes(split):
-    """Yields the `ImageRecord`s of "train", "unlabeled" or "val"; the unlabelled ones keep labels.
+    """Yields the `ImageRecord`s of "train", "unlabeled" or "val"; the unlabeled ones keep labels.
 
     Their labels serve only to score pseudo labels: training on them reads scenes, not boxes.
 
@@ -97,7 +97,7 @@ def _stroke(rng, samples):
 
 
 def _tint(rng, beneath):
-    """A colour darker or lighter than every photograph, whichever differs more from `beneath`."""
+    """A color darker or lighter than every photograph, whichever differs more from `beneath`."""
     low, high = (0, FADED[0]) if beneath.mean() > 127 else (FADED[1], 255)
     return rng.uniform(low, high, 3).astype("float32")
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from official_selftrain.data import records
 from official_selftrain.data.sources import lists, readers, stores
-from official_selftrain.data.sources.problems import Problems, merged, tell
+from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
 
@@ -62,7 +62,7 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
         mask), `classes` (names by id, where known), `largest_class`, `images_per_class` (by boxes,
         mask or label), `boxes_per_image` (images by their number of boxes that are no crowds),
         `most_boxes`, `left_out` (`{kind: [count, first example]}`), `skipped` (messages), `turned`
-        (labelled images that are taken as EXIF shows them though no annotated size confirms it),
+        (labeled images that are taken as EXIF shows them though no annotated size confirms it),
         `source` (fingerprint, which tells when to read the source again).
 
     Raises:
@@ -190,7 +190,7 @@ class _Job:
 
     def run(self, on_record=lambda: None):
         """Writes the shard and its tally; returns the tally."""
-        tally, problems = _Tally(), Problems(self.skip)
+        tally, problems = _ShardSummary(), RecordErrors(self.skip)
 
         def watched(stream):
             for record in stream:
@@ -220,7 +220,7 @@ class _Job:
         return result
 
 
-class _Tally:
+class _ShardSummary:
     def __init__(self):
         self.counts = collections.Counter()
         self.images_per_class = collections.Counter()

@@ -11,7 +11,7 @@ from official_selftrain.data import records
 from official_selftrain.data.sources import annotations as label_files
 from official_selftrain.data.sources import lists, stores, tfds
 from official_selftrain.data.sources.names import Names, pair
-from official_selftrain.data.sources.problems import Problems, Unskipped, merged
+from official_selftrain.data.sources.record_errors import RecordErrors, Unskipped, merged
 from official_selftrain.utils.errors import UserError, did_you_mean
 
 IMAGES_PER_SHARD = 500
@@ -156,7 +156,7 @@ def _listed(file, names, problems):
 
 
 def _images(source, path):
-    problems = Problems(source.on_bad_record == "skip")
+    problems = RecordErrors(source.on_bad_record == "skip")
     store = stores.open_store(path(source.images))
     left_out = [store.left_out, problems.left_out]
     names = {}

@@ -407,7 +407,7 @@ def check_image(encoded, where, shown=None, problems=None):
         shown: whether an image with an EXIF orientation is taken as it is shown, that is turned:
             function (stored (height, width), turned (height, width)) -> bool. None always turns.
             It is not called for images without an orientation.
-        problems: `Problems` that counts images of several frames, or None.
+        problems: `RecordErrors` that counts images of several frames, or None.
 
     Returns:
         (bytes, height, width, turned): `turned` tells whether an orientation was applied, and is

@@ -1,4 +1,4 @@
-"""Pseudo labels of the unlabelled source: on all devices or by Beam, bound to their teacher."""
+"""Pseudo labels of the unlabeled source: on all devices or by Beam, bound to their teacher."""
 
 import itertools
 import logging
@@ -15,16 +15,16 @@ from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json, read_json_or_none, sha256, write_json
 
 MADE_BY = "made_by.json"
-LABEL_REPORT = "report.json"
-COMPARED = 500  # human-labelled images that the classes of pseudo labels are compared with
+LABEL_STATISTICS = "statistics.json"
+COMPARED = 500  # human-labeled images that the classes of pseudo labels are compared with
 
 
 def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=None):
-    """Labels the unlabelled source; returns the written files and the label report.
+    """Labels the unlabeled source; returns the written files and the label report.
 
     Args:
-        config: `Config` with an unlabelled source.
-        folder: where `pseudo-*.tfrecord` and `report.json` are written.
+        config: `Config` with an unlabeled source.
+        folder: where `pseudo-*.tfrecord` and `statistics.json` are written.
         weights: of the teacher, a file or a run folder.
         data: `PreparedData`, None prepares it in `folder/data`.
         threshold: for the report; None takes the student's thresholds.
@@ -37,7 +37,7 @@ def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=N
     if config.unlabeled is None or not config.unlabeled.given:
         raise UserError("nothing to label: set unlabeled.images (a folder) or unlabeled.records")
     folder = pathlib.Path(folder)
-    distribution = distribution_lib.make(config.runtime)
+    distribution = distribution_lib.make_distribution(config.runtime)
     pseudo = config.pseudo or config_lib.PseudoConfig()
     if threshold is not None:
         pseudo = config_lib.changed(pseudo, score_threshold=threshold, class_thresholds={})
@@ -46,21 +46,23 @@ def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=N
             classes = checkpoints.classes_of(weights)
             names = ("unlabeled", "evaluation", *(() if classes else ("human",)))
             data = prepare(config, folder / "data", distribution, names, classes)
-        config = data.complete(config)
+        config = data.with_num_classes(config)
         files = data.files("unlabeled")
         written = teacher.outputs(files, folder)
-        name = distribution.chief_first(lambda: _claim_labels(config, folder, weights, data))
+        name = distribution.on_chief_first(
+            lambda: _check_label_folder(config, folder, weights, data)
+        )
         shards = list(zip(files, written, strict=True))
         with reading(data, distribution):
             if beam_args is not None:
                 teacher.label_on_beam(config, weights, shards, name, beam_args)
             else:
                 _label(config, weights, shards, name, data, distribution)
-            distribution.wait()
+            distribution.barrier()
             if distribution.chief:
                 _report_labels(config, folder, files, written, pseudo, data)
-            distribution.wait()
-    return written, read_json(folder / LABEL_REPORT)
+            distribution.barrier()
+    return written, read_json(folder / LABEL_STATISTICS)
 
 
 @memory.given_back()
@@ -71,7 +73,7 @@ def _label(config, weights, shards, name, data, distribution):
     if not any(distribution.gather(len(waiting))):
         return
     if len(waiting) < len(own):
-        logging.info("%d of %d shards are labelled already", len(own) - len(waiting), len(own))
+        logging.info("%d of %d shards are labeled already", len(own) - len(waiting), len(own))
     predictor = teacher.load_predictor(config, weights, distribution)
     images = round(data.summaries["unlabeled"]["images"] * len(waiting) / len(shards))
     teacher.label(predictor, waiting, name, images)
@@ -90,21 +92,21 @@ def _report_labels(config, folder, files, written, pseudo, data):
             names,
         ]
     )
-    before, picture = read_json_or_none(folder / LABEL_REPORT), folder / "preview.png"
+    before, picture = read_json_or_none(folder / LABEL_STATISTICS), folder / "preview.png"
     if isinstance(before, dict) and before.get("made_of") == made_of and picture.exists():
         return
     human = records.read(data.files("human")) if "human" in data.summaries else ()
     human = itertools.islice(human, COMPARED)
-    tally = make_task(config.task).tally(pseudo, data.class_names, human)
+    tally = make_task(config.task).label_statistics(pseudo, data.class_names, human)
     visualize.preview(
         picture, records.read(written), 12, data.class_names, pseudo.score_threshold,
         masks=config.task.kind == "segmentation",
     )  # fmt: skip
     result = teacher.report(tally, written, files)
-    write_json(folder / LABEL_REPORT, result | {"made_of": made_of})
+    write_json(folder / LABEL_STATISTICS, result | {"made_of": made_of})
 
 
-def _claim_labels(config, folder, weights, data):
+def _check_label_folder(config, folder, weights, data):
     """Keeps labels of two teachers, sets of images or settings out of one folder.
 
     Returns:

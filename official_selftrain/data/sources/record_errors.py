@@ -17,7 +17,7 @@ def hints(prefix):
         prefix: such as "human." in a run, or "--" of a flag.
 
     Raises:
-        UserError: what is raised inside, with the hint of `Problems.add` changed.
+        UserError: what is raised inside, with the hint of `RecordErrors.add` changed.
     """
     try:
         yield
@@ -34,7 +34,7 @@ class Unskipped(UserError):
     """A fault that ends the reading, since the user does not allow to skip it."""
 
 
-class Problems:
+class RecordErrors:
     """Faults of single records or annotations: raised, or counted where the user allows skipping.
 
     Args:
@@ -44,7 +44,7 @@ class Problems:
         messages: of what was skipped.
         left_out: `{kind: [count, first example]}` of what is left out whatever `skip` says, because
             it cannot teach anything: hidden files, boxes without an area.
-        turned: number of labelled images that are taken as they are shown, turned as their EXIF
+        turned: number of labeled images that are taken as they are shown, turned as their EXIF
             orientation says, although no annotated size tells what their labels refer to.
         first_turned: name of the first of them.
     """
@@ -77,7 +77,7 @@ class Problems:
         self.left_out.setdefault(kind, [0, str(example)])[0] += 1
 
     def turn(self, name):
-        """Counts a labelled image whose EXIF orientation no annotated size confirms."""
+        """Counts a labeled image whose EXIF orientation no annotated size confirms."""
         self.first_turned = self.first_turned or name
         self.turned += 1
 
@@ -102,7 +102,7 @@ def tell(name, skipped, left_out, turned=0, first_turned=None):
         lines.append(f"left out of {name}: {'; '.join(kinds)}")
     if turned:
         lines.append(
-            f"{turned} labelled images of {name} have an EXIF orientation, and no annotated size "
+            f"{turned} labeled images of {name} have an EXIF orientation, and no annotated size "
             "tells whether the labels refer to the image as shown or as stored; taken as shown, "
             f"the first {first_turned}"
         )
