@@ -46,10 +46,8 @@ def main():
     parser.add_argument("--evaluations", type=int, default=50)
     arguments = parser.parse_args()
 
-    from official_selftrain import pipeline
-    from official_selftrain.engine import distribution
     from official_selftrain.pipeline import training
-    from official_selftrain.pipeline.workspace import prepare
+    from official_selftrain.pipeline.workspace import Workspace
 
     logging.getLogger().setLevel(logging.ERROR)
     evaluate = training.Training._evaluate
@@ -63,12 +61,13 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         config = settings(arguments.network, 3, 0)
-        data = prepare(config, folder / "data", distribution.make_distribution(config.runtime))
+        workspace = Workspace.open(config, folder)
+        workspace.prepare()
         if arguments.evaluations:
             once = settings(arguments.network, arguments.evaluations + 1, 1)
-            pipeline.train(once, folder / "evaluations", data, evaluate_after=False)
+            training.train_stage(workspace.stage("evaluations", once), evaluate_after=False)
         for number in range(arguments.trainings):
-            pipeline.train(config, folder / f"training-{number}", data)
+            training.train_stage(workspace.stage(f"training-{number}", config))
             print(f"training {number:5d} {resident():6.0f} MB", flush=True)
 
 

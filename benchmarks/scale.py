@@ -53,16 +53,14 @@ def train(name):
 
     if name.startswith("jax"):
         os.environ["KERAS_BACKEND"] = "jax"
-    from official_selftrain.data.prepared import PreparedData
-    from official_selftrain.engine import distribution
     from official_selftrain.pipeline import training
+    from official_selftrain.pipeline.workspace import Workspace
 
     chosen = settings(SETTINGS[name], f"human.batch_size={BATCH}")
-    devices = distribution.make_distribution(chosen.runtime)
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        data = PreparedData(chosen, folder / "data")
-        loop = training.Training(chosen, folder, data, devices).loop(0)
+        workspace = Workspace.open(chosen, folder)
+        workspace.prepare()
+        loop = training.Training(workspace).loop(0)
         began = time.perf_counter()
         loop.run(2)
         first = time.perf_counter() - began

@@ -1,62 +1,73 @@
-"""The teacher: a trained model turns images into pseudo-labeled records, and reports on them.
+"""The teacher: a trained model turns images into pseudo-labeled records.
 
-All scores above the detector's low floor, and the confidence of every pixel, are stored; thresholds
-are applied where labels are read, so they can be changed without running the teacher again (paper
-section 3.2, point 3).
+Every score above the detector's low floor, and the confidence of every pixel, is stored. Thresholds
+are applied where labels are read, so that they can be changed without running the teacher again
+(paper, section 3.2).
 """
 
-import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import pathlib
-import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import keras
 from tqdm import tqdm
 
 from official_selftrain import config as config_lib
-from official_selftrain.data import beam, inputs, records
+from official_selftrain.config import Config
+from official_selftrain.data import inputs, records
+from official_selftrain.data.records import ImageRecord
 from official_selftrain.engine import checkpoints
-from official_selftrain.engine import distribution as distribution_lib
-from official_selftrain.tasks import make_task
-from official_selftrain.utils.errors import UserError
+from official_selftrain.engine.distribution import Distribution, make_distribution
+from official_selftrain.tasks import Task, make_task
+from official_selftrain.tasks.base import Prediction
 from official_selftrain.utils.files import read_json_or_none, sha256, write_json
+from official_selftrain.utils.types import StrPath
 
 
 class Predictor:
     """A model, compiled to predict on all replicas of this worker.
 
     Args:
-        task: see `tasks`.
+        task: what the outputs of the model mean.
         model: the trained network.
-        batch_size: images per call; rounded up to a multiple of the replicas.
-        distribution: `distribution.Distribution`; None for a single device.
+        batch_size: images per call, rounded up to a multiple of the replicas.
+        distribution: the devices; None for a single one.
     """
 
-    def __init__(self, task, model, batch_size, distribution=None):
+    def __init__(
+        self,
+        task: Task,
+        model: keras.Model,
+        batch_size: int,
+        distribution: Distribution | None = None,
+    ) -> None:
         self.task = task
-        distribution = distribution or distribution_lib.make_distribution(
-            config_lib.RuntimeConfig()
-        )
+        distribution = distribution or make_distribution(config_lib.RuntimeConfig())
         replicas = distribution.local_replicas
-        self.batch_size = -(-batch_size // replicas) * replicas
+        self.batch_size = math.ceil(batch_size / replicas) * replicas
         self.model, self._network = model, task.inference_model(model)
         step = functools.partial(task.predict, self._network)
         self._step = distribution.compile_predict(step, self._network)
-        # The evaluations of a training read the same files, and need one input graph.
+        # The evaluations of a training read the same files, so one input graph is enough.
         self._dataset = functools.lru_cache(maxsize=1)(self._make_dataset)
 
     def _make_dataset(self, files, index, count):
         parse = self.task.parser()
         return inputs.prediction_dataset(list(files), parse, self.batch_size, index, count)
 
-    def refresh(self):
-        """Predicts with the present weights of the model, which has been trained meanwhile."""
+    def refresh(self) -> None:
+        """Takes over the present weights of the model, which has been trained in the meantime."""
         if self._network is not self.model:
             self._network.set_weights(self.model.get_weights())
 
-    def __call__(self, files, index=0, count=1):
+    def __call__(
+        self, files: Iterable[str], index: int = 0, count: int = 1
+    ) -> Iterator[tuple[ImageRecord, Prediction]]:
         """Yields (record, prediction) of the images index, index + count, ... of TFRecord files."""
         stream = itertools.islice(records.read(files), index, None, count)
         for images, labels, real in self._dataset(tuple(files), index, count):
@@ -64,12 +75,26 @@ class Predictor:
                 yield next(stream), prediction
 
 
-def outputs(files, folder):
-    """The pseudo-labeled shard of each of `files`."""
-    return [str(pathlib.Path(folder) / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
+def load_predictor(
+    config: Config, weights: StrPath, distribution: Distribution, labeling: bool = True
+) -> Predictor:
+    """The `Predictor` of trained weights.
+
+    Args:
+        config: with a class count.
+        weights: a `.weights.h5` file or a run folder.
+        distribution: the devices.
+        labeling: predict pseudo labels; otherwise predict for an evaluation.
+    """
+    task = make_task(config.task, labeling)
+    with distribution.scope():
+        model = task.build_model()
+    checkpoints.load_weights(model, weights)
+    batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
+    return Predictor(task, model, batch_size, distribution)
 
 
-def name_of(weights):
+def name_of(weights: StrPath) -> str:
     """What records call their teacher: the folder of its weights, and the start of their SHA-256.
 
     Args:
@@ -79,16 +104,52 @@ def name_of(weights):
     return f"{file.parent.name}-{sha256(file)[:12]}"
 
 
-def unfinished(shards):
-    """Those of the (TFRecord file of images, labeled file) that are not labeled, or damaged.
+def label(
+    predictor: Predictor,
+    shards: Sequence[tuple[str, str]],
+    teacher: str,
+    images: int | None = None,
+) -> None:
+    """Writes a pseudo-labeled shard for each shard of images, and its proof.
 
-    A labeled shard is whole if its SHA-256 is that of its proof, `FILE.json`. One without a proof,
-    by a kill between the two or by an earlier version, is read and gets one if it holds the images.
+    A shard is the unit of work: its file appears only when it is complete, so a kill costs one
+    shard at most. Labels that the images may have are not passed on.
+
+    Args:
+        predictor: of the teacher.
+        shards: (TFRecord file of images, file to write).
+        teacher: name that is stored in the records.
+        images: number of images in all shards, for the time left; None if it is unknown.
     """
-    return [(file, output) for file, output in shards if not _is_whole(file, output)]
+    with tqdm(total=images, desc="label", unit="image") as progress:
+
+        def labeled(file):
+            for record, prediction in predictor([file]):
+                progress.update(1)
+                yield predictor.task.to_record(record, prediction, teacher)
+
+        for number, (file, output) in enumerate(shards, 1):
+            progress.set_postfix_str(f"shard {number} of {len(shards)}")
+            records.write(output, labeled(file))
+            _write_proof(output)
 
 
-def _is_whole(file, output):
+def outputs(files: Sequence[str], folder: StrPath) -> list[str]:
+    """The pseudo-labeled shard of each of `files`."""
+    return [str(pathlib.Path(folder) / f"pseudo-{i:05d}.tfrecord") for i in range(len(files))]
+
+
+def unfinished(shards: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those of the (TFRecord file of images, labeled file) that are not labeled, or are damaged."""
+    return [(file, output) for file, output in shards if not is_whole(file, output)]
+
+
+def is_whole(file: str, output: str) -> bool:
+    """Whether `output` holds labels for all images of `file`, as they were written.
+
+    It does if its SHA-256 is that of its proof, `OUTPUT.json`. A kill between the two, or an older
+    version, leaves no proof: then the shard is read, and gets a proof if it holds the images.
+    """
     if not os.path.exists(output):
         return False
     proof = read_json_or_none(records.proof_file(output))
@@ -111,122 +172,5 @@ def _same_images(file, output):
 
 
 def _write_proof(output):
-    write_json(
-        records.proof_file(output), {"bytes": os.path.getsize(output), "sha256": sha256(output)}
-    )
-
-
-def label(predictor, shards, teacher, images=None):
-    """Writes a pseudo-labeled shard for each shard of images, and its proof.
-
-    A shard is the unit of work: it appears when complete, so that a kill costs one at most. Labels
-    that the images may have are not passed on.
-
-    Args:
-        predictor: `Predictor`.
-        shards: list of (TFRecord file of images, file to write).
-        teacher: name stored in the records.
-        images: in all shards, for the time left; None if unknown.
-    """
-    with tqdm(total=images, desc="label", unit="image") as progress:
-
-        def labeled(file):
-            for record, prediction in predictor([file]):
-                progress.update(1)
-                yield predictor.task.to_record(record, prediction, teacher)
-
-        for number, (file, output) in enumerate(shards, 1):
-            progress.set_postfix_str(f"shard {number} of {len(shards)}")
-            records.write(output, labeled(file))
-            _write_proof(output)
-
-
-# --- Apache Beam -----------------------------------------------------------------------------
-
-
-def label_on_beam(config, weights, shards, teacher, arguments):
-    """`label` by an Apache Beam pipeline, a shard at a time on each of its workers.
-
-    Args:
-        config: complete `Config`.
-        weights: of the teacher, a file or run folder, seen by all workers.
-        shards, teacher: as in `label`; those that are labeled already are kept.
-        arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
-
-    Raises:
-        UserError: without the extra, if the pipeline fails, or with the fault that a worker met.
-    """
-    text = config_lib.dump(config)
-    jobs = [_Shard(text, str(weights), file, output, teacher) for file, output in shards]
-    beam.run(jobs, arguments)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    config: str
-    weights: str
-    images: str
-    file: str
-    teacher: str
-
-    def finished(self):
-        return True if _is_whole(self.images, self.file) else None
-
-    def run(self):
-        with _LOADING:
-            predictor = _cached_predictor(self.config, self.weights)
-        label(predictor, [(self.images, self.file)], self.teacher)
-
-
-_LOADING = threading.Lock()  # threads of a Beam worker share one model
-
-
-@functools.cache
-def _cached_predictor(config_text, weights):
-    config = config_lib.config_from_dict(config_lib.load_yaml(config_text, "config"))
-    return load_predictor(config, weights, distribution_lib.make_distribution(config.runtime))
-
-
-def load_predictor(config, weights, distribution, labeling=True):
-    """The `Predictor` of trained weights.
-
-    Args:
-        config: complete `Config`.
-        weights: a `.weights.h5` file or a run folder.
-        distribution: `distribution.Distribution`.
-        labeling: for pseudo labels, in place of the evaluation.
-    """
-    task = make_task(config.task, labeling)
-    with distribution.scope():
-        model = task.build_model()
-    checkpoints.load_weights(model, weights)
-    batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
-    return Predictor(task, model, batch_size, distribution)
-
-
-# --- Report ----------------------------------------------------------------------------------
-
-
-def report(tally, files, truth_files):
-    """What the student will see of pseudo labels at its thresholds.
-
-    Args:
-        tally: an empty one of the task.
-        files: pseudo-labeled TFRecords.
-        truth_files: the same images with held-back labels, or with none.
-
-    Returns:
-        The dict that the tally's `result` returns.
-
-    Raises:
-        UserError: if the thresholds keep nothing at all.
-    """
-    for record, truth in zip(records.read(files), records.read(truth_files), strict=True):
-        tally.add(record, truth)
-    result = tally.result()
-    error_message = tally.error_message(result)
-    if error_message:
-        raise UserError(error_message)
-    for warning in result["warnings"]:
-        logging.warning("PSEUDO LABELS: %s", warning)
-    return result
+    proof: dict[str, Any] = {"bytes": os.path.getsize(output), "sha256": sha256(output)}
+    write_json(records.proof_file(output), proof)

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "official_selftrain"
 LAYERS = (
     {"utils", "ops"},
-    {"config", "engine"},
+    {"config"},
+    {"engine"},
     {"applications", "data"},
     {"models", "evaluation", "self_training"},
     {"tasks"},

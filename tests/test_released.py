@@ -22,7 +22,7 @@ from official_selftrain.conversion import architecture, checkpoint, released_con
 from official_selftrain.engine.optimizers import make_optimizer
 from official_selftrain.models import build_model
 from official_selftrain.ops import losses
-from official_selftrain.pipeline import training
+from official_selftrain.pipeline import start
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
@@ -151,7 +151,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
     before = {n: np.array(v) for n, v in checkpoint.variables_by_name(model).items()}
     assert checkpoint.is_checkpoint(prefix) and checkpoint.is_checkpoint(tmp_path)
     assert not checkpoint.is_checkpoint(tmp_path / "absent.tar.gz")
-    training._initialize(model, recipe)
+    start.initialize(model, recipe)
     order = list(raw)
     for name, variable in checkpoint.variables_by_name(model).items():
         if not name.startswith("efficientnet-b0/"):

@@ -191,7 +191,7 @@ def test_sources_that_cannot_be_learnt_from_are_named(sources):
     with pytest.raises(UserError, match=f"has the sources {', '.join(sorted(sources))}") as told:
         model.train_step((images, labels))
     assert "\n" not in str(told.value)
-    with pytest.raises(UserError, match="Joint training on further sources does not exist yet"):
+    with pytest.raises(UserError, match="Joint training on further streams does not exist yet"):
         model(images)
 
 

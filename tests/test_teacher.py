@@ -11,6 +11,7 @@ from official_selftrain.config import PseudoConfig
 from official_selftrain.data import records
 from official_selftrain.data.predictions import Detections
 from official_selftrain.evaluation.box_labels import BoxLabelStatistics, matches
+from official_selftrain.pipeline.labeling import label_statistics
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
 
@@ -108,14 +109,14 @@ def labeled(tmp_path, scores, name="p"):
 
 
 def label_report(files, threshold, names=None):
-    return teacher.report(
+    return label_statistics(
         BoxLabelStatistics(PseudoConfig(score_threshold=threshold), 3, names), *files
     )
 
 
 def test_classes_have_thresholds_of_their_own(tmp_path):
     files = labeled(tmp_path, [0.9, 0.6, 0.4])
-    report = teacher.report(
+    report = label_statistics(
         BoxLabelStatistics(PseudoConfig(score_threshold=0.8, class_thresholds={1: 0.5}), 3), *files
     )
     assert report["boxes"] == 2 and report["threshold"] == 0.8

@@ -1,17 +1,20 @@
 """The prepared sources of a config: files, counts and class names, checked against each other."""
 
-import collections
 import itertools
 import logging
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from official_selftrain.config import Config
 from official_selftrain.data import records, sources
 from official_selftrain.data.sources.record_errors import hints
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256
+from official_selftrain.utils.types import StrPath
 
 SOURCES = ("human", "unlabeled", "pseudo", "evaluation")
-WITHOUT_LABELS = ("human", "unlabeled", "evaluation")  # of a run, which makes its labels itself
+WITHOUT_LABELS = ("human", "unlabeled", "evaluation")  # for a run, which makes its labels itself
 SHOWN_CLASSES = 30  # in messages
 
 
@@ -19,16 +22,22 @@ class PreparedData:
     """The prepared sources of a config; `summaries[name]` as `sources.prepare` returns it.
 
     Args:
-        config: `Config`.
+        config: whose sources are prepared, where they are given.
         folder: where they are prepared.
-        names: sources that are needed.
+        names: the sources that are needed.
         classes: `checkpoints.classes_of` the weights that are to be used, or None.
 
     Raises:
-        UserError: for anything wrong with a source, or between two of them.
+        UserError: if anything is wrong with a source, or between two of them.
     """
 
-    def __init__(self, config, folder, names=SOURCES, classes=None):
+    def __init__(
+        self,
+        config: Config,
+        folder: StrPath,
+        names: Sequence[str] = SOURCES,
+        classes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = pathlib.Path(folder)
         self.classes = classes
         self.summaries = {}
@@ -57,8 +66,8 @@ class PreparedData:
                 sources.check_disjoint(
                     self.folder / "evaluation",
                     self.folder / name,
-                    f"what is measured must not be among the images to label; leave them out of "
-                    f"{name}, for example by {name}.exclude_lists",
+                    f"images that the result is measured on must not be labeled or learned from; "
+                    f"leave them out of {name}, for example by {name}.exclude_lists",
                 )
         if "human" in self.summaries:
             shared = sources.shared_images(self.folder / "evaluation", self.folder / "human")
@@ -83,31 +92,22 @@ class PreparedData:
                 ", ".join(repr(self.class_names.get(c, c)) for c in absent[:10]),
             )
 
-    def files(self, name):
+    def files(self, name: str) -> list[str]:
+        """The TFRecord files of a source."""
         return self.summaries[name]["files"]
 
     @property
-    def class_names(self):
-        """`{class id: name}` of the weights, or of the first source that knows names."""
+    def class_names(self) -> dict[int, str]:
+        """`{class id: name}` of the weights, or of the first source that has names."""
         order = ("the weights", "human", "pseudo", "evaluation", "unlabeled")
         return next((names for name in order if (names := self.names.get(name))), {})
 
-    def with_num_classes(self, config):
+    def with_num_classes(self, config: Config) -> Config:
         """The config with the class count of the weights, or else of the data.
 
         Raises:
-            UserError: if a label is outside the configured classes, or images are not labeled.
+            UserError: if a label is outside the configured classes.
         """
-        if config.task.kind == "segmentation":
-            for name in ("human", "evaluation"):
-                summary = self.summaries.get(name)
-                if summary and summary["masks"] < summary["images"]:
-                    missing = summary["images"] - summary["masks"]
-                    raise UserError(
-                        f"{missing} images of {name} have no mask; is {name}.masks given?"
-                    )
-        elif "human" in self.summaries and not self.summaries["human"]["boxes"]:
-            raise UserError("the labeled images hold no box; is human.annotations given?")
         labels = [s["largest_class"] for s in self.summaries.values()]
         largest = max([*self.class_names, *labels], default=0)
         count = config.task.num_classes
@@ -128,37 +128,10 @@ class PreparedData:
             )
         return config.override({"task.num_classes": count})
 
-    def lost_boxes(self, config):
-        """Texts on the boxes beyond `task.max_instances`, which a training would leave out."""
-        limit = getattr(config.task, "max_instances", None)
-        for name in ("human", "pseudo") if limit else ():
-            if getattr(config, name) is None or name not in self.summaries:
-                continue
-            counts = self.summaries[name].get("boxes_per_image", {})
-            counts = {int(boxes): images for boxes, images in counts.items()}
-            if name == "pseudo" and max(counts, default=0) > limit:
-                counts = self._kept_boxes(config)
-            lost = sum((boxes - limit) * n for boxes, n in counts.items() if boxes > limit)
-            if lost:
-                images = sum(n for boxes, n in counts.items() if boxes > limit)
-                yield (
-                    f"{images} images of {name} have more than task.max_instances={limit} boxes: "
-                    f"{lost} of its {sum(b * n for b, n in counts.items())} boxes are left out and "
-                    f"count as background; task.max_instances={max(counts)} keeps all"
-                )
+    def damage(self) -> str | None:
+        """A message on the first damaged file of the sources, all of which are read, or None.
 
-    def _kept_boxes(self, config):
-        """{boxes above the thresholds: pseudo-labeled images}."""
-        import numpy as np
-
-        limits = np.array(config.pseudo.thresholds(config.task.num_classes), "float32")
-        found = records.read(self.files("pseudo"))
-        return collections.Counter(int((r.scores > limits[r.classes]).sum()) for r in found)
-
-    def damage(self):
-        """A line on the first damaged file of the sources, which are read through, or None.
-
-        A shard that can be made again is removed, so that the same command does so.
+        A shard that can be written again is deleted, so that the same command does so.
         """
         for name in self.summaries:
             for file in self.files(name) if name == "pseudo" else ():
@@ -174,8 +147,8 @@ class PreparedData:
         return None
 
 
-def check_classes(names):
-    """Refuses sources of which one gives a class id the name that has another id in the other.
+def check_classes(names: Mapping[str, Mapping[int, str]]) -> None:
+    """Refuses sources that give the same name different ids, or the same id different names.
 
     Args:
         names: `{source: {class id: name}}`.

@@ -18,7 +18,7 @@ class GradientTrainer(keras.Model):
 
     A subclass has, besides `call(images)` and `compute_loss` of Keras:
 
-    - `sources(images)`: names of the parts of a batch, in order; refuses a batch that is wrong;
+    - `streams(images)`: names of the parts of a batch, in order; refuses a batch that is wrong;
     - `loss_sum(outputs, labels)`: (sum of the losses of one source, count) of this replica;
     - `divisor(count)`: what makes sums means, for the count of this replica;
     - `joint_loss(shares)`: the loss of `{source: share}`, with what is remembered of it;
@@ -65,7 +65,7 @@ class GradientTrainer(keras.Model):
             import tensorflow as tf
 
             images, labels = data[:2]
-            self.sources(images)  # Keras would wrap its error into many lines
+            self.streams(images)  # Keras would wrap its error into many lines
             with tf.GradientTape() as tape:
                 loss = self.compute_loss(images, labels, self(images, training=True))
                 scaled = loss * _loss_scale(self.optimizer)
@@ -82,7 +82,7 @@ class GradientTrainer(keras.Model):
             import tensorflow as tf
 
             images, labels = data[:2]
-            for source in self.sources(images):
+            for source in self.streams(images):
                 with tf.GradientTape() as tape:
                     outputs = self.student(images[source], training=True)
                     value, count = self.loss_sum(outputs, labels[source])
@@ -135,7 +135,7 @@ class GradientTrainer(keras.Model):
 
             trainable, others, optimizer, metrics = state
             images, labels = data[:2]
-            self.sources(images)
+            self.streams(images)
             differentiate = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
             (_, (_, _, others, metrics)), gradients = differentiate(
                 trainable, others, metrics, images, labels, None, True, optimizer

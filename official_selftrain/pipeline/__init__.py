@@ -1,4 +1,4 @@
-"""What a command does: stages of a run, from data to report."""
+"""What the commands do: the stages of a run, from its data to its report."""
 
 from official_selftrain.pipeline.evaluation import evaluate, evaluate_stages
 from official_selftrain.pipeline.labeling import pseudo_label

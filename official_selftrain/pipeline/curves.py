@@ -2,10 +2,14 @@
 
 import io
 import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
-def curves(histories, names):
-    """SVG text of scalars over steps, one panel a name, or None without the extra `[report]`.
+def curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]
+) -> str | None:
+    """SVG text of scalars over steps, one panel per name, or None without the extra `[report]`.
 
     Args:
         histories: `{label: [{"step": ..., name: value}, ...]}`.
@@ -26,8 +30,13 @@ def curves(histories, names):
     return _svg(figure)
 
 
-def histogram(counts, threshold):
-    """SVG text of a histogram of scores 0..1, or None without the extra `[report]`."""
+def histogram(counts: Sequence[int], threshold: float) -> str | None:
+    """SVG text of a histogram of scores in [0, 1], or None without the extra `[report]`.
+
+    Args:
+        counts: of equally wide bins.
+        threshold: where a vertical line is drawn.
+    """
     figure, panels = _figure(1)
     if figure is None:
         return None

@@ -1,17 +1,25 @@
-"""Metrics of trained weights, and of their average; those of a run are its own."""
+"""Metrics of trained weights, and of their average.
+
+The `metrics.json` of a run always describes its own weights on its own data; what other weights or
+other data give is written to a file of its own.
+"""
 
 import contextlib
 import logging
+import math
 import pathlib
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
 from official_selftrain import teacher
+from official_selftrain.config import Config
 from official_selftrain.data import inputs
+from official_selftrain.data.prepared import PreparedData
 from official_selftrain.engine import checkpoints, memory
-from official_selftrain.engine import distribution as distribution_lib
 from official_selftrain.engine import loop as loop_lib
+from official_selftrain.engine.distribution import Distribution
 from official_selftrain.pipeline.folder import (
     CONFIG,
     MADE_OF,
@@ -21,41 +29,46 @@ from official_selftrain.pipeline.folder import (
     digest,
     made_of,
     saved_config,
-    working_in,
 )
-from official_selftrain.pipeline.workspace import prepare, reading
+from official_selftrain.pipeline.workspace import Workspace
+from official_selftrain.tasks import task_type
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256, write_json
+from official_selftrain.utils.types import StrPath
 
-EVALUATIONS = "evaluations"  # of other weights or data than the run's own
+EVALUATIONS = "evaluations"  # folder for the metrics of weights or data that are not the run's own
+Metrics = dict[str, float]
 
 
-def evaluate(config, folder, data=None, weights=None, refresh=False):
-    """Metrics of trained weights on the evaluation source, which alone is read.
+def evaluate(
+    config: Config, folder: StrPath, weights: StrPath | None = None, refresh: bool = False
+) -> Metrics:
+    """Metrics of trained weights on the evaluation source; no other source is read.
 
     Those of the folder's own weights on its own data are written to `folder/metrics.json`. In the
     folder of a run, those of other weights, data or settings go to `folder/evaluations/NAME.json`.
 
     Args:
-        config: `Config` with an evaluation source.
-        folder: the run folder; its `model.weights.h5` is taken unless `weights` is given.
-        data: `PreparedData`, None prepares it in `folder`.
-        weights: a `.weights.h5` file or run folder, or None.
-        refresh: measure again what is measured already.
+        config: with an evaluation source.
+        folder: the run folder, whose `model.weights.h5` is measured unless `weights` is given.
+        weights: a `.weights.h5` file or a run folder.
+        refresh: measure again what has been measured already.
+
+    Returns:
+        `{metric: value}` in [0, 1], -1 where a class has no label.
 
     Raises:
         UserError: for bad data or weights, or without an evaluation source.
     """
-    folder = pathlib.Path(folder)
-    distribution = distribution_lib.make_distribution(config.runtime)
-    own = folder / checkpoints.WEIGHTS
+    workspace = Workspace.open(config, folder)
+    own = workspace.folder / checkpoints.WEIGHTS
     if weights is not None and checkpoints.weights_file(weights).resolve() == own.resolve():
         weights = None
-    with working_in(folder, distribution):
-        return measured(config, folder, distribution, data, weights, refresh)
+    with workspace:
+        return evaluate_stage(workspace, weights, refresh)
 
 
-def evaluate_stages(configs, folder):
+def evaluate_stages(configs: Mapping[str, Config], folder: StrPath) -> dict[str, Metrics]:
     """Measures the trainings of a run again, on data that is prepared once.
 
     Args:
@@ -63,43 +76,46 @@ def evaluate_stages(configs, folder):
         folder: the folder of `run`.
 
     Returns:
-        `{stage: metrics}`, as `evaluate`.
+        `{stage: metrics}`, as `evaluate` returns them.
     """
-    folder = pathlib.Path(folder)
     stage, config = next(iter(configs.items()))
-    distribution = distribution_lib.make_distribution(config.runtime)
-    with working_in(folder, distribution):
-        data = _evaluation_data(config, folder / stage, None, folder, distribution)
-        return {
-            stage: evaluate(config, folder / stage, data, refresh=True)
-            for stage, config in configs.items()
-        }
+    workspace = Workspace.open(config, folder)
+    with workspace:
+        _prepare(workspace, workspace.folder / stage, None)
+        results = {}
+        for stage, config in configs.items():
+            with workspace.stage(stage, config) as place:
+                results[stage] = evaluate_stage(place, refresh=True)
+    return results
 
 
-def measured(config, folder, distribution, data=None, weights=None, refresh=False):
-    """`evaluate` in a locked folder; `weights` are not those of the folder, or None."""
+def evaluate_stage(
+    workspace: Workspace, weights: StrPath | None = None, refresh: bool = False
+) -> Metrics:
+    """`evaluate` in an entered workspace; `weights` are not those of its folder."""
+    config, folder, distribution = workspace.config, workspace.folder, workspace.distribution
     if config.evaluation is None or not config.evaluation.given:
         raise UserError("nothing to evaluate on: set evaluation.records, or images and annotations")
-    file = folder / METRICS
     own = weights is None and _measures_alike(config, folder)
     if own and not refresh and _same_place(config, folder):
-        metrics = read_json_or_none(file)
+        metrics = read_json_or_none(folder / METRICS)
         if metrics:
             return metrics
-    data = data or _evaluation_data(config, folder, weights, folder, distribution)
-    config = data.with_num_classes(config)
+    if workspace.data is None:
+        _prepare(workspace, folder, weights)
+    config, data = workspace.data.with_num_classes(config), workspace.data
     check_measurable(config, data)
     summary = data.summaries["evaluation"]
     before = made_of(folder).get("evaluation", {}).get("content", content_of(summary))
     own = own and (_same_place(config, folder) or content_of(summary) == before)
-    with reading(data, distribution):
+    with workspace.reading():
         best = folder if own and config.trainer.evaluation_interval else None
         metrics = _measure(config, weights or folder, data, distribution, best)
         average = folder / checkpoints.AVERAGE
         if weights is None and average.exists():
             averaged = _measure(config, average, data, distribution)
             metrics |= {f"ema/{name}": value for name, value in averaged.items()}
-    no_run = saved_config(folder) is None  # whose metrics could be meant
+    no_run = saved_config(folder) is None  # then metrics.json can belong to no other weights
     if distribution.chief and (own or no_run):
         _write_metrics(config, folder, summary, metrics)
     elif distribution.chief:
@@ -119,23 +135,23 @@ def _measure(config, weights, data, distribution, best=None):
     return metrics
 
 
-def check_measurable(config, data):
+def check_measurable(config: Config, data: PreparedData) -> None:
     """Raises a `UserError` if the evaluation source, where there is one, has no labels."""
     summary = data.summaries.get("evaluation")
     if config.evaluation is not None and summary is None:
         raise UserError("nothing to evaluate on: set evaluation.records, or images and annotations")
-    if summary is not None and config.task.kind == "detection" and not summary["boxes"]:
-        raise UserError("the evaluation source has no labels; give evaluation.annotations")
+    if summary is not None and not task_type(config.task).has_truth(summary):
+        raise UserError("the evaluation source has no labels; set evaluation.annotations")
 
 
 def _measures_alike(config, folder):
     """Whether a config measures as the one of the run in a folder does, or there is no run."""
     before = saved_config(folder)
 
-    def way(config):
+    def settings(config):
         return config.task.model_dump(exclude={"num_classes"}), config.evaluation
 
-    return before is None or way(before) == way(config)
+    return before is None or settings(before) == settings(config)
 
 
 def _same_place(config, folder):
@@ -143,13 +159,15 @@ def _same_place(config, folder):
     return before is None or before.data_dir == config.data_dir
 
 
-def _evaluation_data(config, folder, weights, root, distribution):
-    """The evaluation source, prepared in `root`, for weights, or those of `folder`."""
+def _prepare(workspace, folder, weights):
+    """Prepares the evaluation source for `weights`, or for those of `folder`."""
+    config, root = workspace.config, workspace.folder
     classes = checkpoints.classes_of(weights or folder)
     own = weights is None and _measures_alike(config, folder) and _same_place(config, folder)
     place = root / "data" if own or not (root / CONFIG).exists() else root / EVALUATIONS / "data"
+    # Without a class count of the weights, that of the labeled images tells how many there are.
     names = ("evaluation",) if classes or config.task.num_classes else ("human", "evaluation")
-    return prepare(config, place, distribution, names, classes)
+    workspace.prepare(names, classes, place)
 
 
 def _write_metrics(config, folder, summary, metrics):
@@ -164,7 +182,7 @@ def _write_metrics(config, folder, summary, metrics):
 
 
 def _write_foreign_metrics(config, folder, summary, metrics, weights):
-    """Metrics that are not those of the run in the folder, beside what they were measured on."""
+    """Writes metrics of other weights, data or settings, with what they were measured on."""
     file, source = checkpoints.weights_file(weights or folder), config.evaluation
     place = pathlib.Path(source.images or source.records or source.tfds or source.embedded)
     identity = [sha256(file), content_of(summary), config.task.model_dump(mode="json")]
@@ -175,16 +193,19 @@ def _write_foreign_metrics(config, folder, summary, metrics, weights):
     content |= {"evaluation": source.model_dump(mode="json"), "images": summary["images"]}
     write_json(file_name, content | {"metrics": metrics})
     logging.warning(
-        "these are not the metrics of the run in %s, which stay as they are: written to %s",
+        "these metrics are not those of the run in %s, whose metrics.json stays as it is: written "
+        "to %s",
         folder,
         file_name,
     )
 
 
-def measure(predictor, data, distribution):
-    """The metrics of a `teacher.Predictor` on the evaluation source.
+def measure(
+    predictor: teacher.Predictor, data: PreparedData, distribution: Distribution
+) -> Metrics:
+    """The metrics of a predictor on the evaluation source.
 
-    Every worker sees a share of the images, and returns the metrics of all.
+    Every worker predicts a part of the images, and returns the metrics of all.
 
     Raises:
         UserError: if a shard is damaged.
@@ -192,7 +213,7 @@ def measure(predictor, data, distribution):
     metric = predictor.task.metric(data.class_names)
     summary, workers = data.summaries["evaluation"], distribution.workers
     stream = predictor(summary["files"], distribution.worker, workers)
-    total = -(-summary["images"] // workers)
+    total = math.ceil(summary["images"] / workers)
     with readable_errors(data, ["evaluation"]):
         for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
             metric.update(record, prediction)
@@ -202,23 +223,25 @@ def measure(predictor, data, distribution):
     return first.result()
 
 
-def log_metrics(folder, step, metrics):
-    """Writes metrics for TensorBoard."""
+def log_metrics(folder: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
+    """Writes the metrics of a step for TensorBoard."""
     with loop_lib.summaries(folder / "tensorboard") as write:
         write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
 
 
 @contextlib.contextmanager
-def readable_errors(data, sources, check=None):
+def readable_errors(
+    data: PreparedData, sources: Sequence[str], check: Callable | None = None
+) -> Iterator[None]:
     """Turns what TensorFlow raises for a damaged shard into one line that names file and record.
 
     Args:
-        data: `PreparedData`.
-        sources: names of the sources that are read inside.
-        check: function record, which raises a `UserError` for labels that the task cannot use.
+        data: the prepared sources.
+        sources: names of those that are read inside.
+        check: function of a record, which raises a `UserError` for labels that a task cannot use.
 
     Raises:
-        UserError: in place of an error of TensorFlow that data can cause, or of lacking memory.
+        UserError: in place of an error of TensorFlow that bad data, or too little memory, causes.
     """
     from tensorflow import errors
 
@@ -231,7 +254,7 @@ def readable_errors(data, sources, check=None):
         yield
     except errors.ResourceExhaustedError as error:
         raise UserError(
-            f"out of memory ({_first_line(error)}): take smaller batches (human.batch_size, "
+            f"out of memory ({_first_line(error)}): use smaller batches (human.batch_size, "
             "pseudo.batch_size), trainer.micro_batches=N, or a smaller task.image_size"
         ) from None
     except of_input as error:

@@ -1,22 +1,29 @@
-"""The folder of a run: whose it is, and what its training was made of.
+"""The folder of a run: whose settings it holds, and what its training was made of.
 
 It holds `config.yaml`, `checkpoints/`, `tensorboard/`, `history.jsonl`, `model.weights.h5`,
 `classes.json` and `metrics.json`, and where asked for `ema.weights.h5` and `best.weights.h5`.
-`made_of.json` binds it to what it was made of, by content, so that a folder can be moved or copied.
+`made_of.json` binds it to its data and its start by their content, so that a folder can be moved
+or copied.
 """
 
 import contextlib
 import glob
 import hashlib
+import importlib.metadata as metadata
 import json
 import logging
 import pathlib
 import shutil
 import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from official_selftrain import config as config_lib
+from official_selftrain.config import Config
 from official_selftrain.conversion import checkpoint
+from official_selftrain.data.prepared import PreparedData
 from official_selftrain.engine import checkpoints
+from official_selftrain.engine.distribution import Distribution
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import (
     locked,
@@ -26,10 +33,11 @@ from official_selftrain.utils.files import (
     write_json,
     write_text,
 )
+from official_selftrain.utils.types import StrPath
 
-# Settings that may change between a run and its continuation: they change no result.
+# Settings that may differ when a run is resumed, because they do not affect the result.
 FREE_TO_CHANGE = ("runtime", "description", "published")
-# Where data and weights lie; they are compared by what is in them, see `MADE_OF`.
+# Where data and weights are; they are compared by their content instead, see `MADE_OF`.
 PLACES = ("data_dir", "pseudo.records", "trainer.init")
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
@@ -37,13 +45,13 @@ MADE_OF = "made_of.json"  # what a training or labels were made of
 
 
 @contextlib.contextmanager
-def working_in(folder, distribution):
-    """Keeps other processes out of a folder, and removes what a killed one left half written.
+def working_in(folder: pathlib.Path, distribution: Distribution) -> Iterator[None]:
+    """Keeps other processes out of a folder, and deletes partial files of a killed one.
 
     Raises:
         UserError: if another process works there.
     """
-    if not distribution.chief:  # it belongs to the chief, which has the lock
+    if not distribution.chief:  # the chief holds the lock for all workers
         yield
         return
     with locked(folder) as known:
@@ -52,10 +60,10 @@ def working_in(folder, distribution):
         yield
 
 
-def init_run_folder(config, folder):
+def init_run_folder(config: Config, folder: StrPath) -> None:
     """Writes `config.yaml` into a new folder, or checks that an old one is of the same run.
 
-    While nothing is trained or labeled in it, a folder takes other settings.
+    The settings can still be changed while nothing has been trained or labeled in the folder.
 
     Raises:
         UserError: if the folder holds another run, naming what differs, or cannot be written.
@@ -65,7 +73,7 @@ def init_run_folder(config, folder):
     changed = check_settings(config, folder)
     if changed:
         logging.warning(
-            "nothing is trained in %s yet: it takes the new settings, %s",
+            "nothing has been trained in %s yet, so its settings are replaced: %s",
             folder,
             "; ".join(changed[:3]),
         )
@@ -79,11 +87,11 @@ def init_run_folder(config, folder):
     write_text(folder / CONFIG, environment() + config_lib.dump(config))
 
 
-def check_settings(config, folder):
-    """Which settings differ from those of the run in a folder.
+def check_settings(config: Config, folder: pathlib.Path) -> list[str]:
+    """Texts on the settings that differ from those of the run in a folder.
 
     Raises:
-        UserError: if they do, and something is trained or labeled there.
+        UserError: if some do, and something has been trained or labeled in the folder.
     """
     before = saved_config(folder)
     changed = [] if before is None else _differences(before, config)
@@ -95,8 +103,8 @@ def check_settings(config, folder):
     return changed
 
 
-def saved_config(folder):
-    """The config of the run in a folder, None if there is none."""
+def saved_config(folder: pathlib.Path) -> Config | None:
+    """The config of the run in a folder, or None if the folder holds no run."""
     file = folder / CONFIG
     return config_lib.load(file) if file.exists() else None
 
@@ -105,7 +113,7 @@ def _has_results(folder):
     """Whether a folder of a training, or of a whole run, holds what took time to make."""
     places = [folder, *(place for place in folder.iterdir() if place.is_dir())]
     return any(
-        any(checkpoints.saved_steps(place / "checkpoints"))  # more than that of step 0
+        any(checkpoints.saved_steps(place / "checkpoints"))  # step 0, which is false, cost nothing
         or any(place.glob("*.weights.h5"))
         or any(place.glob("pseudo-*.tfrecord"))
         for place in places
@@ -113,7 +121,7 @@ def _has_results(folder):
 
 
 def _forget_start(folder):
-    """Removes what was written before the first step, for other settings."""
+    """Removes what was written for other settings before the first step."""
     for step in checkpoints.saved_steps(folder / "checkpoints"):
         (folder / "checkpoints" / f"ckpt-{step:08d}.npz").unlink()
     (folder / MADE_OF).unlink(missing_ok=True)
@@ -130,7 +138,7 @@ def _differences(before, after, ignored=(*FREE_TO_CHANGE, *PLACES)):
             if isinstance(old, dict) and isinstance(new, dict):
                 yield from compare(old, new, f"{name}.")
             elif old != new:
-                yield f"{name} ({_short(old)} there, {_short(new)} now)"
+                yield f"{name} ({_short(old)} before, {_short(new)} now)"
 
     return list(compare(before.model_dump(), after.model_dump(), ""))
 
@@ -139,10 +147,8 @@ def _short(value):
     return "nothing" if value is None else "a section" if isinstance(value, dict) else repr(value)
 
 
-def environment():
-    """Versions and git revision as YAML comments."""
-    import importlib.metadata as metadata
-
+def environment() -> str:
+    """Versions of the packages, and the git revision of a checkout, as YAML comments."""
     lines = []
     for package in (
         "official_selftrain", "keras", "tensorflow", "tensorflow-cpu", "jax", "numpy", "pillow"
@@ -162,17 +168,18 @@ def environment():
 # --- What a training is made of --------------------------------------------------------------
 
 
-def content_of(summary):
+def content_of(summary: Mapping[str, Any]) -> str:
     """The identity of prepared data: a SHA-256 over its shards."""
     return summary["content"]
 
 
-def digest(value):
+def digest(value: Any) -> str:
+    """SHA-256 of a value that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(init):
-    """What tells one start of a training from another: a name, or the SHA-256 of the weights."""
+    """What distinguishes one start of a training from another: a name, or a SHA-256 of weights."""
     if not init or init in ("imagenet", "imagenet++"):
         return init
     path = pathlib.Path(init)
@@ -185,13 +192,13 @@ def _identity(init):
     return sha256(checkpoints.weights_file(path))
 
 
-def claim_content(config, folder, data):
+def claim_content(config: Config, folder: pathlib.Path, data: PreparedData) -> None:
     """Binds a training to the content of its data and the weights it starts from.
 
-    Metrics of a finished training on other evaluation data are removed, to be measured again.
+    Metrics of a finished training on other evaluation data are deleted, to be measured again.
 
     Raises:
-        UserError: if the folder's training was made of other data or weights, naming what changed.
+        UserError: if the training in the folder has used other data or weights, naming them.
     """
     finished = (folder / checkpoints.WEIGHTS).exists()
     now = {
@@ -212,23 +219,25 @@ def claim_content(config, folder, data):
     if changed and _has_results(folder):
         told = [f"{k}: {_told(before[k])} before, {_told(now[k])} now" for k in sorted(changed)]
         raise UserError(
-            f"{folder} was trained on other data or from other weights, which do not mix: "
-            f"{'; '.join(told)}. Give back what it began with, choose another --model_dir, or "
-            "delete the folder"
+            f"{folder} was trained on other data or from other weights, which must not be mixed: "
+            f"{'; '.join(told)}. Restore what the training began with, choose another --model_dir, "
+            "or delete the folder"
         )
     if changed:
-        logging.warning("nothing is trained in %s yet: it takes the new data", folder)
+        logging.warning("nothing has been trained in %s yet, so its data is replaced", folder)
         _forget_start(folder)
     if now != {key: before.get(key) for key in now}:
         write_json(folder / MADE_OF, before | now)
 
 
-def counted(summary):
+def counted(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The content and the counts of prepared data, as `MADE_OF` holds them."""
     counts = {key: summary[key] for key in ("images", "boxes", "masks")}
     return {"content": content_of(summary)} | counts
 
 
-def made_of(folder):
+def made_of(folder: pathlib.Path) -> dict[str, Any]:
+    """What the training in a folder was made of, empty if that is unknown."""
     found = read_json_or_none(folder / MADE_OF)
     return found if isinstance(found, dict) else {}
 
@@ -241,8 +250,8 @@ def _told(value):
     return f"{', '.join(counts)} ({value['content'][:8]})"
 
 
-def check_weights(folder):
-    """Checks that the weights of a finished training are those that it wrote.
+def check_weights(folder: pathlib.Path) -> None:
+    """Checks that the weights of a finished training are those that it has written.
 
     Raises:
         UserError: if they are damaged.
@@ -252,13 +261,13 @@ def check_weights(folder):
     if before.setdefault("weights", found) != found:
         raise UserError(
             f"{file} is not as the training has written it (its SHA-256 differs): delete it, and "
-            "the same command makes it again from the last checkpoint"
+            "the same command writes it again from the last checkpoint"
         )
     if before != made_of(folder):
         write_json(folder / MADE_OF, before)
 
 
-def write_classes(config, folder, data):
+def write_classes(config: Config, folder: pathlib.Path, data: PreparedData) -> None:
     """Writes class count and names beside the weights, as `checkpoints.classes_of` reads them."""
     classes = {"num_classes": config.task.num_classes, "names": data.class_names}
     write_json(folder / checkpoints.CLASSES, classes)

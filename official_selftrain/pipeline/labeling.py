@@ -1,73 +1,100 @@
-"""Pseudo labels of the unlabeled source: on all devices or by Beam, bound to their teacher."""
+"""Pseudo labels of the unlabeled source, on all devices or by Beam, and what they are worth."""
 
+import dataclasses
 import itertools
 import logging
 import pathlib
+import threading
+from collections.abc import Sequence
+from typing import Any
 
 from official_selftrain import config as config_lib
 from official_selftrain import teacher
-from official_selftrain.data import records, visualize
+from official_selftrain.config import Config, PseudoConfig, changed
+from official_selftrain.data import beam, records, visualize
 from official_selftrain.engine import checkpoints, memory
-from official_selftrain.engine import distribution as distribution_lib
-from official_selftrain.pipeline.folder import content_of, digest, working_in, write_classes
-from official_selftrain.pipeline.workspace import prepare, reading
+from official_selftrain.pipeline.folder import content_of, digest, write_classes
+from official_selftrain.pipeline.workspace import Workspace
+from official_selftrain.tasks import make_task
+from official_selftrain.tasks.base import LabelStatistics
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json, read_json_or_none, sha256, write_json
+from official_selftrain.utils.types import StrPath
 
 MADE_BY = "made_by.json"
 LABEL_STATISTICS = "statistics.json"
-COMPARED = 500  # human-labeled images that the classes of pseudo labels are compared with
+COMPARED = 500  # human-labeled images whose classes are compared with those of the pseudo labels
 
 
-def pseudo_label(config, folder, weights, data=None, threshold=None, beam_args=None):
-    """Labels the unlabeled source; returns the written files and the label report.
+def pseudo_label(
+    config: Config,
+    folder: StrPath,
+    weights: StrPath,
+    threshold: float | None = None,
+    beam_args: Sequence[str] | None = None,
+) -> tuple[list[str], dict[str, Any]]:
+    """Labels the unlabeled source with a trained teacher.
 
     Args:
-        config: `Config` with an unlabeled source.
+        config: with an unlabeled source.
         folder: where `pseudo-*.tfrecord` and `statistics.json` are written.
-        weights: of the teacher, a file or a run folder.
-        data: `PreparedData`, None prepares it in `folder/data`.
-        threshold: for the report; None takes the student's thresholds.
-        beam_args: arguments of an Apache Beam pipeline that labels the shards; None does it here,
-            on all devices and workers of `config.runtime`.
+        weights: of the teacher, a `.weights.h5` file or a run folder.
+        threshold: at which the statistics are made, in [0, 1]; by default the student's thresholds.
+        beam_args: arguments of an Apache Beam pipeline that labels the shards; without them this
+            process does, on all devices and workers of `config.runtime`.
+
+    Returns:
+        The files of pseudo labels, and their statistics; see `Task.label_statistics`.
 
     Raises:
-        UserError: for bad data or weights, or a folder with labels of others.
+        UserError: for bad data or weights, or a folder that holds other labels.
     """
     if config.unlabeled is None or not config.unlabeled.given:
         raise UserError("nothing to label: set unlabeled.images (a folder) or unlabeled.records")
-    folder = pathlib.Path(folder)
-    distribution = distribution_lib.make_distribution(config.runtime)
-    pseudo = config.pseudo or config_lib.PseudoConfig()
-    if threshold is not None:
-        pseudo = config_lib.changed(pseudo, score_threshold=threshold, class_thresholds={})
-    with working_in(folder, distribution):
-        if data is None:
+    return label_stage(Workspace.open(config, folder), weights, threshold, beam_args)
+
+
+def label_stage(
+    workspace: Workspace,
+    weights: StrPath,
+    threshold: float | None = None,
+    beam_args: Sequence[str] | None = None,
+) -> tuple[list[str], dict[str, Any]]:
+    """`pseudo_label` in a workspace, whose data is prepared unless it has been."""
+    with workspace:
+        if workspace.data is None:
             classes = checkpoints.classes_of(weights)
             names = ("unlabeled", "evaluation", *(() if classes else ("human",)))
-            data = prepare(config, folder / "data", distribution, names, classes)
-        config = data.with_num_classes(config)
-        files = data.files("unlabeled")
-        written = teacher.outputs(files, folder)
-        name = distribution.on_chief_first(
-            lambda: _check_label_folder(config, folder, weights, data)
-        )
+            workspace.prepare(names, classes)
+        files = workspace.data.files("unlabeled")
+        written = teacher.outputs(files, workspace.folder)
+        name = workspace.on_chief_first(lambda: _check_label_folder(workspace, weights))
         shards = list(zip(files, written, strict=True))
-        with reading(data, distribution):
+        with workspace.reading():
             if beam_args is not None:
-                teacher.label_on_beam(config, weights, shards, name, beam_args)
+                label_on_beam(workspace.config, weights, shards, name, beam_args)
             else:
-                _label(config, weights, shards, name, data, distribution)
-            distribution.barrier()
-            if distribution.chief:
-                _report_labels(config, folder, files, written, pseudo, data)
-            distribution.barrier()
-    return written, read_json(folder / LABEL_STATISTICS)
+                _label(workspace, weights, shards, name)
+            workspace.distribution.barrier()
+            if workspace.distribution.chief:
+                pseudo = _student_source(workspace.config, threshold)
+                _write_statistics(workspace, files, written, pseudo)
+            workspace.distribution.barrier()
+    return written, read_json(workspace.folder / LABEL_STATISTICS)
+
+
+def _student_source(config, threshold):
+    """The pseudo source, whose thresholds the statistics describe."""
+    pseudo = config.pseudo or PseudoConfig()
+    if threshold is None:
+        return pseudo
+    return changed(pseudo, score_threshold=threshold, class_thresholds={})
 
 
 @memory.given_back()
-def _label(config, weights, shards, name, data, distribution):
-    """Labels this worker's share of the shards."""
+def _label(workspace, weights, shards, name):
+    """Labels this worker's part of the shards."""
+    config, distribution = workspace.config, workspace.distribution
     own = shards[distribution.worker :: distribution.workers]
     waiting = teacher.unfinished(own)
     if not any(distribution.gather(len(waiting))):
@@ -75,14 +102,13 @@ def _label(config, weights, shards, name, data, distribution):
     if len(waiting) < len(own):
         logging.info("%d of %d shards are labeled already", len(own) - len(waiting), len(own))
     predictor = teacher.load_predictor(config, weights, distribution)
-    images = round(data.summaries["unlabeled"]["images"] * len(waiting) / len(shards))
+    images = round(workspace.data.summaries["unlabeled"]["images"] * len(waiting) / len(shards))
     teacher.label(predictor, waiting, name, images)
 
 
-def _report_labels(config, folder, files, written, pseudo, data):
-    """Writes the report of the labels and their picture, unless they are there."""
-    from official_selftrain.tasks import make_task
-
+def _write_statistics(workspace, files, written, pseudo):
+    """Writes the statistics of the labels and a picture of some, unless they are up to date."""
+    config, folder, data = workspace.config, workspace.folder, workspace.data
     names = {str(key): name for key, name in data.class_names.items()}
     made_of = digest(
         [
@@ -97,17 +123,45 @@ def _report_labels(config, folder, files, written, pseudo, data):
         return
     human = records.read(data.files("human")) if "human" in data.summaries else ()
     human = itertools.islice(human, COMPARED)
-    tally = make_task(config.task).label_statistics(pseudo, data.class_names, human)
+    task = make_task(config.task)
     visualize.preview(
         picture, records.read(written), 12, data.class_names, pseudo.score_threshold,
-        masks=config.task.kind == "segmentation",
+        masks=task.draws_masks,
     )  # fmt: skip
-    result = teacher.report(tally, written, files)
+    statistics = task.label_statistics(pseudo, data.class_names, human)
+    result = label_statistics(statistics, written, files)
     write_json(folder / LABEL_STATISTICS, result | {"made_of": made_of})
 
 
-def _check_label_folder(config, folder, weights, data):
-    """Keeps labels of two teachers, sets of images or settings out of one folder.
+def label_statistics(
+    statistics: LabelStatistics, files: Sequence[str], truth_files: Sequence[str]
+) -> dict[str, Any]:
+    """What the student will see of pseudo labels at its thresholds.
+
+    Args:
+        statistics: empty ones of the task.
+        files: pseudo-labeled TFRecord files.
+        truth_files: the same images with held-back labels, or without any.
+
+    Returns:
+        What the `result` of `statistics` returns; its warnings are logged.
+
+    Raises:
+        UserError: if the thresholds keep nothing at all.
+    """
+    for record, truth in zip(records.read(files), records.read(truth_files), strict=True):
+        statistics.add(record, truth)
+    result = statistics.result()
+    error_message = statistics.error_message(result)
+    if error_message:
+        raise UserError(error_message)
+    for warning in result["warnings"]:
+        logging.warning("PSEUDO LABELS: %s", warning)
+    return result
+
+
+def _check_label_folder(workspace, weights):
+    """Refuses a folder that holds labels of another teacher, for other images or settings.
 
     Returns:
         The name of the teacher.
@@ -115,6 +169,7 @@ def _check_label_folder(config, folder, weights, data):
     Raises:
         UserError: if the folder holds other labels, naming what differs.
     """
+    config, folder, data = workspace.config, workspace.folder, workspace.data
     unlabeled = data.summaries["unlabeled"]
     made_by = {
         "teacher": teacher.name_of(weights),
@@ -142,3 +197,63 @@ def _check_label_folder(config, folder, weights, data):
     write_json(folder / MADE_BY, made_by)
     write_classes(config, folder, data)
     return made_by["teacher"]
+
+
+# --- Apache Beam -----------------------------------------------------------------------------
+
+
+def label_on_beam(
+    config: Config,
+    weights: StrPath,
+    shards: Sequence[tuple[str, str]],
+    teacher_name: str,
+    arguments: Sequence[str],
+) -> None:
+    """`teacher.label` by an Apache Beam pipeline; a worker labels one shard at a time.
+
+    Args:
+        config: with a class count.
+        weights: of the teacher, a file or a run folder that all workers can read.
+        shards: (TFRecord file of images, file to write); those already labeled are kept.
+        teacher_name: the name that is stored in the records.
+        arguments: of the pipeline, such as `["--runner=FlinkRunner", ...]`.
+
+    Raises:
+        UserError: without the extra, if the pipeline fails, or with the error that a worker met.
+    """
+    text = config_lib.dump(config)
+    jobs = [_Shard(text, str(weights), file, output, teacher_name) for file, output in shards]
+    beam.run(jobs, arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A job for `beam.run`. It holds text only, because it travels to another machine."""
+
+    config: str
+    weights: str
+    images: str
+    file: str
+    teacher: str
+
+    def finished(self):
+        return True if teacher.is_whole(self.images, self.file) else None
+
+    def run(self):
+        with _LOADING:
+            predictor = _cached_predictor(self.config, self.weights, self.file)
+        teacher.label(predictor, [(self.images, self.file)], self.teacher)
+
+
+_LOADING = threading.Lock()  # threads of a Beam worker share one model
+_predictors: dict[tuple[str, str], teacher.Predictor] = {}
+
+
+def _cached_predictor(config_text, weights, file):
+    """The predictor of this worker, which labels many shards with the same weights."""
+    if (config_text, weights) not in _predictors:
+        config = config_lib.config_from_dict(config_lib.load_yaml(config_text, "config"))
+        workspace = Workspace.open(config, pathlib.Path(file).parent)
+        predictor = teacher.load_predictor(config, weights, workspace.distribution)
+        _predictors[config_text, weights] = predictor
+    return _predictors[config_text, weights]

@@ -1,44 +1,44 @@
 """Before a long run: one batch through everything, and what the run will need."""
 
-import pathlib
 import resource
 import shutil
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
 from official_selftrain import config as config_lib
+from official_selftrain.config import Config
 from official_selftrain.data import records, visualize
 from official_selftrain.data.prepared import SOURCES, WITHOUT_LABELS
-from official_selftrain.engine import distribution as distribution_lib
 from official_selftrain.engine import guards, memory
-from official_selftrain.pipeline.folder import check_settings, working_in
-from official_selftrain.pipeline.training import (
-    Training,
-    check_batches,
-    check_start,
-    check_startable,
-    images_per_step,
-)
-from official_selftrain.pipeline.workspace import prepare, reading
+from official_selftrain.pipeline.folder import check_settings
+from official_selftrain.pipeline.start import check_start, check_startable
+from official_selftrain.pipeline.training import Training, check_batches, images_per_step
+from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath
 
 SHOWN = 4  # images in the picture
 
 
-def look(training, picture, stages=None):
-    """Makes two steps, which nothing keeps, and looks at data, time, memory and disk.
+def look(
+    training: Training,
+    picture: StrPath | None,
+    stages: Mapping[str, Config] | None = None,
+) -> list[tuple[str, str]]:
+    """Runs two training steps, discards them, and reports on data, time, memory and disk space.
 
     Args:
-        training: a new `training.Training`.
-        picture: path of a PNG of labeled images under each policy, or None.
-        stages: `{stage: Config}` of all trainings of the run, if this one is only the first.
+        training: a new one.
+        picture: PNG file to write, of labeled images under each augmentation policy, or None.
+        stages: `{stage: config}` of all trainings of the run, if this one is only the first.
 
     Returns:
-        `[(name, text)]` for people; texts that begin with "WARNING" call for a look.
+        Lines to print, as (name, text). Texts that need attention start with "WARNING".
 
     Raises:
-        UserError: if the first batch already gives a loss that is not finite, or as in a run.
+        UserError: if the first loss is already not finite, or for what would stop a training.
     """
     training.initialize()
     loop = training.loop(0)
@@ -52,8 +52,8 @@ def look(training, picture, stages=None):
             guards.check_finite(scalars, step)
         except guards.NonFiniteLossError as problem:
             raise UserError(
-                f"{problem} of the check: the labels, trainer.init or the first learning rate "
-                "(optimizer.warmup_learning_rate) cannot be right"
+                f"{problem}, at the very beginning: check the labels, trainer.init and "
+                "optimizer.warmup_learning_rate"
             ) from None
     if picture:
         names, seed = training.data.class_names, training.config.trainer.seed
@@ -69,7 +69,7 @@ def look(training, picture, stages=None):
 
 
 def _classes(data):
-    """The class map: how many images of each source hold each class."""
+    """How many images of each source hold each class."""
     known = set(data.class_names)
     held = {name: summary["images_per_class"] for name, summary in data.summaries.items()}
     for counts in held.values():
@@ -84,7 +84,7 @@ def _classes(data):
 
 
 def _labels(training, micro_batch):
-    """Objects and pixel values of the first batch, as the network gets them."""
+    """Label density and pixel values of the first batch, as the network gets them."""
     images, labels = micro_batch
     strategy = training.distribution.strategy
 
@@ -95,11 +95,10 @@ def _labels(training, micro_batch):
     for source, pixels in images.items():
         pixels = here(pixels)
         values = {name: here(x) for name, x in labels[source].items()}
-        objects = float(training.task.label_density(values))
-        unit = "boxes an image" if training.config.task.kind == "detection" else "of pixels"
-        text = f"{len(pixels)} images {pixels.shape[1:]}, labels: {objects:.3g} {unit}, "
-        text += f"pixels {pixels.mean():.2f} +- {pixels.std():.2f}"
-        yield f"first batch of {source}", text if objects else f"WARNING: no label, {text}"
+        density = float(training.task.label_density(values))
+        text = f"{len(pixels)} images {pixels.shape[1:]}, {density:.3g} "
+        text += f"{training.task.label_unit}, pixels {pixels.mean():.2f} +- {pixels.std():.2f}"
+        yield f"first batch of {source}", text if density else f"WARNING: no label, {text}"
 
 
 def _needs(training, seconds, stages):
@@ -111,16 +110,16 @@ def _needs(training, seconds, stages):
     free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield "weights", f"{training.trainer.student.count_params():,}"
-    yield "first step", f"{seconds[0]:.1f} s, with compilation"
+    yield "first step", f"{seconds[0]:.1f} s, compilation included"
     hours = seconds[1] * config.trainer.steps / 3600
     yield "second step", f"{seconds[1]:.3g} s; {config.trainer.steps} steps take {hours:.1f} hours"
-    yield "memory of this process", f"{peak:.1f} GB at its peak{_gpu_memory()}"
-    short = "WARNING: too little disk, " if needed > free else ""
+    yield "peak memory", f"{peak:.1f} GB in this process{_gpu_memory()}"
+    short = "WARNING: too little disk space, " if needed > free else ""
     yield "checkpoints", f"{short}{needed / 1e9:.2f} GB in all, {free / 1e9:.1f} GB are free"
 
 
 def _stages(training, stages, seconds):
-    """Images, steps and hours of each training of a run, from the time that a step has taken."""
+    """Images, steps and hours of each training of a run, estimated from the time of one step."""
     per_image = seconds / images_per_step(training.config)
     hours = {
         name: per_image * images_per_step(config) * config.trainer.steps / 3600
@@ -130,7 +129,7 @@ def _stages(training, stages, seconds):
         images, steps = images_per_step(config), config.trainer.steps
         yield f"stage {name}", f"{steps} steps of {images} images, {hours[name]:.1f} hours"
     if stages:
-        yield "all stages", f"{sum(hours.values()):.1f} hours, and the labeling of the images"
+        yield "all stages", f"{sum(hours.values()):.1f} hours, and the time to label the images"
 
 
 def _gpu_memory():
@@ -149,34 +148,37 @@ def _gpu_memory():
     return f", {max(peaks) / 2**30:.1f} GB on a device" if peaks else ""
 
 
-def check(config, folder, whole=False):
+def check(config: Config, folder: StrPath, whole: bool = False) -> list[tuple[str, str]]:
     """What a training would meet and need, without training; see `look`.
 
-    Prepares the data in `folder/data`, and draws `folder/check.png`. Of a recipe for `run`, whose
-    student has no labels yet, the teacher is looked at; the time is that of all stages.
+    Prepares the data in `folder/data`, and draws `folder/check.png`. For a recipe of `run`, whose
+    student has no labels yet, the teacher is checked and the time is estimated for all stages.
 
     Args:
-        config: `Config`.
+        config: of a training or a run.
         folder: the run folder.
-        whole: look at the stages of `run`, even if `pseudo.records` is given.
+        whole: check the stages of `run`, even if `pseudo.records` is given.
+
+    Returns:
+        Lines to print, as (name, text). Texts that need attention start with "WARNING".
+
+    Raises:
+        UserError: for what would stop a training.
     """
     whole = whole or (config.pseudo is not None and not config.pseudo.given)
     first = config_lib.teacher_config(config) if whole else config
     check_startable(first)
-    folder = pathlib.Path(folder)
-    distribution = distribution_lib.make_distribution(config.runtime)
-    check_batches(first, distribution)
-    with working_in(folder, distribution):
-        check_settings(config, folder)
-        names = WITHOUT_LABELS if whole else SOURCES
-        data = prepare(config, folder / "data", distribution, names)
-        first, config = data.with_num_classes(first), data.with_num_classes(config)
+    workspace = Workspace.open(first, folder)
+    check_batches(first, workspace.distribution)
+    with workspace:
+        check_settings(config, workspace.folder)
+        workspace.prepare(WITHOUT_LABELS if whole else SOURCES)
+        first, data = workspace.config, workspace.data
         check_start(first, data)
-        picture = folder / "check.png" if distribution.chief else None
-        with reading(data, distribution), memory.given_back():
-            rows = look(
-                Training(first, folder, data, distribution),
-                picture,
-                config_lib.stages(config) if whole else {},
-            )
-    return [*(("boxes", f"WARNING: {text}") for text in data.lost_boxes(first)), *rows]
+        stages = config_lib.stages(data.with_num_classes(config)) if whole else {}
+        picture = workspace.folder / "check.png" if workspace.distribution.chief else None
+        with workspace.reading(), memory.given_back():
+            training = Training(workspace)
+            rows = look(training, picture, stages)
+            warnings = list(training.task.warnings(first, data))
+    return [*(("boxes", f"WARNING: {text}") for text in warnings), *rows]

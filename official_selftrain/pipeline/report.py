@@ -9,12 +9,17 @@ import itertools
 import json
 import logging
 import pathlib
+import tempfile
+from collections.abc import Mapping
 
 from official_selftrain import teacher
-from official_selftrain.config import rounds, stages
+from official_selftrain.config import Config, rounds, stages
 from official_selftrain.data import records, visualize
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.pipeline import curves
+from official_selftrain.pipeline.labeling import LABEL_STATISTICS
+from official_selftrain.pipeline.workspace import Workspace
+from official_selftrain.tasks import make_task
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256, write_json, write_text
 
@@ -32,75 +37,88 @@ img { image-rendering: auto; max-width: 100%; } .warning { color: #a00; font-wei
 """
 
 
-def write(config, folder, data, results, seconds, again=False):
-    """Writes `report.html`, `pictures-*.png` and `comparison.json` into a folder of `run`.
+def write(
+    workspace: Workspace,
+    results: Mapping[str, Mapping[str, float]],
+    seconds: Mapping[str, float],
+    again: bool = False,
+) -> None:
+    """Writes `report.html`, `pictures-*.png` and `comparison.json` into the folder of a `run`.
 
-    The labels and the student shown in pictures are those of the last round.
+    The pictures show the labels and the student of the last round.
 
     Args:
-        config: `Config` of the run, complete.
-        folder: the folder of `run`.
-        data: `PreparedData`.
+        workspace: of the run, with prepared data.
         results: `{stage: metrics}` in the order of the stages.
         seconds: `{stage: seconds}`.
         again: also write it if nothing has changed since it was written.
     """
-    folder = pathlib.Path(folder)
+    config, folder = workspace.config, workspace.folder
     end = f"<!-- made of {_made_of(config, folder, results)} -->"
     if not again and _ends_with(folder / "report.html", end):
         return
-    reports = {place.name: _label_report(place) for place in label_folders(config, folder)}
-    last, labels = list(reports.items())[-1]
-    student = f"student{last.removeprefix('labels')}"
-    histories = {stage: _history(folder / stage) for stage in results}
-    names = ("human_loss", "pseudo_loss", "ratio")
-    total = data.summaries["unlabeled"]["images"]
-    unlabeled = _spread(data.files("unlabeled"), total)
-    validation = _spread(data.files("evaluation"), data.summaries["evaluation"]["images"])
-    pseudo = _spread(teacher.outputs(data.files("unlabeled"), folder / last), total)
-    found = _predictions(config, folder, results, unlabeled + validation)
-    count = len(unlabeled)
-    draw = functools.partial(
-        visualize.draw_record,
-        side=SIDE,
-        names=data.class_names,
-        masks=config.task.kind == "segmentation",
-    )
-    labeling = _unlabeled_sheet(draw, labels, unlabeled, pseudo, found[student][:count])
-    columns = [validation, *(labeled[count:] for labeled in found.values())]
-    comparison = _validation_sheet(draw, ["human labels", *found], columns)
-    shown = [_heading("Pseudo labels")]
-    for place, result in reports.items():
-        shown += [f"<h3>{place}</h3>"] if len(reports) > 1 else []
-        shown += [
-            _label_table(config, result),
-            curves.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
-        ]
+    labels = {place.name: _label_statistics(place) for place in label_folders(config, folder)}
     parts = [
         _results_table(config, results),
-        _stages_table(config, data, results, labels["threshold"]),
-        *shown,
-        _heading("Training"),
-        curves.curves(histories, names),
-        _table(["stage", "seconds"], [[s, f"{seconds[s]:.0f}"] for s in seconds if s != "report"]),
-        _heading("Unlabeled images"),
-        _picture(folder / "pictures-unlabeled.png", labeling),
-        _heading("Validation images"),
-        _picture(folder / "pictures-val.png", comparison),
+        _stages_table(config, workspace.data, results, list(labels.values())[-1]["threshold"]),
+        _labels_section(config, labels),
+        _training_section(folder, results, seconds),
+        *_pictures_sections(workspace, results, labels),
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
     title = html.escape(title_of(config))
     page = (
         f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>" + "\n".join(part for part in parts if part)
+        f"<h1>{title}</h1>" + "\n".join(parts)
     )
     write_json(folder / "comparison.json", results)
     write_text(folder / "report.html", f"{page}\n{end}\n")
     logging.info("wrote %s", folder / "report.html")
 
 
-def title_of(config):
+def _labels_section(config, labels):
+    parts = [_heading("Pseudo labels")]
+    for place, result in labels.items():
+        parts += [f"<h3>{place}</h3>"] if len(labels) > 1 else []
+        parts += [
+            _label_table(config, result),
+            curves.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
+        ]
+    return "\n".join(parts)
+
+
+def _training_section(folder, results, seconds):
+    histories = {stage: _history(folder / stage) for stage in results}
+    drawn = curves.curves(histories, ("human_loss", "pseudo_loss", "ratio"))
+    rows = [[stage, f"{spent:.0f}"] for stage, spent in seconds.items() if stage != "report"]
+    parts = [_heading("Training"), drawn, _table(["stage", "seconds"], rows)]
+    return "\n".join(part for part in parts if part)
+
+
+def _pictures_sections(workspace, results, labels):
+    """Contact sheets of unlabeled and of validation images; the last round is shown."""
+    data, folder = workspace.data, workspace.folder
+    last, statistics = list(labels.items())[-1]
+    total = data.summaries["unlabeled"]["images"]
+    unlabeled = _spread(data.files("unlabeled"), total)
+    validation = _spread(data.files("evaluation"), data.summaries["evaluation"]["images"])
+    pseudo = _spread(teacher.outputs(data.files("unlabeled"), folder / last), total)
+    found = _predictions(workspace, results, unlabeled + validation)
+    masks = make_task(workspace.config.task).draws_masks
+    draw = functools.partial(visualize.draw_record, side=SIDE, names=data.class_names, masks=masks)
+    count = len(unlabeled)
+    student = found[f"student{last.removeprefix('labels')}"][:count]
+    columns = [validation, *(labeled[count:] for labeled in found.values())]
+    for name, title, sheet in (
+        ("unlabeled", "Unlabeled", _unlabeled_sheet(draw, statistics, unlabeled, pseudo, student)),
+        ("val", "Validation", _validation_sheet(draw, ["human labels", *found], columns)),
+    ):
+        yield _heading(f"{title} images")
+        yield _picture(folder / f"pictures-{name}.png", sheet)
+
+
+def title_of(config: Config) -> str:
     """What ran: the experiment's name, and the network as it was, whatever the recipe says."""
     task = config.task
     neck = "" if task.neck == "none" else f" + {task.neck}"
@@ -108,19 +126,19 @@ def title_of(config):
     return f"{config.experiment}: {task.kind}, {task.backbone}{neck}, {height} x {width} pixels"
 
 
-def label_folders(config, folder):
+def label_folders(config: Config, folder: pathlib.Path) -> list[pathlib.Path]:
     """The folders of pseudo labels of each round."""
     return [folder / f"labels{suffix}" for suffix in rounds(config)]
 
 
-def _label_report(folder):
-    report = read_json_or_none(folder / "statistics.json")
-    if report is None:
+def _label_statistics(folder):
+    statistics = read_json_or_none(folder / LABEL_STATISTICS)
+    if statistics is None:
         raise UserError(
-            f"{folder}/statistics.json is missing or damaged; `run` with the same --model_dir "
-            "makes it again"
+            f"{folder}/{LABEL_STATISTICS} is missing or damaged; `run` with the same --model_dir "
+            "writes it again"
         )
-    return report
+    return statistics
 
 
 def _made_of(config, folder, results):
@@ -128,7 +146,7 @@ def _made_of(config, folder, results):
     parts = [
         config.model_dump_json(exclude={"data_dir", "runtime"}),
         json.dumps(results),
-        *(json.dumps(_label_report(place)) for place in label_folders(config, folder)),
+        *(json.dumps(_label_statistics(place)) for place in label_folders(config, folder)),
         *(sha256(checkpoints.weights_file(folder / stage)) for stage in results),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -176,12 +194,10 @@ def _stages_table(config, data, results, threshold):
             batches += f" + {settings.pseudo.batch_size}"
             images += f" + {unlabeled} pseudo-labeled, threshold {threshold}"
         rows.append([stage, settings.trainer.steps, batches, images])
-    return _table(["", "steps", "images a step", "images"], rows)
+    return _table(["", "steps", "images per step", "images"], rows)
 
 
 def _label_table(config, labels):
-    from official_selftrain.tasks import make_task
-
     rows = make_task(config.task).label_rows(labels)
     warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
     return warnings + _table(["", ""], rows)
@@ -230,21 +246,16 @@ def _validation_sheet(draw, captions, columns):
 
 
 @memory.given_back()
-def _predictions(config, folder, stages, images):
+def _predictions(workspace, stages, images):
     """`{stage: records}`: the images with the labels that each trained network gives them."""
-    import tempfile
-
-    from official_selftrain.engine import distribution
-    from official_selftrain.tasks import make_task
-
-    task, devices = make_task(config.task), distribution.make_distribution(config.runtime)
+    task = make_task(workspace.config.task)
     model = task.build_model()
     labeled = {}
     with tempfile.TemporaryDirectory() as scratch:
         file = f"{scratch}/images.tfrecord"
         records.write(file, images)
         for stage in stages:
-            checkpoints.load_weights(model, folder / stage)
-            found = teacher.Predictor(task, model, len(images), devices)([file])
+            checkpoints.load_weights(model, workspace.folder / stage)
+            found = teacher.Predictor(task, model, len(images), workspace.distribution)([file])
             labeled[stage] = [task.to_record(record, p, stage) for record, p in found]
     return labeled

@@ -10,33 +10,52 @@ import pathlib
 import time
 
 from official_selftrain import config as config_lib
+from official_selftrain.config import Config
 from official_selftrain.data.prepared import WITHOUT_LABELS
-from official_selftrain.engine import distribution as distribution_lib
+from official_selftrain.engine import checkpoints
 from official_selftrain.pipeline import report
-from official_selftrain.pipeline.folder import METRICS, check_settings, init_run_folder, working_in
-from official_selftrain.pipeline.labeling import LABEL_STATISTICS, pseudo_label
-from official_selftrain.pipeline.training import train
-from official_selftrain.pipeline.workspace import prepare, reading
+from official_selftrain.pipeline.folder import METRICS, check_settings
+from official_selftrain.pipeline.labeling import LABEL_STATISTICS, label_stage
+from official_selftrain.pipeline.start import check_startable
+from official_selftrain.pipeline.training import Metrics, train_stage
+from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, write_json
+from official_selftrain.utils.types import StrPath
 
 SECONDS = "seconds.json"
 
 
-def run(config, folder):
-    """Teacher, pseudo labels, student, control and report; finished stages are not run again.
+def run(config: Config, folder: StrPath) -> dict[str, Metrics]:
+    """Trains a teacher, labels with it, trains the student and the control, and writes the report.
+
+    Stages that are finished are not run again, so the same call resumes a run that was stopped.
 
     Args:
-        config: `Config` with human, unlabeled, pseudo and evaluation sources.
+        config: with human, unlabeled, pseudo and evaluation sources.
         folder: the run folder.
 
     Returns:
         `{stage: metrics}` of the trainings.
 
     Raises:
-        UserError: for bad data or options, or if a stage fails.
+        UserError: for bad data or settings, or if a stage fails.
     """
-    folder = pathlib.Path(folder)
+    _check_stages(config, pathlib.Path(folder))
+    with Workspace.open(config, folder) as workspace:
+        workspace.claim()
+        chief = workspace.distribution.chief
+        clock = StageTimer(workspace.folder / SECONDS if chief else None)
+        with clock("data"):
+            workspace.prepare(WITHOUT_LABELS)
+        results = _train_all(workspace, clock)
+        with clock("report"), workspace.reading():
+            if chief:
+                report.write(workspace, results, clock.seconds)
+    return results
+
+
+def _check_stages(config, folder):
     missing = [name for name in ("unlabeled", "pseudo") if getattr(config, name) is None]
     if missing:
         raise UserError(f"`run` needs the section {missing[0]!r}; this experiment has none")
@@ -46,39 +65,35 @@ def run(config, folder):
             "embedded must not be set; to learn from labels that exist, use "
             "`python -m official_selftrain.train`"
         )
-    distribution = distribution_lib.make_distribution(config.runtime)
-    with working_in(folder, distribution):
-        distribution.on_chief_first(lambda: init_run_folder(config, folder))
-        clock = StageTimer(folder / SECONDS if distribution.chief else None)
-        with clock("data"):
-            data = prepare(config, folder / "data", distribution, WITHOUT_LABELS)
-            config = data.with_num_classes(config)
-        results = {}
-        with clock("teacher"):
-            results["teacher"] = train(config_lib.teacher_config(config), folder / "teacher", data)
-        best = folder / "teacher"
-        for suffix in config_lib.rounds(config):
-            with clock(f"labels{suffix}"):
-                labels = folder / f"labels{suffix}"
-                pseudo_label(config, labels, best, data)
-            with clock(f"student{suffix}"):
-                student = config_lib.student_config(
-                    config, os.path.abspath(labels), os.path.abspath(best)
-                )
-                best = folder / f"student{suffix}"
-                pseudo_data = prepare(student, folder / "data", distribution)
-                results[best.name] = train(student, best, pseudo_data)
-        if config.self_training.control:
-            with clock("control"):
-                control = config_lib.control_config(config, os.path.abspath(folder / "teacher"))
-                results["control"] = train(control, folder / "control", data)
-        with clock("report"), reading(data, distribution):
-            if distribution.chief:
-                report.write(config, folder, data, results, clock.seconds)
+    finished = (folder / "teacher" / checkpoints.WEIGHTS).exists()
+    check_startable(config_lib.teacher_config(config), finished)
+
+
+def _train_all(workspace, clock):
+    """`{stage: metrics}` of teacher, students and control."""
+    config, results = workspace.config, {}
+    teacher = workspace.stage("teacher", config_lib.teacher_config(config))
+    with clock("teacher"):
+        results["teacher"] = train_stage(teacher)
+    best = teacher
+    for suffix in config_lib.rounds(config):
+        labels = workspace.stage(f"labels{suffix}", config)
+        with clock(f"labels{suffix}"):
+            label_stage(labels, best.folder)
+        with clock(f"student{suffix}"):
+            files, start = os.path.abspath(labels.folder), os.path.abspath(best.folder)
+            student = config_lib.student_config(config, files, start)
+            best = workspace.stage(f"student{suffix}", student)
+            best.prepare(place=workspace.data.folder)  # now with the pseudo labels
+            results[best.folder.name] = train_stage(best)
+    if config.self_training.control:
+        control = config_lib.control_config(config, os.path.abspath(teacher.folder))
+        with clock("control"):
+            results["control"] = train_stage(workspace.stage("control", control))
     return results
 
 
-def write_report(config, folder):
+def write_report(config: Config, folder: StrPath) -> None:
     """Writes the report of a finished run again.
 
     Raises:
@@ -87,44 +102,43 @@ def write_report(config, folder):
     folder = pathlib.Path(folder)
     if not (folder / "labels" / LABEL_STATISTICS).exists():
         raise UserError(
-            f"{folder} is no finished folder of `run`: it has no labels/statistics.json"
+            f"{folder} does not hold a finished `run`: labels/{LABEL_STATISTICS} is missing"
         )
-    distribution = distribution_lib.make_distribution(config.runtime)
-    with working_in(folder, distribution):
+    with Workspace.open(config, folder) as workspace:
         check_settings(config, folder)
-        data = prepare(config, folder / "data", distribution, WITHOUT_LABELS)
-        config = data.with_num_classes(config)
+        workspace.prepare(WITHOUT_LABELS)
         found = {
             stage: read_json_or_none(folder / stage / METRICS)
-            for stage in config_lib.stages(config)
+            for stage in config_lib.stages(workspace.config)
         }
         results = {stage: metrics for stage, metrics in found.items() if metrics}
-        with reading(data, distribution):
+        with workspace.reading():
             seconds = read_json_or_none(folder / SECONDS) or {}
-            report.write(config, folder, data, results, seconds, again=True)
+            report.write(workspace, results, seconds, again=True)
 
 
 class StageTimer:
-    """Seconds per stage, added up over interruptions; in `file` unless that is None."""
+    """Seconds per stage, added up over interruptions, and kept in `file` unless that is None."""
 
-    def __init__(self, file):
+    def __init__(self, file: pathlib.Path | None) -> None:
         self.file = file
         self.seconds = (file and read_json_or_none(file)) or {}
 
-    def __call__(self, stage):
+    def __call__(self, stage: str) -> "StageTimer":
+        """A context manager that measures `stage`."""
         self.stage = stage
         logging.info("stage %s", stage)
         return self
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self.began = time.perf_counter()
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind, *_) -> None:
         passed = time.perf_counter() - self.began
         self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + passed, 2)
         if self.file:
             write_json(self.file, self.seconds)
         if kind is KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted in the stage {self.stage}; the same command goes on there"
+                f"interrupted in the stage {self.stage}; the same command resumes it"
             ) from None

@@ -1,24 +1,24 @@
-"""Tasks: what turns records into labels, outputs into losses and outputs into predictions.
+"""Tasks: what boxes and masks mean. `base.Task` is the protocol that both follow."""
 
-A task has `build_model()`, `predictor(model)`, `parser(source, training)`, `loss_sums(outputs,
-labels)`, `normalizer(count)`, `label_density(labels)`, `predict(model, images, labels)`,
-`predictions(arrays, count)`, `metric(class_names)`, `to_record(record, prediction, teacher)`,
-`check_record(record)`, `make_record_filter(source)`, `label_rows(result)` and
-`label_statistics(source, class_names, human)`.
-"""
+from official_selftrain.config import DetectionConfig, SegmentationConfig
+from official_selftrain.tasks.base import Task
+from official_selftrain.tasks.detection import DetectionTask
+from official_selftrain.tasks.segmentation import SegmentationTask
+
+_TYPES = {"detection": DetectionTask, "segmentation": SegmentationTask}
 
 
-def make_task(config, labeling=False):
-    """The task of a `config.TaskConfig`.
+def task_type(config: DetectionConfig | SegmentationConfig) -> type[Task]:
+    """The class of the task that a config belongs to."""
+    return _TYPES[config.kind]
+
+
+def make_task(config: DetectionConfig | SegmentationConfig, labeling: bool = False) -> Task:
+    """The task that a config belongs to.
 
     Args:
-        config: its config.
-        labeling: for pseudo labels, where they are predicted in another way than for evaluation.
+        config: with `num_classes` set.
+        labeling: predict pseudo labels, for which scales and stored classes can differ from those
+            of an evaluation.
     """
-    if config.kind == "segmentation":
-        from official_selftrain.tasks.segmentation import SegmentationTask
-
-        return SegmentationTask(config, labeling)
-    from official_selftrain.tasks.detection import DetectionTask
-
-    return DetectionTask(config)
+    return task_type(config)(config, labeling=labeling)

@@ -1,10 +1,18 @@
 """Object detection with RetinaNet: labels, loss, predictions and pseudo labels."""
 
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
 import numpy as np
 from keras import ops
 
-from official_selftrain.config import DetectionConfig, changed
+from official_selftrain.config import Config, DetectionConfig, InputConfig, PseudoConfig, changed
+from official_selftrain.data import records
 from official_selftrain.data.predictions import Detections
+from official_selftrain.data.prepared import PreparedData
+from official_selftrain.data.records import ImageRecord
 from official_selftrain.evaluation import coco
 from official_selftrain.evaluation.box_labels import BoxLabelStatistics, box_rows
 from official_selftrain.evaluation.label_statistics import check_class
@@ -12,25 +20,34 @@ from official_selftrain.models import build_model
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.ops import losses, nms
+from official_selftrain.tasks.base import Labels
+from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import Tensor
 
 
 class DetectionTask:
-    """RetinaNet.
+    """A task whose labels are boxes, learned by a RetinaNet; the methods are those of `base.Task`.
 
-    Labels are a dict: `boxes` `[M, 4]` in pixels of the network input, `classes` `[M]` int32 and
-    `scores` `[M]`, all -1 where padded, and `image_info` `[4, 2]` as in `geometry.plan_resize`.
+    The labels of an image are a dict: `boxes` `[M, 4]`, (ymin, xmin, ymax, xmax) in pixels of the
+    network input, `classes` `[M]` int32 from 1, `scores` `[M]` in [0, 1], all three -1 where they
+    are padding, and `image_info` `[4, 2]` as in `geometry.plan_resize`.
 
     Args:
         config: `DetectionConfig` with `num_classes` set; None takes the defaults.
-        changes: fields of it in place of those of `config`.
+        labeling: makes no difference for boxes.
+        changes: fields of the config that replace those of `config`.
 
     Raises:
-        UserError: for a field that does not exist or a value that is out of range.
+        UserError: if a field does not exist or a value is out of range.
     """
 
-    headline = "AP"  # the metric that tells which weights are best
+    headline = "AP"
+    label_unit = "boxes per image"
+    draws_masks = False
 
-    def __init__(self, config=None, **changes):
+    def __init__(
+        self, config: DetectionConfig | None = None, labeling: bool = False, **changes: Any
+    ) -> None:
         self.config = config or DetectionConfig()
         if changes:
             self.config = changed(self.config, **changes)
@@ -39,26 +56,63 @@ class DetectionTask:
         )
         self.nms_settings = self.config.nms.model_dump()
 
-    def build_model(self):
+    def build_model(self) -> keras.Model:
+        """A `RetinaNet`, `[B, S, S, 3]` -> `class_logits` `[B, R, C]`, `box_deltas` `[B, R, 4]`."""
         return build_model(self.config)
 
-    def inference_model(self, model):
-        """The network that `predict` needs: `model`."""
+    def inference_model(self, model: keras.Model) -> keras.Model:
+        """`model` itself: a detector predicts at the size at which it was trained."""
         return model
 
-    def parser(self, source=None, training=False):
-        """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
+    @staticmethod
+    def check_sources(data: PreparedData) -> None:
+        """Raises a `UserError` if the human-labeled images hold no box at all."""
+        if "human" in data.summaries and not data.summaries["human"]["boxes"]:
+            raise UserError("the labeled images hold no box; is human.annotations given?")
+
+    @staticmethod
+    def has_truth(summary: Mapping[str, Any]) -> bool:
+        """Whether a prepared source holds boxes."""
+        return bool(summary["boxes"])
+
+    def warnings(self, config: Config, data: PreparedData) -> Iterator[str]:
+        """Sentences on boxes beyond `max_instances`, which a training would leave out."""
+        limit = self.config.max_instances
+        for name in ("human", "pseudo"):
+            if getattr(config, name) is None or name not in data.summaries:
+                continue
+            counts = data.summaries[name].get("boxes_per_image", {})
+            counts = {int(boxes): images for boxes, images in counts.items()}
+            if name == "pseudo" and max(counts, default=0) > limit:
+                counts = self._confident_boxes(config.pseudo, data.files("pseudo"))
+            lost = sum((boxes - limit) * n for boxes, n in counts.items() if boxes > limit)
+            if lost:
+                images = sum(n for boxes, n in counts.items() if boxes > limit)
+                yield (
+                    f"{images} images of {name} have more than task.max_instances={limit} boxes: "
+                    f"{lost} of its {sum(b * n for b, n in counts.items())} boxes are left out and "
+                    f"count as background; task.max_instances={max(counts)} keeps all"
+                )
+
+    def _confident_boxes(self, source, files):
+        """`{number of boxes above the thresholds: number of pseudo-labeled images}`."""
+        limits = np.array(source.thresholds(self.config.num_classes), "float32")
+        found = records.read(files)
+        return collections.Counter(int((r.scores > limits[r.classes]).sum()) for r in found)
+
+    def parser(self, source: InputConfig | None = None, training: bool = False) -> Callable:
+        """A function (decoded example, seed `[2]`) -> (image `[S, S, 3]`, labels).
 
         Args:
-            source: `config.InputConfig` whose augmentation and score threshold apply in training.
-            training: crowds are dropped and the image is augmented; otherwise it is only fitted.
+            source: whose augmentation, and thresholds of pseudo labels, apply in training.
+            training: drop crowds and augment the image; otherwise it is only fitted.
         """
         import tensorflow as tf
 
         from official_selftrain.data.augmentation import geometry, image_ops
 
         size, max_boxes = self.config.image_size, self.config.max_instances
-        pseudo = training and hasattr(source, "thresholds")
+        pseudo = training and isinstance(source, PseudoConfig)
         if pseudo:
             thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
         augmentation = geometry.Augmentation(source, size) if training else None
@@ -93,7 +147,7 @@ class DetectionTask:
 
         return parse
 
-    def check_record(self, record):
+    def check_record(self, record: ImageRecord) -> None:
         """Checks that the boxes of a record are of the task's classes.
 
         Raises:
@@ -101,8 +155,11 @@ class DetectionTask:
         """
         check_class(record, max(record.classes, default=0), self.config.num_classes)
 
-    def make_record_filter(self, source):
-        """A function serialized example -> bool: a box is above the thresholds of `source`."""
+    def check_pseudo_record(self, record: ImageRecord, source: PseudoConfig) -> None:
+        """Accepts every record: boxes and scores are all that a pseudo label needs."""
+
+    def make_record_filter(self, source: PseudoConfig) -> Callable[[Tensor], Tensor]:
+        """A function serialized example -> bool: some box is above the thresholds of `source`."""
         import tensorflow as tf
 
         thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
@@ -119,20 +176,26 @@ class DetectionTask:
 
         return keep
 
-    def loss_sums(self, outputs, labels):
+    def loss_sums(self, outputs: Labels, labels: Labels) -> tuple[dict[str, Tensor], Tensor]:
         """Sums of the losses over a batch, and the number of positive anchors.
 
-        The loss is the sum divided by `normalizer(count)`, the count being that of the global batch
-        of this source, so an image or a whole source without boxes is legal.
+        The loss is the sum divided by `normalizer(count)`, where the count is that of the global
+        batch of this source, so an image or a whole source without boxes is legal.
+
+        Args:
+            outputs: `class_logits` `[B, R, C]` and `box_deltas` `[B, R, 4]` of R anchors.
+            labels: `boxes` `[B, M, 4]` and `classes` `[B, M]`, -1 where they are padding.
 
         Returns:
-            dict of scalars `class`, `box` and `total` = class + weight * box; and a scalar.
+            Dict of scalars `class`, `box` and `total` = class + `box_weight` * box; and a scalar.
         """
         targets = anchor_ops.assign(self.anchors, labels["boxes"], labels["classes"])
         return self.loss_sums_of_targets(outputs, *targets)
 
-    def loss_sums_of_targets(self, outputs, class_targets, box_targets, positives):
-        """`loss_sums` after matching; arguments are what `anchors.assign` returns."""
+    def loss_sums_of_targets(
+        self, outputs: Labels, class_targets: Tensor, box_targets: Tensor, positives: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """`loss_sums` after matching; the targets are what `anchors.assign` returns."""
         config = self.config
         class_sum, box_sum = losses.detection_loss_sums(
             ops.cast(outputs["class_logits"], "float32"),
@@ -147,25 +210,26 @@ class DetectionTask:
         total = class_sum + config.box_weight * box_sum
         return {"class": class_sum, "box": box_sum, "total": total}, ops.sum(positives)
 
-    def normalizer(self, count):
-        """1 + the positive anchors (released code)."""
+    def normalizer(self, count: Tensor) -> Tensor:
+        """1 + the number of positive anchors, as in the released code."""
         return 1.0 + count
 
-    def label_density(self, labels):
-        """Mean number of labeled objects per image of a batch."""
+    def label_density(self, labels: Labels) -> Tensor:
+        """Mean number of boxes per image of a batch."""
         present = ops.cast(labels["classes"] >= 0, "float32")
         return ops.mean(ops.sum(present, axis=-1))
 
-    def predict(self, model, images, labels):
-        """Detections of a batch as arrays, in fractions of the original image.
+    def predict(self, model: keras.Model, images: Tensor, labels: Labels) -> dict[str, Tensor]:
+        """Detections of a batch, in fractions of the original image.
 
         Args:
             model: a `RetinaNet`.
-            images: `[B, S, S, 3]` normalized.
+            images: `[B, S, S, 3]`, normalized.
             labels: dict with `image_info` `[B, 4, 2]`.
 
         Returns:
-            dict: `boxes` `[B, D, 4]`, `scores` `[B, D]` (-1 in empty slots), `classes` `[B, D]`.
+            Dict: `boxes` `[B, D, 4]`, (ymin, xmin, ymax, xmax) in [0, 1], `scores` `[B, D]`, -1 in
+            empty slots, `classes` `[B, D]` from 1.
         """
         boxes, scores = self.decode(model(images, training=False), labels["image_info"])
         boxes, scores, classes = nms.class_wise_nms(boxes, scores, **self.nms_settings)
@@ -177,14 +241,22 @@ class DetectionTask:
             "classes": classes + 1,
         }
 
-    def decode(self, outputs, image_info):
-        """All boxes before suppression, `[B, R, 4]` in pixels of the network input, inside the
-        image, and their scores `[B, R, C - 1]` without the background."""
+    def decode(self, outputs: Labels, image_info: Tensor) -> tuple[Tensor, Tensor]:
+        """All boxes before suppression, clipped to the image.
+
+        Args:
+            outputs: of the network.
+            image_info: `[B, 4, 2]`.
+
+        Returns:
+            Boxes `[B, R, 4]` in pixels of the network input, and scores `[B, R, C - 1]`, which
+            leave out the background.
+        """
         scores = ops.sigmoid(ops.cast(outputs["class_logits"], "float32"))[..., 1:]
         boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self.anchors)
         return box_ops.clip(boxes, image_info[:, 1]), scores
 
-    def predictions(self, arrays, count):
+    def predictions(self, arrays: Mapping[str, np.ndarray], count: int) -> list[Detections]:
         """`Detections` of the first `count` images of what `predict` returned."""
         boxes, scores, classes = (np.asarray(arrays[k]) for k in ("boxes", "scores", "classes"))
         found = []
@@ -195,24 +267,30 @@ class DetectionTask:
             found.append(Detections(boxes[image][keep], scores[image][keep], classes[image][keep]))
         return found
 
-    def metric(self, class_names=None):
+    def metric(self, class_names: Mapping[int, str] | None = None) -> coco.DetectionMetric:
+        """An empty COCO metric."""
         return coco.DetectionMetric(class_names)
 
-    def to_record(self, record, detections, teacher):
-        """The record with the teacher's labels instead of its own; every score is kept."""
+    def to_record(self, record: ImageRecord, prediction: Detections, teacher: str) -> ImageRecord:
+        """The record with the teacher's boxes in place of its own labels; every score is kept."""
         return record.relabeled(
             teacher,
-            boxes=detections.boxes,
-            classes=detections.classes,
-            scores=detections.scores,
+            boxes=prediction.boxes,
+            classes=prediction.classes,
+            scores=prediction.scores,
         )
 
-    def label_statistics(self, source, class_names=None, human=()):
-        """Collects pseudo labels for their report; see `BoxLabelStatistics`."""
+    def label_statistics(
+        self,
+        source: PseudoConfig,
+        class_names: Mapping[int, str] | None = None,
+        human: Iterable[ImageRecord] = (),
+    ) -> BoxLabelStatistics:
+        """Empty statistics of pseudo boxes; see `BoxLabelStatistics`."""
         return BoxLabelStatistics(source, self.config.num_classes, class_names, human)
 
-    def label_rows(self, result):
-        """A result of `BoxLabelStatistics` as (name, text) for people."""
+    def label_rows(self, result: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The statistics of pseudo boxes as (name, text)."""
         return box_rows(result)
 
 

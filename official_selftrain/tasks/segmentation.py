@@ -1,14 +1,25 @@
 """Semantic segmentation: labels, loss, multi-scale predictions and pseudo labels."""
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
 from official_selftrain.applications.layers import BilinearUpsample
-from official_selftrain.config import SegmentationConfig, changed
+from official_selftrain.config import (
+    Config,
+    InputConfig,
+    PseudoConfig,
+    SegmentationConfig,
+    changed,
+)
 from official_selftrain.data import records
-from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.data.predictions import MaskPrediction
+from official_selftrain.data.prepared import PreparedData
+from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
 from official_selftrain.evaluation import miou
 from official_selftrain.evaluation.mask_labels import (
     MaskLabelStatistics,
@@ -20,30 +31,38 @@ from official_selftrain.evaluation.mask_labels import (
 from official_selftrain.models import build_model
 from official_selftrain.ops import losses
 from official_selftrain.tasks import multiscale
+from official_selftrain.tasks.base import Labels
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import Tensor
 
 MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
 
 
 class SegmentationTask:
-    """A network whose output is `{"logits": [B, S / r, S / r, C]}`, r a whole number.
+    """A task whose labels are masks of class ids; the methods are those of `base.Task`.
 
-    Labels are a dict: in training `mask` `[S, S]` int32 with 255 where ignored, or `[S, S, 2 K]`
-    with soft labels: K classes, the likeliest first, then K probabilities times 255; in prediction
-    `image_info` `[V, 4, 2]`, one for each scale, as in `geometry.plan_resize`.
+    The network's output is `{"logits": [B, S / r, S / r, C]}`, where r is a whole number. The
+    labels of an image are a dict: in training `mask` `[S, S]` int32, 255 where it is ignored, or
+    with soft labels `[S, S, 2 K]`, which holds K classes, the likeliest first, and then K
+    probabilities times 255; in prediction `image_info` `[V, 4, 2]`, one for each of V scales, as in
+    `geometry.plan_resize`.
 
     Args:
-        config: `SegmentationConfig` with `num_classes` set.
+        config: `SegmentationConfig` with `num_classes` set; None takes the defaults.
         labeling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
-        changes: fields of the config in place of those of `config`.
+        changes: fields of the config that replace those of `config`.
 
     Raises:
-        UserError: for a field that does not exist or a value that is out of range.
+        UserError: if a field does not exist or a value is out of range.
     """
 
-    headline = "mIoU"  # the metric that tells which weights are best
+    headline = "mIoU"
+    label_unit = "of the pixels are labeled"
+    draws_masks = True
 
-    def __init__(self, config=None, labeling=False, **changes):
+    def __init__(
+        self, config: SegmentationConfig | None = None, labeling: bool = False, **changes: Any
+    ) -> None:
         config = config or SegmentationConfig()
         self.config = config = changed(config, **changes) if changes else config
         self.scales = config.label_scales if labeling else config.eval_scales
@@ -51,11 +70,12 @@ class SegmentationTask:
         self.at_network_size = config.eval_size == "network" and not labeling
         self.stored = self._label_classes() if labeling else 1
 
-    def build_model(self):
+    def build_model(self) -> keras.Model:
+        """A new `Segmenter`, `[B, S, S, 3]` -> `logits` `[B, S / r, S / r, C]`."""
         return build_model(self.config)
 
-    def inference_model(self, model):
-        """The network that `predict` needs: `model`, or its weights in one for images of any size.
+    def inference_model(self, model: keras.Model) -> keras.Model:
+        """`model`, or its weights in a network for images of any size if the scales need that.
 
         Raises:
             UserError: if the backbone has a fixed size and there are several scales.
@@ -67,13 +87,31 @@ class SegmentationTask:
                 f"scales {self.scales}: a SpineNet has one image size; set task.eval_scales and "
                 "task.label_scales to [1.0]"
             )
-        # Not `changed`: no config has an open size.
+        # `changed` would refuse an open size, which no training can have.
         any_size = build_model(self.config.model_copy(update={"image_size": (None, None)}))
         any_size.set_weights(model.get_weights())
         return any_size
 
+    @staticmethod
+    def check_sources(data: PreparedData) -> None:
+        """Raises a `UserError` if an image that is learned from or measured on has no mask."""
+        for name in ("human", "evaluation"):
+            summary = data.summaries.get(name)
+            if summary and summary["masks"] < summary["images"]:
+                missing = summary["images"] - summary["masks"]
+                raise UserError(f"{missing} images of {name} have no mask; is {name}.masks given?")
+
+    @staticmethod
+    def has_truth(summary: Mapping[str, Any]) -> bool:
+        """Always: `check_sources` has refused an evaluation source without masks."""
+        return True
+
+    def warnings(self, config: Config, data: PreparedData) -> Iterator[str]:
+        """None: every pixel of a mask is learned from."""
+        return iter(())
+
     def _label_classes(self):
-        """Classes stored for each pixel of a pseudo label: no more than there are."""
+        """Number of classes stored for each pixel of a pseudo label, at most all there are."""
         return min(self.config.label_classes, self.config.num_classes)
 
     def _targets(self):
@@ -89,14 +127,14 @@ class SegmentationTask:
 
     # --- Input -------------------------------------------------------------------------------
 
-    def parser(self, source=None, training=False):
+    def parser(self, source: InputConfig | None = None, training: bool = False) -> Callable:
         """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
 
-        In prediction the image is a tuple, one for each scale.
+        The image is `[S, S, 3]` in training, and in prediction a tuple of one for each scale.
 
         Args:
-            source: `config.InputConfig` whose augmentation and thresholds apply in training.
-            training: the image is augmented; otherwise it is only fitted.
+            source: whose augmentation, and thresholds of pseudo labels, apply in training.
+            training: augment the image; otherwise it is only fitted.
         """
         import tensorflow as tf
 
@@ -106,7 +144,8 @@ class SegmentationTask:
         if not training:
             return self._prediction_parser()
         augmentation = geometry.Augmentation(source, size)
-        confident = self._confident_pixels(source) if hasattr(source, "thresholds") else None
+        pseudo = isinstance(source, PseudoConfig)
+        confident = self._confident_pixels(source) if pseudo else None
         soft = confident is not None and source.soft
         channels = (2 * self._label_classes(),) if soft else ()
 
@@ -153,20 +192,22 @@ class SegmentationTask:
 
         return parse
 
-    def check_record(self, record):
-        """Checks that a record has a mask, and that it is of the task's classes.
+    def check_record(self, record: ImageRecord) -> None:
+        """Checks that a record has a mask and that the task knows its classes.
 
         Raises:
             UserError: naming the record and the fault.
         """
         check_mask(record, self.config.num_classes)
 
-    def check_soft(self, record):
-        """Checks that a pseudo label holds as many classes a pixel as are to be learnt.
+    def check_pseudo_record(self, record: ImageRecord, source: PseudoConfig) -> None:
+        """Checks that a soft pseudo label holds as many classes per pixel as are to be learned.
 
         Raises:
             UserError: if it holds another number.
         """
+        if not source.soft:
+            return
         further = (
             open_png(record.runner_up_masks).height // record.height
             if record.runner_up_masks
@@ -175,12 +216,12 @@ class SegmentationTask:
         if further + 1 != self._label_classes():
             raise UserError(
                 f"pseudo.soft with task.label_classes={self.config.label_classes}: the labels hold "
-                f"{further + 1} of {self.config.num_classes} classes a pixel; label again with "
+                f"{further + 1} of {self.config.num_classes} classes per pixel; label again with "
                 "this setting, or change it"
             )
 
-    def make_record_filter(self, source):
-        """A function serialized example -> bool: a pixel reaches the thresholds of `source`."""
+    def make_record_filter(self, source: PseudoConfig) -> Callable[[Tensor], Tensor]:
+        """A function serialized example -> bool: some pixel reaches the thresholds of `source`."""
         import tensorflow as tf
 
         confident = self._confident_pixels(source)
@@ -200,17 +241,21 @@ class SegmentationTask:
 
     # --- Loss --------------------------------------------------------------------------------
 
-    def loss_sums(self, outputs, labels):
+    def loss_sums(self, outputs: Labels, labels: Labels) -> tuple[dict[str, Tensor], Tensor]:
         """Sum of the cross entropy over the labeled pixels of a batch, and their number.
 
-        With `loss_size="logits"` every r-th pixel of the mask is compared, which is what the
-        released bilinear resize of the labels comes to for a whole r, and the nearest label; with
-        "mask" the logits are up-sampled. Soft labels give the distribution to learn. The loss is
-        the sum divided by `normalizer(count)`, the count being that of the global batch of this
+        With `loss_size="logits"` every r-th pixel of the mask is compared. For a whole r, this
+        equals both the released code's bilinear resize of the labels and the nearest label. With
+        "mask" the logits are upsampled. Soft labels give the distribution to learn. The loss is the
+        sum divided by `normalizer(count)`, where the count is that of the global batch of this
         source, so an image or a whole source without labels is legal.
 
+        Args:
+            outputs: `logits` `[B, S / r, S / r, C]`.
+            labels: `mask` `[B, S, S]`, or `[B, S, S, 2 K]` with soft labels.
+
         Returns:
-            dict with the scalar `total`; and a scalar.
+            Dict with the scalar `total`; and a scalar.
         """
         config = self.config
         logits, mask = ops.cast(outputs["logits"], "float32"), labels["mask"]
@@ -227,28 +272,28 @@ class SegmentationTask:
         )
         return {"total": total}, pixels
 
-    def normalizer(self, count):
-        """The labeled pixels, at least 1."""
+    def normalizer(self, count: Tensor) -> Tensor:
+        """The number of labeled pixels, at least 1."""
         return ops.maximum(count, 1.0)
 
-    def label_density(self, labels):
-        """Mean share of labeled pixels in a batch."""
+    def label_density(self, labels: Labels) -> Tensor:
+        """Fraction of the pixels of a batch that are labeled, in [0, 1]."""
         mask = labels["mask"]
         mask = mask[..., 0] if len(mask.shape) == 4 else mask
         return ops.mean(ops.cast(mask != IGNORE_LABEL, "float32"))
 
     # --- Predictions -------------------------------------------------------------------------
 
-    def predict(self, model, images, labels):
-        """Logits of a batch in each view: every scale and, where wanted, its mirror image.
+    def predict(self, model: keras.Model, images: Tensor, labels: Labels) -> dict[str, Tensor]:
+        """Logits of a batch in each view, which is a scale or the mirror image of one.
 
         Args:
-            model: what `predictor` returned.
+            model: what `inference_model` returned.
             images: tuple of `[B, h, w, 3]`, normalized, one for each scale.
             labels: dict with `image_info` `[B, V, 4, 2]`.
 
         Returns:
-            dict: `logits`, tuple of `[B, h / r, w / r, C]`; `image_info`, as given.
+            Dict: `logits`, a tuple of `[B, h / r, w / r, C]`; `image_info`, as given.
         """
         views = []
         for batch in images:
@@ -259,12 +304,13 @@ class SegmentationTask:
         logits = tuple(ops.cast(view, "float32") for view in views)
         return {"logits": logits, "image_info": labels["image_info"]}
 
-    def predictions(self, arrays, count):
+    def predictions(self, arrays: Mapping[str, Any], count: int) -> list[MaskPrediction]:
         """`MaskPrediction` of the first `count` images of what `predict` returned.
 
-        Each view's logits are resized to the image and turned into probabilities; their mean
-        decides (choice 17 of the paper's gaps). Images are put together in strips, so that memory
-        does not grow with their size.
+        Each view's logits are resized to the image and turned into probabilities, whose mean
+        decides. The paper only says that it evaluates at several scales; averaging probabilities is
+        our choice. Images are assembled strip by strip, so that memory does not grow with their
+        size.
         """
         infos = np.asarray(arrays["image_info"])
         all_logits = [np.asarray(logits) for logits in arrays["logits"]]
@@ -281,11 +327,14 @@ class SegmentationTask:
             found.append(multiscale.merge_views(views, *size, self.stored))
         return found
 
-    def metric(self, class_names=None):
+    def metric(self, class_names: Mapping[int, str] | None = None) -> miou.SegmentationMetric:
+        """An empty mIoU."""
         return miou.SegmentationMetric(self.config.num_classes, class_names)
 
-    def to_record(self, record, prediction, teacher):
-        """The record with the teacher's mask instead of its own labels; every pixel is kept."""
+    def to_record(
+        self, record: ImageRecord, prediction: MaskPrediction, teacher: str
+    ) -> ImageRecord:
+        """The record with the teacher's mask in place of its own labels; every pixel is kept."""
         return record.relabeled(
             teacher,
             mask=records.encode_png(prediction.classes),
@@ -296,12 +345,17 @@ class SegmentationTask:
 
     # --- Reports -----------------------------------------------------------------------------
 
-    def label_statistics(self, source, class_names=None, human=()):
-        """Collects pseudo labels for their report; see `MaskLabelStatistics`."""
+    def label_statistics(
+        self,
+        source: PseudoConfig,
+        class_names: Mapping[int, str] | None = None,
+        human: Iterable[ImageRecord] = (),
+    ) -> MaskLabelStatistics:
+        """Empty statistics of pseudo masks; see `MaskLabelStatistics`."""
         return MaskLabelStatistics(source, self.config.num_classes, class_names, human)
 
-    def label_rows(self, result):
-        """A result of `MaskLabelStatistics` as (name, text) for people."""
+    def label_rows(self, result: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The statistics of pseudo masks as (name, text)."""
         return mask_rows(result)
 
 
@@ -321,7 +375,7 @@ def _stack(mask, example):
 def _distribution(mask, num_classes, dtype):
     """(likeliest class `[B, H, W]`, probabilities `[B, H, W, C]`) of a batch of soft labels.
 
-    What classes beyond the stored ones had is shared out among these.
+    The probability of the classes that are not stored is distributed over the stored ones.
     """
     stored = mask.shape[-1] // 2
     classes, confidences = mask[..., :stored], ops.cast(mask[..., stored:], dtype)

@@ -26,10 +26,10 @@ from official_selftrain.data import records
 from official_selftrain.data.prepared import WITHOUT_LABELS, PreparedData, check_classes
 from official_selftrain.engine import checkpoints, loop
 from official_selftrain.engine.distribution import Distribution
-from official_selftrain.pipeline import evaluation, preflight, report, training
+from official_selftrain.pipeline import evaluation, preflight, report, start, training
 from official_selftrain.pipeline.folder import environment, init_run_folder
 from official_selftrain.pipeline.run import StageTimer
-from official_selftrain.pipeline.workspace import reading
+from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.tasks import make_task
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import TrainingInterrupted, UserError
@@ -93,7 +93,7 @@ def test_student_reads_the_teachers_labels_and_control_does_not(finished):
 
 def test_folder_of_another_run_is_refused(data, finished):
     _, folder, _ = finished
-    with pytest.raises(UserError, match=r"differs in self_training.alpha \(1.0 there, 0.5 now\)"):
+    with pytest.raises(UserError, match=r"differs in self_training.alpha \(1.0 before, 0.5 now\)"):
         pipeline.run(resolve(data, "self_training.control=true,self_training.alpha=0.5"), folder)
 
 
@@ -138,7 +138,7 @@ def test_images_without_any_label_cannot_teach(data, tmp_path):
 def test_every_checkpoint_and_evaluation_that_is_due_ends_a_loop():
     def loop(**settings):
         values = {"steps": 600, "checkpoint_interval": 120, "steps_per_loop": 50, **settings}
-        return training._steps_per_loop(config_lib.TrainerConfig(**values))
+        return training.steps_per_loop(config_lib.TrainerConfig(**values))
 
     assert loop() == 10  # 50 would pass 120 by
     assert loop(checkpoint_interval=200) == 50
@@ -151,7 +151,7 @@ def test_training_starts_from_imagenet_when_told_so():
     config = config_lib.resolve("folder", overrides=[*overrides, "task.head_convs=1"])
     model = make_task(config.task).build_model()
     before = {layer.name: layer.get_weights() for layer in model.layers}
-    training._initialize(model, config)
+    start.initialize(model, config)
     for layer in model.layers:
         same = all(
             np.array_equal(a, b)
@@ -167,10 +167,10 @@ def test_batches_are_shared_out_evenly(data):
     """Silent error 3: a replica that gets no image turns all weights to NaN."""
     two = Distribution("any", 2)
     training.check_batches(resolve(data), two)
-    with pytest.raises(UserError, match=r"pseudo.batch_size=3 .* 2 replicas; take 4"):
+    with pytest.raises(UserError, match=r"pseudo.batch_size=3 .* 2 replicas; use 4"):
         training.check_batches(resolve(data, "pseudo.batch_size=3"), two)
     parts = resolve(data, "trainer.micro_batches=2,self_training.separate_batch_norm=true")
-    with pytest.raises(UserError, match="2 replicas with 2 micro-batches each; take 4"):
+    with pytest.raises(UserError, match="2 replicas with 2 micro-batches each; use 4"):
         training.check_batches(parts, two)
     with pytest.raises(UserError, match="micro_batches=2 needs the TensorFlow backend"):
         training.check_batches(parts, Distribution(None, 1))
@@ -363,16 +363,17 @@ def test_a_training_goes_on_with_other_data_only_before_its_first_step(own, no_t
     (folder / "student/made_of.json").write_text(json.dumps(made_of))
     student = student.override({"data_dir": str(folder.parent / "data")})
     student = config_lib.student_config(student, str(folder / "labels"), str(folder / "teacher"))
-    prepared = PreparedData(student, folder / "data")
+    stage = Workspace.open(student, folder / "student")
+    stage.prepare(place=folder / "data")
     with pytest.raises(UserError, match="pseudo: 5 images, .*of other.* before, 5 images"):
-        pipeline.train(student, folder / "student", prepared)  # what is finished needs no start
+        training.train_stage(stage)  # what is finished needs no start
     (folder / "student/model.weights.h5").unlink()
     with pytest.raises(UserError, match="init: of another t before, "):
-        pipeline.train(student, folder / "student", prepared)
+        training.train_stage(stage)
     for step in (2, 4):
         (folder / f"student/checkpoints/ckpt-{step:08d}.npz").unlink()
     with pytest.raises(pytest.fail.Exception, match="it trains again"):
-        pipeline.train(student, folder / "student", prepared)
+        training.train_stage(stage)
     assert not list((folder / "student/checkpoints").iterdir())
     assert json.loads((folder / "student/made_of.json").read_text())["init"] != made_of["init"]
 
@@ -418,7 +419,7 @@ def test_a_damaged_shard_is_named_whoever_reads_it_and_made_again(own):
         flip(file)
         with (
             pytest.raises(UserError, match=rf"{re.escape(str(file))} .*the same command|labels"),
-            reading(prepared, one),
+            Workspace(student, folder, one, prepared).reading(),
         ):
             list(records.read([str(file)]))
         if name == "pseudo":
@@ -426,7 +427,8 @@ def test_a_damaged_shard_is_named_whoever_reads_it_and_made_again(own):
         else:
             PreparedData(student, folder / "data")
             assert file.read_bytes() == before
-    with pytest.raises(UserError, match="^something else$"), reading(prepared, one):
+    place = Workspace(student, folder, one, prepared)
+    with pytest.raises(UserError, match="^something else$"), place.reading():
         raise UserError("something else")
 
 
@@ -437,7 +439,7 @@ def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
     start.parent.mkdir()
     start.touch()
     init_run_folder(second, tmp_path)
-    assert "it takes the new settings, human.on_bad_record ('stop' there" in caplog.text
+    assert "its settings are replaced: human.on_bad_record ('stop' before" in caplog.text
     saved = config_lib.config_from_dict(config_lib.load_file(tmp_path / "config.yaml"))
     assert saved == second and not start.exists()
     for trained in ("checkpoints/ckpt-00000002.npz", "teacher/model.weights.h5"):
@@ -580,15 +582,19 @@ def test_classes_of_two_sources_agree(first, second, differ):
     assert f"{wrong} {second[wrong]!r}" in str(told.value) and len(str(told.value)) < 1500
 
 
+def lost_boxes(config, prepared):
+    return list(make_task(config.task).warnings(config, prepared))
+
+
 def test_boxes_beyond_the_limit_are_counted(data, tmp_path):
     config = resolve(data, "task.max_instances=3")
     prepared = PreparedData(config, tmp_path)
     prepared.summaries["human"]["boxes_per_image"] = {"0": 9, "3": 5, "4": 2, "10": 1}
-    assert list(prepared.lost_boxes(config)) == [
+    assert lost_boxes(config, prepared) == [
         "3 images of human have more than task.max_instances=3 boxes: 9 of its 33 boxes are left "
         "out and count as background; task.max_instances=10 keeps all"
     ]
-    assert not list(prepared.lost_boxes(config.override({"task.max_instances": 10})))
+    assert not lost_boxes(config.override({"task.max_instances": 10}), prepared)
 
 
 def test_boxes_of_the_teacher_count_above_their_threshold(data, tmp_path):
@@ -601,8 +607,8 @@ def test_boxes_of_the_teacher_count_above_their_threshold(data, tmp_path):
     student = student.override({"pseudo.score_threshold": 0.55, "task.num_classes": 2})
     prepared = PreparedData(student, tmp_path / "data")
     prepared.summaries["pseudo"]["boxes_per_image"] = {6: 1}
-    assert "1 of its 4 boxes" in next(prepared.lost_boxes(student))
-    assert not list(prepared.lost_boxes(student.override({"pseudo.score_threshold": 0.65})))
+    assert "1 of its 4 boxes" in lost_boxes(student, prepared)[0]
+    assert not lost_boxes(student.override({"pseudo.score_threshold": 0.65}), prepared)
 
 
 def test_hints_name_the_key_of_their_section(data, tmp_path):
@@ -624,7 +630,10 @@ def test_a_recipe_for_run_is_checked_before_there_are_labels(data, tmp_path, mon
         return [("second step", "1 s")]
 
     monkeypatch.setattr(preflight, "look", look)
-    monkeypatch.setattr(preflight, "Training", lambda config, *_: SimpleNamespace(config=config))
+    task = SimpleNamespace(warnings=lambda *_: ())
+    monkeypatch.setattr(
+        preflight, "Training", lambda place: SimpleNamespace(config=place.config, task=task)
+    )
     config = resolve(data, "self_training={control: true, rounds: 2}")
     assert pipeline.check(config, tmp_path)[-1] == ("second step", "1 s")
     assert {
@@ -632,7 +641,7 @@ def test_a_recipe_for_run_is_checked_before_there_are_labels(data, tmp_path, mon
     } == {"teacher": (4, 4), "student": (4, 4), "student_2": (4, 4), "control": (4, 4)}
     rows = dict(preflight._stages(SimpleNamespace(config=seen["teacher"]), seen, 3600.0))
     assert rows["stage student"] == "4 steps of 4 images, 4.0 hours"
-    assert rows["all stages"] == "16.0 hours, and the labeling of the images"
+    assert rows["all stages"] == "16.0 hours, and the time to label the images"
 
 
 def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
@@ -647,30 +656,30 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
     results = results | {"student_2": results["student"]}
     drawn = {}
     monkeypatch.setattr(
-        report, "_predictions", lambda config, folder, stages, images: dict.fromkeys(stages, images)
+        report, "_predictions", lambda workspace, stages, images: dict.fromkeys(stages, images)
     )
     monkeypatch.setattr(
         report.visualize,
         "contact_sheet",
         lambda rows, captions: drawn.update(dict.fromkeys(captions)) or Image.new("RGB", (4, 4)),
     )
-    prepared = PreparedData(config, folder / "data", WITHOUT_LABELS)
-    config = prepared.with_num_classes(config)
-    report.write(config, folder, prepared, results, {"teacher": 1.0})
+    place = Workspace.open(config, folder)
+    place.prepare(WITHOUT_LABELS)
+    report.write(place, results, {"teacher": 1.0})
     page = (folder / "report.html").read_text()
     assert "<h1>mini: detection, resnet10 + fpn, 128 x 128 pixels</h1>" in page
     assert "of the recipe" not in page.partition("Configuration")[0]
     assert "6 labeled + 5 pseudo-labeled, threshold 0.25" in page and "<h3>labels_2" in page
     assert "student_2" in drawn and "pseudo labels (> 0.25)" in drawn
     assert "held-back labels" not in drawn  # the unlabeled images have none
-    report.write(config, folder, prepared, results, {"teacher": 2.0}, again=True)
+    report.write(place, results, {"teacher": 2.0}, again=True)
     assert (folder / "report.html").read_text() == page.replace("<td>1</td>", "<td>2</td>", 1)
     (folder / "report.html").write_text(page)
     stamp = (folder / "report.html").stat().st_mtime_ns
-    report.write(config, folder, prepared, results, {"teacher": 3.0})  # nothing has changed
+    report.write(place, results, {"teacher": 3.0})  # nothing has changed
     assert (folder / "report.html").stat().st_mtime_ns == stamp
     (folder / "report.html").write_text(page[:1000])
-    report.write(config, folder, prepared, results, {"teacher": 1.0})
+    report.write(place, results, {"teacher": 1.0})
     assert (folder / "report.html").read_text() == page
 
 

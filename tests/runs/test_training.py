@@ -12,8 +12,7 @@ from mini import history, resolve, resolve_masks
 from official_selftrain import config as config_lib
 from official_selftrain import pipeline
 from official_selftrain.data import records
-from official_selftrain.data.prepared import PreparedData
-from official_selftrain.engine import memory
+from official_selftrain.engine import memory, precision
 from official_selftrain.pipeline import evaluation, training
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
@@ -166,7 +165,7 @@ def test_damaged_rows_of_the_history_are_left_out(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    ("precision", "flags", "lacks"),
+    ("name", "flags", "lacks"),
     [
         ("mixed_bfloat16", "flags : fpu avx2 avx512f", True),
         ("mixed_bfloat16", "flags : fpu avx512_bf16", False),
@@ -177,11 +176,11 @@ def test_damaged_rows_of_the_history_are_left_out(tmp_path, caplog):
         ("mixed_float16", "model name : unknown", False),  # nothing is known: nothing is said
     ],
 )
-def test_only_a_cpu_without_instructions_for_a_precision_is_slow(precision, flags, lacks, tmp_path):
+def test_only_a_cpu_without_instructions_for_a_precision_is_slow(name, flags, lacks, tmp_path):
     file = tmp_path / "cpuinfo"
     file.write_text(f"processor : 0\n{flags}\n\nprocessor : 1\n{flags}\n")
-    assert training._cpu_lacks(precision, file) == lacks
-    assert not training._cpu_lacks(precision, tmp_path / "nowhere")
+    assert precision.cpu_lacks(name, file) == lacks
+    assert not precision.cpu_lacks(name, tmp_path / "nowhere")
 
 
 def poison(monkeypatch, steps):
@@ -227,7 +226,7 @@ def test_bad_batches_are_left_out_as_often_as_allowed(data, tmp_path, monkeypatc
 
 
 def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(PreparedData, "lost_boxes", lambda *_: ["2 boxes are left out"])
+    monkeypatch.setattr(DetectionTask, "warnings", lambda *_: ["2 boxes are left out"])
     rows = dict(pipeline.check(teacher_of(data), tmp_path))
     assert rows["boxes"] == "WARNING: 2 boxes are left out"
     assert rows["class 1 square"] == "5 in human, 5 in evaluation"
@@ -236,7 +235,7 @@ def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkey
     assert float(rows["loss"]) > 0 and (tmp_path / "check.png").stat().st_size > 1000
     assert not (tmp_path / "checkpoints").exists() and not (tmp_path / "config.yaml").exists()
     poison(monkeypatch, [0])
-    with pytest.raises(UserError, match="not finite before step 1 of the check"):
+    with pytest.raises(UserError, match="not finite before step 1, at the very beginning: check"):
         pipeline.check(teacher_of(data), tmp_path)
 
 

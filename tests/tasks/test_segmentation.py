@@ -12,6 +12,7 @@ from official_selftrain.data import inputs, records
 from official_selftrain.data.predictions import MaskPrediction
 from official_selftrain.evaluation.mask_labels import MaskLabelStatistics
 from official_selftrain.evaluation.miou import SegmentationMetric
+from official_selftrain.pipeline.labeling import label_statistics
 from official_selftrain.tasks import make_task, multiscale
 from official_selftrain.tasks.segmentation import SegmentationTask
 from official_selftrain.utils.errors import UserError
@@ -367,11 +368,14 @@ def test_teacher_stores_the_distribution(model, tmp_path):
     assert np.abs(confidences.sum(axis=0) - 255).max() <= 1
     (image,) = records.read(files)
     stored = make(True, label_classes=9).to_record(image, soft, "teacher")
-    make(label_classes=3).check_soft(stored)
+    source = PseudoConfig(soft=True)
+    make(label_classes=3).check_pseudo_record(stored, source)
     with pytest.raises(UserError, match="hold 3 of 3 classes a pixel; label again"):
-        make(label_classes=2).check_soft(stored)
+        make(label_classes=2).check_pseudo_record(stored, source)
     with pytest.raises(UserError, match="hold 1 of 3 classes"):
-        make(label_classes=2).check_soft(make(True).to_record(image, hard, "teacher"))
+        make(label_classes=2).check_pseudo_record(
+            make(True).to_record(image, hard, "teacher"), source
+        )
 
 
 def test_tally_by_hand():
@@ -395,16 +399,15 @@ def test_tally_by_hand():
 
 
 def test_thresholds_that_keep_nothing_are_an_error(tmp_path):
-    from official_selftrain import teacher
 
     files = [str(tmp_path / "p.tfrecord"), str(tmp_path / "t.tfrecord")]
     records.write(files[0], [image_record(confidence=mask_png(40, 60, 200))])
     records.write(files[1], [image_record(mask=b"")])
     with pytest.raises(UserError, match="the threshold 0.9 keeps no pixel of 1 images"):
-        teacher.report(
+        label_statistics(
             MaskLabelStatistics(PseudoConfig(score_threshold=0.9), 3), files[:1], files[1:]
         )
-    result = teacher.report(MaskLabelStatistics(PseudoConfig(), 3), files[:1], files[1:])
+    result = label_statistics(MaskLabelStatistics(PseudoConfig(), 3), files[:1], files[1:])
     assert "mIoU" not in result and result["ignored_share"] == 0
 
 
