@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not call `__getattr
     from official_selftrain.models.nasfpn import NASFPN
     from official_selftrain.models.retinanet import RetinaNet
     from official_selftrain.models.segmenter import Segmenter
-    from official_selftrain.pipeline import evaluate, pseudo_label, run, train
+    from official_selftrain.pipeline import evaluate, pseudo_label, run, train  # type: ignore
     from official_selftrain.self_training import LossNormalizer, SelfTrainer, combined_loss
     from official_selftrain.tasks import DetectionTask, SegmentationTask, Task
     from official_selftrain.utils.errors import UserError

@@ -185,10 +185,10 @@ def test_l2_counts_kernels_only_and_clipping_bounds_the_step():
     assert np.sqrt(sum((m**2).sum() for m in moved)) == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("sources", [("human", "classification"), ("pseudo",)])
-def test_sources_that_cannot_be_learnt_from_are_named(sources):
-    model, (images, labels) = trainer(), batch(4, 0, sources)
-    with pytest.raises(UserError, match=f"has the sources {', '.join(sorted(sources))}") as told:
+@pytest.mark.parametrize("streams", [("human", "classification"), ("pseudo",)])
+def test_streams_that_cannot_be_learned_from_are_named(streams):
+    model, (images, labels) = trainer(), batch(4, 0, streams)
+    with pytest.raises(UserError, match=f"has the streams {', '.join(sorted(streams))}") as told:
         model.train_step((images, labels))
     assert "\n" not in str(told.value)
     with pytest.raises(UserError, match="Joint training on further streams does not exist yet"):

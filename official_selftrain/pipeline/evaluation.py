@@ -101,7 +101,7 @@ def evaluate_stage(
         metrics = read_json_or_none(folder / METRICS)
         if metrics:
             return metrics
-    if workspace.data is None:
+    if not workspace.prepared:
         _prepare(workspace, folder, weights)
     config, data = workspace.data.with_num_classes(config), workspace.data
     check_measurable(config, data)

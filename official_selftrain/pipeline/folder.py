@@ -95,7 +95,7 @@ def check_settings(config: Config, folder: pathlib.Path) -> list[str]:
     """
     before = saved_config(folder)
     changed = [] if before is None else _differences(before, config)
-    if changed and _has_results(folder):
+    if before and changed and _has_results(folder):
         raise UserError(
             f"{folder} holds a run of {before.experiment!r} that differs in "
             f"{'; '.join(changed[:3])}; choose another --model_dir, or delete the folder"

@@ -62,7 +62,7 @@ def label_stage(
 ) -> tuple[list[str], dict[str, Any]]:
     """`pseudo_label` in a workspace, whose data is prepared unless it has been."""
     with workspace:
-        if workspace.data is None:
+        if not workspace.prepared:
             classes = checkpoints.classes_of(weights)
             names = ("unlabeled", "evaluation", *(() if classes else ("human",)))
             workspace.prepare(names, classes)

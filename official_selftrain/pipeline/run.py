@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import time
+from typing import Any
 
 from official_selftrain import config as config_lib
 from official_selftrain.config import Config
@@ -133,7 +134,7 @@ class StageTimer:
     def __enter__(self) -> None:
         self.began = time.perf_counter()
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind: type | None, *_: Any) -> None:
         passed = time.perf_counter() - self.began
         self.seconds[self.stage] = round(self.seconds.get(self.stage, 0.0) + passed, 2)
         if self.file:

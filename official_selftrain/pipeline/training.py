@@ -61,7 +61,7 @@ def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
     check_batches(workspace.config, workspace.distribution)
     with workspace:
         workspace.claim()
-        if workspace.data is None:
+        if not workspace.prepared:
             workspace.prepare()
         config, folder, data = workspace.config, workspace.folder, workspace.data
         workspace.on_chief_first(lambda: claim_content(config, folder, data))

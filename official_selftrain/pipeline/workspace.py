@@ -25,7 +25,7 @@ class Workspace:
         config: `Config`; its class count is set once the data is prepared.
         folder: `pathlib.Path` of the run or the stage.
         distribution: the devices of all workers.
-        data: `PreparedData`, None before `prepare`.
+        data: `PreparedData`, once it is prepared.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Workspace:
         self.config = config
         self.folder = pathlib.Path(folder)
         self.distribution = distribution
-        self.data = data
+        self._data = data
         self._lock = contextlib.ExitStack()
 
     @classmethod
@@ -52,7 +52,19 @@ class Workspace:
 
     def stage(self, name: str, config: Config) -> Workspace:
         """The workspace of a stage in the folder `name` of this one, on its devices and data."""
-        return Workspace(config, self.folder / name, self.distribution, self.data)
+        return Workspace(config, self.folder / name, self.distribution, self._data)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether there is data: its own, or that of the run whose stage this is."""
+        return self._data is not None
+
+    @property
+    def data(self) -> PreparedData:
+        """The prepared sources."""
+        if self._data is None:
+            raise RuntimeError("call `prepare` before the data is read")
+        return self._data
 
     def __enter__(self) -> Workspace:
         self._lock.enter_context(working_in(self.folder, self.distribution))
@@ -105,7 +117,7 @@ class Workspace:
             with self.distribution.readable_worker_errors():
                 yield
         except Exception as error:
-            damage = self.data.damage() if self.data and _may_be_damage(error) else None
+            damage = self.data.damage() if _may_be_damage(error) else None
             if damage:
                 raise UserError(damage) from None
             raise

@@ -62,6 +62,9 @@ class Task(Protocol):
     label_unit: str
     draws_masks: bool
 
+    def __init__(self, config: Any = None, labeling: bool = False, **changes: Any) -> None:
+        """`changes` replace fields of `config`; `labeling` predicts for pseudo labels."""
+
     # --- The network -------------------------------------------------------------------------
 
     def build_model(self) -> keras.Model:

@@ -112,8 +112,8 @@ class DetectionTask:
         from official_selftrain.data.augmentation import geometry, image_ops
 
         size, max_boxes = self.config.image_size, self.config.max_instances
-        pseudo = training and isinstance(source, PseudoConfig)
-        if pseudo:
+        thresholds = None
+        if training and isinstance(source, PseudoConfig):
             thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
         augmentation = geometry.Augmentation(source, size) if training else None
 
@@ -134,7 +134,7 @@ class DetectionTask:
             keep = image_ops.non_empty(scene["boxes"])
             if training:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
-            if pseudo:
+            if thresholds is not None:
                 needed = _thresholds_of(example["classes"], thresholds)
                 keep = tf.logical_and(keep, example["scores"] > needed)
             labels = {

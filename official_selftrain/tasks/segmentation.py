@@ -144,9 +144,9 @@ class SegmentationTask:
         if not training:
             return self._prediction_parser()
         augmentation = geometry.Augmentation(source, size)
-        pseudo = isinstance(source, PseudoConfig)
-        confident = self._confident_pixels(source) if pseudo else None
-        soft = confident is not None and source.soft
+        pseudo = source if isinstance(source, PseudoConfig) else None
+        confident = self._confident_pixels(pseudo) if pseudo else None
+        soft = pseudo is not None and pseudo.soft
         channels = (2 * self._label_classes(),) if soft else ()
 
         def parse(example, seed):
@@ -324,7 +324,8 @@ class SegmentationTask:
                 for view, logits in enumerate(all_logits)
             ]
             size = views[0].shape[:2] if self.at_network_size else infos[index, 0, 0].astype(int)
-            found.append(multiscale.merge_views(views, *size, self.stored))
+            height, width = size
+            found.append(multiscale.merge_views(views, height, width, self.stored))
         return found
 
     def metric(self, class_names: Mapping[int, str] | None = None) -> miou.SegmentationMetric:
