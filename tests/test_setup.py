@@ -1,4 +1,4 @@
-"""What is said about the installation is true of setup.py."""
+"""What the files around the package say about versions and extras is true of setup.py."""
 
 import pathlib
 import re
@@ -6,8 +6,15 @@ import runpy
 
 import pytest
 import setuptools
+import yaml
+from packaging.requirements import Requirement
+
+import official_selftrain
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+INSTALLED = "tf-cpu", "demo", "eval", "report", "tensorboard", "dev"  # by `make`
 
 
 @pytest.fixture
@@ -39,3 +46,61 @@ def test_every_requirement_says_from_which_version_on(settings):
     needs = {line for lines in needs for line in lines} | set(settings["install_requires"])
     without = {line for line in needs if not re.fullmatch(r"[\w-]+>=[\d.]+", line)}
     assert without == {"importlib-resources"}
+
+
+def test_the_version_is_that_of_the_package(settings):
+    assert settings["version"] == official_selftrain.__version__
+    assert re.fullmatch(r"\d+\.\d+\.\d+", settings["version"])
+
+
+def test_the_version_can_be_cited_and_has_a_place_in_the_changelog(settings):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == settings["version"]
+    assert citation["license"] == settings["license"]
+    assert "## [Unreleased]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_wheel_says_that_it_is_typed(settings):
+    assert settings["package_data"] == {"official_selftrain": ["py.typed"]}
+    assert (ROOT / "official_selftrain/py.typed").is_file()
+
+
+def pins():
+    """`{name: version}` of constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    found = {}
+    for line in lines:
+        if not line.startswith("#"):
+            requirement = Requirement(line)
+            (pin,) = requirement.specifier
+            assert pin.operator == "==", line
+            found[_normalized(requirement.name)] = pin.version
+    return found
+
+
+def _normalized(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_everything_that_make_installs_is_pinned_within_its_bounds(settings):
+    extras = settings["extras_require"]
+    needs = settings["install_requires"] + [line for name in INSTALLED for line in extras[name]]
+    pinned = pins()
+    for requirement in map(Requirement, needs):
+        assert requirement.specifier.contains(pinned[_normalized(requirement.name)]), requirement
+    assert f".[$(TF),{','.join(INSTALLED[1:])}]" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_a_commit_is_checked_by_the_versions_that_are_pinned():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    versions = {repo["repo"].rpartition("/")[2]: repo["rev"] for repo in config["repos"]}
+    assert versions["ruff-pre-commit"] == f"v{pins()['ruff']}"
+    assert versions["codespell"] == f"v{pins()['codespell']}"
+
+
+def test_every_python_of_the_metadata_is_tested(settings):
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    prefix = "Programming Language :: Python :: 3."
+    stated = [line[len(prefix) - 2 :] for line in settings["classifiers"] if prefix in line]
+    assert stated == workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert settings["python_requires"] == f">={stated[0]}"
