@@ -12,7 +12,7 @@ import tensorflow as tf
 from helpers import two_replicas
 from test_self_training import Regression, batch, trainer
 
-from official_selftrain.engine import checkpoints, guards, loop
+from official_selftrain.engine import checkpoints, guards, loop, summaries
 from official_selftrain.engine.distribution import Distribution
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.utils.errors import TrainingInterrupted, UserError
@@ -31,7 +31,7 @@ ONE = Distribution(tf.distribute.get_strategy(), 1)
 
 
 def train(model, data, steps, start=0, distribution=ONE, **settings):
-    loop.train(loop.make_loop(model, data, distribution), steps, start, **settings)
+    loop.run_loop(loop.make_loop(model, data, distribution), steps, start_step=start, **settings)
 
 
 def weights(model):
@@ -147,12 +147,12 @@ def test_without_tensorboard_one_line_says_so_and_training_goes_on(
     def fail(name):
         raise error
 
-    monkeypatch.setattr(loop.extras.importlib, "import_module", fail)
+    monkeypatch.setattr(summaries.extras.importlib, "import_module", fail)
     caplog.set_level("INFO")
-    loop._has_tensorboard.cache_clear()
+    summaries._has_tensorboard.cache_clear()
     for _ in range(2):
         train(trainer(), dataset(), 1, summary_folder=tmp_path)
-    loop._has_tensorboard.cache_clear()
+    summaries._has_tensorboard.cache_clear()
     told = [r.getMessage() for r in caplog.records if "TensorBoard" in r.getMessage()]
     assert len(told) == 1 and "official_selftrain[tensorboard]" in told[0]
     assert "history.jsonl" in told[0] and not list(tmp_path.iterdir())
@@ -309,7 +309,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(settings, devices):
         for name in ("loss", "human_loss", "pseudo_loss", "ratio", "gradient_norm"):
             assert row[name] == pytest.approx(rows[step][name], rel=1e-4), name
 
-    loop.train(one, 6, steps_per_loop=3, on_loop=compare)
+    loop.run_loop(one, 6, steps_per_loop=3, on_loop=compare)
     for a, b in zip(weights(whole), weights(parted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

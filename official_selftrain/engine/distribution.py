@@ -19,7 +19,7 @@ class Distribution:
     """Devices of all workers; every replica computes a share of each batch.
 
     Attributes:
-        strategy: `tf.distribute.Strategy`; None on JAX, whose arrays know where they lie.
+        strategy: `tf.distribute.Strategy`.
         replicas: devices of all workers together.
         worker, workers: index of this process, and their number; worker 0 is the chief, which
             alone writes to the run folder.
@@ -32,6 +32,8 @@ class Distribution:
     workers: int = 1
     compile: bool = False
 
+    supports_micro_batches = True
+
     @property
     def chief(self):
         return self.worker == 0
@@ -42,7 +44,7 @@ class Distribution:
 
     def scope(self):
         """Variables are made in here."""
-        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+        return self.strategy.scope()
 
     def dataset(self, function):
         """The input of this worker's replicas.
@@ -50,9 +52,21 @@ class Distribution:
         Args:
             function: `tf.distribute.InputContext`, or None for all of it -> `tf.data.Dataset`.
         """
-        if self.strategy is None or self.replicas == 1:
+        if self.replicas == 1:
             return function(None)
         return self.strategy.distribute_datasets_from_function(function)
+
+    def local(self, value):
+        """What this worker's replicas hold of a value that each of them has a part of.
+
+        Args:
+            value: `[b, ...]` on each replica.
+
+        Returns:
+            NumPy array `[local_replicas * b, ...]`, the replicas in order.
+        """
+        parts = self.strategy.experimental_local_results(value)
+        return np.concatenate([np.asarray(part) for part in parts])
 
     def gather(self, value):
         """A picklable value of each worker, as a list, the same on all of them.
@@ -144,8 +158,6 @@ class Distribution:
         Returns:
             function of nests `[B, ...]` to a nest `[B, ...]`; B divisible by `local_replicas`.
         """
-        if self.strategy is None:
-            return _compile_predict_on_jax(function, model)
         import tensorflow as tf
 
         compiled = tf.function(function, autograph=False, jit_compile=self.compile)
@@ -161,12 +173,34 @@ class Distribution:
             shares = self.strategy.experimental_distribute_values_from_function(
                 lambda context: share(context, batch)
             )
-            result = step(*shares)
-            parts = [self.strategy.experimental_local_results(x) for x in tf.nest.flatten(result)]
-            whole = [np.concatenate([np.asarray(x) for x in replicas]) for replicas in parts]
-            return tf.nest.pack_sequence_as(result, whole)
+            return tf.nest.map_structure(self.local, step(*shares))
 
         return shared
+
+
+class JaxDistribution(Distribution):
+    """Devices of JAX on this machine. One program covers them all, and an array is whole.
+
+    Args:
+        replicas: number of devices.
+    """
+
+    supports_micro_batches = False
+
+    def __init__(self, replicas=1):
+        super().__init__(strategy=None, replicas=replicas)
+
+    def scope(self):
+        return contextlib.nullcontext()
+
+    def dataset(self, function):
+        return function(None)
+
+    def local(self, value):
+        return np.asarray(value)
+
+    def compile_predict(self, function, model):
+        return _compile_predict_on_jax(function, model)
 
 
 def make_distribution(runtime):
@@ -277,7 +311,7 @@ def _jax(count):
     found = found[: count or None]
     if len(found) > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found))
-    return Distribution(None, len(found))
+    return JaxDistribution(len(found))
 
 
 def _compile_predict_on_jax(function, model):

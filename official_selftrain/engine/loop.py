@@ -5,8 +5,6 @@ one `tf.function` around `strategy.run` gives the same losses and works with all
 step is a call, which JAX compiles.
 """
 
-import contextlib
-import functools
 import logging
 import time
 
@@ -15,8 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from official_selftrain.engine.guards import Watchdog, check_finite
-from official_selftrain.utils import extras
-from official_selftrain.utils.errors import UserError
+from official_selftrain.engine.summaries import Summaries
 
 CALL_SECONDS = 5.0  # about the longest call to the device, so that bar and signals are not stuck
 
@@ -32,7 +29,7 @@ def make_loop(trainer, dataset, distribution, micro_batches=1):
         micro_batches: elements of `dataset` whose gradients make one update (TensorFlow).
 
     Returns:
-        an object with `run(count, report=True)`, which makes updates and, unless told otherwise,
+        an object with `steps(count, report=True)`, which makes updates and, unless told otherwise,
         returns the means of all scalars since the last report; `batch()`, the input of the next
         update, a list of micro-batches; `step(batch)`, which makes an update from it and returns
         its scalars; and `divisible`, whether the updates between two reports may be spread over
@@ -61,7 +58,7 @@ class TensorFlowLoop:
 
         # AutoGraph would trace the step twice for a `for` loop; Keras code needs none of it.
         @tf.function(autograph=False)
-        def run(iterator, count):
+        def steps(iterator, count):
             self._repeat(lambda: self._update(iterator), count)
 
         @tf.function(autograph=False)
@@ -71,7 +68,7 @@ class TensorFlowLoop:
             if len(batch) > 1:
                 self.strategy.run(trainer.update_step)
 
-        self._run, self._step = run, step_on
+        self._steps, self._step = steps, step_on
 
     def _update(self, iterator):
         micro_batches = self.micro_batches
@@ -94,10 +91,10 @@ class TensorFlowLoop:
 
         tf.while_loop(lambda done: done < count, body, (0,), parallel_iterations=1)
 
-    def run(self, count, report=True):
+    def steps(self, count, report=True):
         import tensorflow as tf
 
-        self._run(self.iterator, tf.constant(count))
+        self._steps(self.iterator, tf.constant(count))
         return self._scalars() if report else {}
 
     def batch(self):
@@ -127,7 +124,7 @@ class JaxLoop:
         numpy = getattr(dataset, "as_numpy_iterator", None)
         self.iterator = numpy() if numpy else iter(dataset)
 
-    def run(self, count, report=True):
+    def steps(self, count, report=True):
         self._rows += [self.step(self.batch()) for _ in range(count)]
         if not report:
             return {}
@@ -149,32 +146,37 @@ class JaxLoop:
 
 
 class _Pace:
-    """How many updates the next call to the device makes.
+    """Divides updates into calls to the device; no number depends on how.
 
     The first two calls make one update each: the first compiles, the second shows how long an
-    update takes. Later calls take a few seconds. No number depends on how updates are divided.
+    update takes. Later calls take a few seconds.
 
     Attributes:
         seconds: an update, 0.0 while that is unknown.
+        calls: made so far.
     """
 
     def __init__(self):
         self.seconds, self.calls = 0.0, 0
 
-    def count(self, left, divisible):
-        if self.calls < 2:
-            return 1
-        return min(left, max(int(CALL_SECONDS / self.seconds), 1)) if divisible else left
-
-    def note(self, count, seconds):
+    def call(self, loop, step, end):
+        """Makes updates from `step` on, at most up to `end`; returns (updates made, scalars)."""
+        count, began = 1, time.perf_counter()
+        if self.calls >= 2:
+            few = max(int(CALL_SECONDS / self.seconds), 1)
+            count = min(end - step, few) if loop.divisible else end - step
+        scalars = loop.steps(count, report=step + count == end)
+        number(loop.trainer.optimizer.iterations)  # waits for the device
         self.calls += 1
         if self.calls > 1:
-            self.seconds = max(seconds / count, 1e-9)
+            self.seconds = max((time.perf_counter() - began) / count, 1e-9)
+        return step + count, scalars
 
 
-def train(
+def run_loop(
     loop,
     steps,
+    *,
     start_step=0,
     steps_per_loop=100,
     summary_folder=None,
@@ -210,7 +212,7 @@ def train(
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=quiet) as progress,
         Watchdog(stall_seconds) as watchdog,
-        summaries(summary_folder) as write,
+        Summaries(summary_folder) as summaries,
     ):
         while step < steps:
             if step in skipped:
@@ -218,32 +220,28 @@ def train(
                 step += 1
                 progress.update(1)
                 continue
-            ends = [s for s in skipped if s > step]
             first, began = step, time.perf_counter()
+            ends = [s for s in skipped if s > step]
             end = min([step + steps_per_loop - step % steps_per_loop, steps, *ends])
             while step < end:
                 watchdog.alive(step)
-                count, called = pace.count(end - step, loop.divisible), time.perf_counter()
-                scalars = loop.run(count, step + count == end)
-                number(loop.trainer.optimizer.iterations)  # waits for the device
-                pace.note(count, time.perf_counter() - called)
-                step += count
+                step, scalars = pace.call(loop, step, end)
                 if pace.calls == 2 and not quiet:
                     logging.info(
                         "%s: %d of %d steps to go, about %s",
                         title, steps - step, steps, duration(pace.seconds * (steps - step)),
                     )  # fmt: skip
                 if step < end:
-                    progress.update(count)
+                    progress.update(step - progress.n)
                     if on_pause and loop.divisible and pace.seconds * (end - step) > CALL_SECONDS:
                         on_pause(step)
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             seconds = time.perf_counter() - began
             scalars["images_per_second"] = (end - first) * images_per_step / seconds
             check_finite(scalars, step)
-            write(step, scalars)
+            summaries.write(step, scalars)
             progress.set_postfix_str(_postfix(scalars), refresh=False)
-            progress.update(count)
+            progress.update(step - progress.n)
             if on_loop:
                 on_loop(step, {"step": step, **scalars})
             if on_pause:
@@ -264,43 +262,7 @@ def duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@functools.cache  # told once
-def _has_tensorboard():
-    try:
-        extras.import_extra("tensorboard.summary.v2", "tensorboard", "a log for TensorBoard")
-    except UserError as error:
-        logging.info("%s. Without it the scalars are in history.jsonl only", error)
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def summaries(folder):
-    """A function (step, scalars) that writes for TensorBoard, if that is installed.
-
-    Args:
-        folder: for the event files, or None for none.
-    """
-    if folder is None or not _has_tensorboard():
-        yield lambda step, scalars: None
-        return
-    import tensorflow as tf
-
-    writer = tf.summary.create_file_writer(str(folder))
-
-    def write(step, scalars):
-        with writer.as_default(step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-        writer.flush()
-
-    try:
-        yield write
-    finally:
-        writer.close()
-
-
-def save_batch(path, batch, strategy):
+def save_batch(path, batch, distribution):
     """Writes what `batch()` of a loop returned, as far as this worker has it, to a NumPy archive.
 
     Arrays are called `MICRO_BATCH/images/SOURCE` and `MICRO_BATCH/labels/SOURCE/NAME`.
@@ -310,12 +272,7 @@ def save_batch(path, batch, strategy):
         arrays |= {f"{index}/images/{source}": x for source, x in images.items()}
         for source, values in labels.items():
             arrays |= {f"{index}/labels/{source}/{name}": x for name, x in values.items()}
-    if strategy is not None:
-        local = strategy.experimental_local_results
-        arrays = {
-            key: np.concatenate([np.asarray(x) for x in local(v)]) for key, v in arrays.items()
-        }
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **{name: distribution.local(x) for name, x in arrays.items()})
 
 
 def number(value):

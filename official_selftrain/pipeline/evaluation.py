@@ -11,7 +11,7 @@ from official_selftrain import teacher
 from official_selftrain.data import inputs
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.engine import distribution as distribution_lib
-from official_selftrain.engine import loop as loop_lib
+from official_selftrain.engine.summaries import Summaries
 from official_selftrain.pipeline.folder import (
     CONFIG,
     MADE_OF,
@@ -204,8 +204,8 @@ def measure(predictor, data, distribution):
 
 def log_metrics(folder, step, metrics):
     """Writes metrics for TensorBoard."""
-    with loop_lib.summaries(folder / "tensorboard") as write:
-        write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+    with Summaries(folder / "tensorboard") as summaries:
+        summaries.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
 
 
 @contextlib.contextmanager
