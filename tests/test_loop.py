@@ -370,7 +370,7 @@ def test_loss_scale_changes_no_number_and_skips_what_overflows(devices, tmp_path
 # --- Guards ----------------------------------------------------------------------------------
 
 
-def test_a_dead_input_is_loud(caplog):
+def test_a_dead_input_is_loud(caplog, capfd):
     def slow():
         for seed in range(4):
             time.sleep(2.5 if seed == 2 else 0)
@@ -383,6 +383,8 @@ def test_a_dead_input_is_loud(caplog):
     train(model, stuck, 4, steps_per_loop=1, stall_seconds=1)
     warnings = [r.message for r in caplog.records if "no loop of steps has ended" in r.message]
     assert warnings and "since step 2: the input is stuck" in warnings[-1]
+    stack = capfd.readouterr().err
+    assert "in _watch" in stack and "in run_loop" in stack  # where it hangs
 
 
 def test_skipped_steps_consume_their_batch():

@@ -1,8 +1,10 @@
 """What ends a training early, or says why it stands still: signals, stalls, NaN."""
 
+import faulthandler
 import logging
 import math
 import signal
+import sys
 import threading
 
 
@@ -44,6 +46,8 @@ class GracefulShutdown:
 class Watchdog:
     """Warns repeatedly while no step finishes; a stuck input would otherwise hang silently.
 
+    Each warning is followed by where every thread stands.
+
     Args:
         seconds: between two signs of life, or two warnings; 0 never warns.
     """
@@ -80,6 +84,8 @@ class Watchdog:
                 "worker is gone, or %d s are too few for a loop (runtime.stall_seconds)",
                 waited, self.step, self.seconds,
             )  # fmt: skip
+            # Notebooks and pytest replace `sys.stderr` by what has no file descriptor.
+            faulthandler.dump_traceback(sys.__stderr__)
 
 
 class NonFiniteLossError(Exception):
