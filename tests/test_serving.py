@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from official_selftrain import config as config_lib
 from official_selftrain import export
 from official_selftrain.applications.efficientnet import preprocess_input
-from official_selftrain.conversion import serving
+from official_selftrain.conversion import exif, serving
 from official_selftrain.models import build_model
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
@@ -294,7 +294,7 @@ def test_orientations_in_odd_and_damaged_segments(decode, segments, turned):
     [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\neXIfII*\0", b"GIF89a"],
 )
 def test_bytes_that_end_early_have_no_orientation(data):
-    assert int(serving.exif_orientation(data)) == 1
+    assert int(exif.exif_orientation(data)) == 1
 
 
 # --- What is refused, and what is left behind ------------------------------------------------

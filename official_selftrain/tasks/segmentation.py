@@ -72,6 +72,17 @@ class SegmentationTask:
         any_size.set_weights(model.get_weights())
         return any_size
 
+    def serving(self, model, nms="hard"):
+        """What a SavedModel of `model` computes from `(images, image_info)`: `serving.ClassMap`.
+
+        Args:
+            model: a `Segmenter`.
+            nms: not used; a detector's suppression.
+        """
+        from official_selftrain.tasks import serving
+
+        return serving.ClassMap(model, self.config.image_size)
+
     def _label_classes(self):
         """Classes stored for each pixel of a pseudo label: no more than there are."""
         return min(self.config.label_classes, self.config.num_classes)
