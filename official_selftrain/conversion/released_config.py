@@ -222,6 +222,23 @@ def experiment(values, found=None):
     values = config_lib.merge(_DEFAULTS[kind], values)
     task = {"kind": kind, **_network(values, kind, found), **_head(values, kind, found)}
     train, parser = values["train"], _parser(values)
+    return {
+        "experiment": "converted",
+        "description": "converted from a released configuration",
+        "task": task,
+        "human": {
+            "batch_size": train["train_batch_size"],
+            "flip": parser["aug_rand_hflip"],
+            "jitter": (parser["aug_scale_min"], parser["aug_scale_max"]),
+            **_policy(parser.get("aug_policy")),
+        },
+        "evaluation": {"batch_size": values.get("eval", {}).get("eval_batch_size", 8)},
+        "optimizer": _optimizer(train),
+        "trainer": {"steps": train["total_steps"]},
+    }
+
+
+def _optimizer(train):
     rate = train["learning_rate"]
     step_schedule = rate["type"] == "step"
     if step_schedule and not {"learning_rate_steps", "learning_rate_levels"} <= rate.keys():
@@ -236,28 +253,15 @@ def experiment(values, found=None):
         }
     )
     return {
-        "experiment": "converted",
-        "description": "converted from a released configuration",
-        "task": task,
-        "human": {
-            "batch_size": train["train_batch_size"],
-            "flip": parser["aug_rand_hflip"],
-            "jitter": (parser["aug_scale_min"], parser["aug_scale_max"]),
-            **_policy(parser.get("aug_policy")),
-        },
-        "evaluation": {"batch_size": values.get("eval", {}).get("eval_batch_size", 8)},
-        "optimizer": {
-            "momentum": train["optimizer"].get("momentum", 0.9),
-            "l2": train["l2_weight_decay"],
-            "clip_norm": train["gradient_clip_norm"],
-            "schedule": rate["type"],
-            "learning_rate": rate["init_learning_rate"],
-            "warmup_steps": min(rate["warmup_steps"], train["total_steps"]),
-            "warmup_learning_rate": rate["warmup_learning_rate"],
-            "step_boundaries": rate["learning_rate_steps"] if step_schedule else (),
-            "step_rates": rate["learning_rate_levels"] if step_schedule else (),
-        },
-        "trainer": {"steps": train["total_steps"]},
+        "momentum": train["optimizer"].get("momentum", 0.9),
+        "l2": train["l2_weight_decay"],
+        "clip_norm": train["gradient_clip_norm"],
+        "schedule": rate["type"],
+        "learning_rate": rate["init_learning_rate"],
+        "warmup_steps": min(rate["warmup_steps"], train["total_steps"]),
+        "warmup_learning_rate": rate["warmup_learning_rate"],
+        "step_boundaries": rate["learning_rate_steps"] if step_schedule else (),
+        "step_rates": rate["learning_rate_levels"] if step_schedule else (),
     }
 
 
@@ -283,16 +287,31 @@ def _params(values):
 
 def _network(values, kind, found):
     """The backbone, neck and batch norm of a released configuration."""
-    architecture = values.get("architecture", {})
-    norm = values.get("batch_norm_activation", {})
-    backbone = architecture.get("backbone", found.get("backbone", "resnet"))
+    backbone = _backbone(values, found)
+    classes = 91 if kind == "detection" else 21
+    return {
+        "num_classes": _section(values, "architecture").get(
+            "num_classes", found.get("num_classes", classes)
+        ),
+        "image_size": _parser(values)["output_size"],
+        "backbone": backbone,
+        "backbone_sizes": found.get("backbone_sizes"),
+        **_neck(values, found),
+        **_regularization(values, backbone),
+        **_norm(values),
+    }
+
+
+def _backbone(values, found):
+    """The backbone's name, as `config.BACKBONES` has it."""
+    backbone = _section(values, "architecture").get("backbone", found.get("backbone", "resnet"))
     if backbone == "spinenet":
-        model_id = str(values.get("spinenet", {}).get("model_id", "")).replace("l", "L")
+        model_id = str(_section(values, "spinenet").get("model_id", "")).replace("l", "L")
         backbone = f"spinenet{model_id}"
         if backbone not in config_lib.BACKBONES:  # left open, or of sizes that have no name
             backbone = found.get("backbone", f"spinenet{model_id or 49}")
     elif backbone == "resnet":
-        depth = values.get("resnet", {}).get("resnet_depth")
+        depth = _section(values, "resnet").get("resnet_depth")
         backbone = f"resnet{depth}" if depth else found.get("backbone", "resnet50")
     if backbone not in config_lib.BACKBONES:
         raise UserError(
@@ -301,41 +320,52 @@ def _network(values, kind, found):
         )
     if found and backbone != found["backbone"]:
         raise UserError(f"the config is for {backbone}, the checkpoint holds {describe(found)}")
+    return backbone
+
+
+def _neck(values, found):
+    architecture = _section(values, "architecture")
     neck = _PARTS.get(architecture.get("multilevel_features"), found.get("neck", "fpn"))
-    settings = values.get(neck, {})
+    settings = _section(values, neck)
     _refuse(
         {
             "architecture.min_level": architecture.get("min_level", 3) != 3,
             "architecture.max_level": architecture.get("max_level", 7) != 7,
             "nasfpn.block_fn": neck == "nasfpn" and settings.get("block_fn", "conv") != "conv",
-            "nasfpn.activation": bool(neck == "nasfpn" and settings.get("activation")),
+            "nasfpn.activation": neck == "nasfpn" and settings.get("activation"),
             "fpn.use_batch_norm": neck == "fpn" and not settings.get("use_batch_norm", True),
-            "spinenet.use_native_resize_op": bool(
-                values.get("spinenet", {}).get("use_native_resize_op")
+            "spinenet.use_native_resize_op": _section(values, "spinenet").get(
+                "use_native_resize_op"
             ),
         }
     )
-    family = "resnet" if backbone.startswith("resnet") else "spinenet"
-    depth = values.get(family, {}).get("init_drop_connect_rate")
-    if backbone.startswith("efficientnet"):
-        depth = 0.2  # the released builder takes its classification default
-    drop = values.get("dropblock", {})
     return {
-        "num_classes": architecture.get(
-            "num_classes", found.get("num_classes", 91 if kind == "detection" else 21)
-        ),
-        "image_size": _parser(values)["output_size"],
-        "backbone": backbone,
-        "backbone_sizes": found.get("backbone_sizes"),
         "neck": neck,
         "neck_filters": settings.get("fpn_feat_dims", found.get("neck_filters", 256)),
         "neck_repeats": settings.get("num_repeats", found.get("neck_repeats", 5)),
         "neck_separable": settings.get("use_separable_conv", found.get("neck_separable", False)),
         "neck_sum_only": settings.get("use_sum_for_combination", False),
+    }
+
+
+def _regularization(values, backbone):
+    """Stochastic depth and DropBlock."""
+    family = "resnet" if backbone.startswith("resnet") else "spinenet"
+    depth = _section(values, family).get("init_drop_connect_rate")
+    if backbone.startswith("efficientnet"):
+        depth = 0.2  # the released builder takes its classification default
+    drop = _section(values, "dropblock")
+    keep = drop.get("dropblock_keep_prob")
+    return {
         "stochastic_depth": depth,
-        "drop_block": (drop["dropblock_keep_prob"], drop.get("dropblock_size"))
-        if drop.get("dropblock_keep_prob")
-        else None,
+        "drop_block": (keep, drop.get("dropblock_size")) if keep else None,
+    }
+
+
+def _norm(values):
+    """Batch norm and the activation after it."""
+    norm = _section(values, "batch_norm_activation")
+    return {
         "activation": norm.get("activation", "relu"),
         "bn_momentum": norm.get("batch_norm_momentum", 0.997),
         "bn_epsilon": norm.get("batch_norm_epsilon", 1e-4),
@@ -346,7 +376,8 @@ def _network(values, kind, found):
 
 def _head(values, kind, found):
     """The head, loss and postprocessing of a released configuration."""
-    head = values.get("retinanet_head" if kind == "detection" else "segmentation_head", {})
+    detection = kind == "detection"
+    head = _section(values, "retinanet_head" if detection else "segmentation_head")
     _refuse(
         {
             "head.use_batch_norm": not head.get("use_batch_norm", True),
@@ -354,42 +385,62 @@ def _head(values, kind, found):
             "head.upsample_factor": head.get("upsample_factor", 1) != 1,
         }
     )
-    default = 4 if kind == "detection" else 2
-    convs = head.get("num_convs", found.get("head_convs", default))
-    if kind == "segmentation":
-        architecture = values.get("architecture", {})
+    convs = head.get("num_convs", found.get("head_convs", 4 if detection else 2))
+    if not detection:
+        architecture = values["architecture"]
         return {
             "head_convs": convs,
             "head_level": head["level"],
             "aspp": architecture.get("use_aspp", found.get("aspp", False)),
             "fusion": architecture["use_pyramid_fusion"],
         }
-    anchor, parser = values.get("anchor", {}), _parser(values)
-    loss, nms = values.get("retinanet_loss", {}), values.get("postprocess", {})
+    return {
+        "head_convs": convs,
+        "head_filters": head.get("num_filters", found.get("head_filters", 256)),
+        **_anchors(values),
+        **_detection_loss(values),
+        "nms": _nms(values),
+    }
+
+
+def _anchors(values):
+    anchor, parser = _section(values, "anchor"), _parser(values)
+    ratios = [1.0, 2.0, 0.5]
     _refuse(
         {
             "anchor.num_scales": anchor.get("num_scales", 3) != 3,
-            "anchor.aspect_ratios": list(anchor.get("aspect_ratios", [1.0, 2.0, 0.5]))
-            != [1.0, 2.0, 0.5],
+            "anchor.aspect_ratios": list(anchor.get("aspect_ratios", ratios)) != ratios,
             "retinanet_parser.unmatched_threshold": parser.get("unmatched_threshold", 0.5) != 0.5,
         }
     )
     return {
-        "head_convs": convs,
-        "head_filters": head.get("num_filters", found.get("head_filters", 256)),
         "anchor_size": anchor.get("anchor_size", 4.0),
         "max_instances": parser.get("max_num_instances", 100),
+    }
+
+
+def _detection_loss(values):
+    loss = _section(values, "retinanet_loss")
+    return {
         "focal_alpha": loss.get("focal_loss_alpha", 0.25),
         "focal_gamma": loss.get("focal_loss_gamma", 1.5),
         "huber_delta": loss.get("huber_loss_delta", 0.1),
         "box_weight": loss.get("box_loss_weight", 50),
-        "nms": {
-            "score_threshold": nms.get("score_threshold", 0.05),
-            "iou_threshold": nms.get("nms_iou_threshold", 0.5),
-            "pre_nms": nms.get("pre_nms_num_boxes", 5000),
-            "max_detections": nms.get("max_total_size", 100),
-        },
     }
+
+
+def _nms(values):
+    nms = _section(values, "postprocess")
+    return {
+        "score_threshold": nms.get("score_threshold", 0.05),
+        "iou_threshold": nms.get("nms_iou_threshold", 0.5),
+        "pre_nms": nms.get("pre_nms_num_boxes", 5000),
+        "max_detections": nms.get("max_total_size", 100),
+    }
+
+
+def _section(values, name):
+    return values.get(name, {})
 
 
 def _parser(values):
