@@ -455,6 +455,17 @@ def test_parts_that_do_not_exist_here_are_refused_by_name():
         released_config.experiment({"type": "mask_rcnn"})
 
 
+def test_each_task_reads_the_parser_of_its_own():
+    """A released configuration may hold the sections of other models too."""
+    values = {
+        "retinanet_parser": {"output_size": [256, 384]},
+        "segmentation_parser": {"output_size": [512, 640]},
+    }
+    for model, size in (("retinanet", [256, 384]), ("segmentation", [512, 640])):
+        found = released_config.experiment({"type": model, **values})
+        assert found["task"]["image_size"] == size
+
+
 def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
     folder = golden / "checkpoints/retinanet_spinenet_tiny"
     output = tmp_path / "model.keras"

@@ -221,7 +221,7 @@ def experiment(values, found=None):
         raise UserError(f"the config is for {kind}, the checkpoint for {found['kind']}")
     values = config_lib.merge(_DEFAULTS[kind], values)
     task = {"kind": kind, **_network(values, kind, found), **_head(values, kind, found)}
-    train, parser = values["train"], _parser(values)
+    train, parser = values["train"], _parser(values, kind)
     return {
         "experiment": "converted",
         "description": "converted from a released configuration",
@@ -293,7 +293,7 @@ def _network(values, kind, found):
         "num_classes": _section(values, "architecture").get(
             "num_classes", found.get("num_classes", classes)
         ),
-        "image_size": _parser(values)["output_size"],
+        "image_size": _parser(values, kind)["output_size"],
         "backbone": backbone,
         "backbone_sizes": found.get("backbone_sizes"),
         **_neck(values, found),
@@ -404,7 +404,7 @@ def _head(values, kind, found):
 
 
 def _anchors(values):
-    anchor, parser = _section(values, "anchor"), _parser(values)
+    anchor, parser = _section(values, "anchor"), values["retinanet_parser"]
     ratios = [1.0, 2.0, 0.5]
     _refuse(
         {
@@ -443,8 +443,8 @@ def _section(values, name):
     return values.get(name, {})
 
 
-def _parser(values):
-    return values.get("retinanet_parser", values.get("segmentation_parser", {}))
+def _parser(values, kind):
+    return values[{"detection": "retinanet_parser", "segmentation": "segmentation_parser"}[kind]]
 
 
 def _warn(settings):
