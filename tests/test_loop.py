@@ -225,7 +225,7 @@ def test_other_files_among_the_checkpoints_are_ignored(tmp_path):
 @pytest.mark.parametrize("name", ["model.weights.h5", "model.keras"])
 def test_damaged_weights_are_told_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="do not fit this network, or are damaged") as told:
+    with pytest.raises(UserError, match="do not fit this network or are damaged") as told:
         checkpoints.load_weights(trainer().student, tmp_path / name)
     assert "\n" not in str(told.value)
 
@@ -381,7 +381,7 @@ def test_a_dead_input_is_loud(caplog, capfd):
     model = trainer()
     train(model, dataset(), 1)
     train(model, stuck, 4, steps_per_loop=1, stall_seconds=1)
-    warnings = [r.message for r in caplog.records if "no loop of steps has ended" in r.message]
+    warnings = [r.message for r in caplog.records if "no loop of steps has finished" in r.message]
     assert warnings and "since step 2: the input is stuck" in warnings[-1]
     stack = capfd.readouterr().err
     assert "in _watch" in stack and "in run_loop" in stack  # where it hangs
@@ -443,7 +443,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match="No space left on device; those before are untouched"):
+    with pytest.raises(UserError, match="No space left on device; the earlier checkpoints"):
         saved.save(2)
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["ckpt-00000001.npz"]
