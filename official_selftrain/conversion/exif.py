@@ -1,10 +1,20 @@
 """The EXIF orientation of an image, read and applied by TensorFlow inside a SavedModel."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
+from official_selftrain.utils.types import Tensor
 
-def upright(image, orientation):
-    """An image `[H, W, 3]` turned as its EXIF orientation, 1 to 8, says."""
+# The files are parsed by hand, because a SavedModel runs where Pillow may not be installed.
+
+
+def upright(image: Tensor, orientation: Tensor) -> Tensor:
+    """Rotates and mirrors an image `[H, W, 3]` according to its EXIF orientation, 1 to 8.
+
+    Returns:
+        `[H, W, 3]`, or `[W, H, 3]` for the orientations 5 to 8.
+    """
 
     def when(orientations, turn, image):
         asked = tf.reduce_any(orientation == tf.constant(orientations))
@@ -15,10 +25,16 @@ def upright(image, orientation):
     return when([3, 4, 7, 8], lambda x: tf.reverse(x, [0]), image)
 
 
-def exif_orientation(encoded):
-    """The EXIF orientation, int32 1 to 8, of JPEG or PNG bytes; 1 for none, or a damaged one.
+def exif_orientation(encoded: Tensor) -> Tensor:
+    """Reads the EXIF orientation of an image file.
 
-    As in Pillow, an XMP packet of a JPEG file counts where EXIF says nothing.
+    As in Pillow, the XMP packet of a JPEG file counts if EXIF has no orientation.
+
+    Args:
+        encoded: scalar string, the bytes of a JPEG or PNG file.
+
+    Returns:
+        int32 scalar, 1 to 8; 1 if there is none or it is damaged.
     """
     is_png = tf.strings.substr(encoded, 0, 8) == b"\x89PNG\r\n\x1a\n"
     value = tf.cond(
@@ -27,14 +43,15 @@ def exif_orientation(encoded):
     return tf.where((value >= 1) & (value <= 8), tf.cast(value, tf.int32), 1)
 
 
-def _orientation_in_png(encoded):
-    """0 for none. These four letters are not met by chance before a TIFF header."""
+def _orientation_in_png(encoded: Tensor) -> Tensor:
+    """The orientation, 0 for none."""
+    # Chunks need no parsing: these four letters do not occur by chance before a TIFF header.
     parts = tf.strings.split(encoded, "eXIf", maxsplit=1)
     return _orientation_in_tiff(tf.concat([parts, [b""]], axis=0)[1])
 
 
-def _orientation_in_jpeg(encoded):
-    """The orientation in the first EXIF segment, else in the first XMP segment; 0 for none."""
+def _orientation_in_jpeg(encoded: Tensor) -> Tensor:
+    """The orientation in the first EXIF segment or else the first XMP segment; 0 for none."""
     number, size = _reader(encoded)
 
     def before_the_pixels(place, exif, xmp):
@@ -61,8 +78,8 @@ def _orientation_in_jpeg(encoded):
     return tf.where(value > 0, value, _orientation_in_xmp(content(xmp, 0)))
 
 
-def _orientation_in_tiff(tiff):
-    """The value of tag 274 in the first directory of a TIFF, 0 without one."""
+def _orientation_in_tiff(tiff: Tensor) -> Tensor:
+    """The value of tag 274, the orientation, in the first directory of a TIFF; 0 for none."""
     number, size = _reader(tiff)
     head = tf.strings.substr(tiff, 0, 4)
     little = head == b"II*\0"
@@ -77,15 +94,20 @@ def _orientation_in_tiff(tiff):
     return tf.concat([[0], values[found]], axis=0)[-1]
 
 
-def _orientation_in_xmp(packet):
+def _orientation_in_xmp(packet: Tensor) -> Tensor:
+    """The orientation in an XMP packet; 0 for none."""
     digit = tf.strings.regex_replace(packet, r"^\C*?tiff:Orientation(?:=\"|>)([0-9])\C*$", r"\1")
     number, size = _reader(digit)
     return tf.where(size == 1, number(tf.constant(0, tf.int64), 1) - ord("0"), 0)
 
 
-def _reader(text):
-    """A function (places, width, little endian) -> unsigned numbers int64, zero bytes beyond the
-    end; and the length of the string."""
+def _reader(text: Tensor) -> tuple[Callable[..., Tensor], Tensor]:
+    """Reads numbers from a string.
+
+    Returns:
+        A function (int64 positions, width in bytes, little endian) -> unsigned numbers as int64,
+        where bytes beyond the end are 0; and the length of the string.
+    """
     size = tf.cast(tf.strings.length(text), tf.int64)
     data = tf.concat([tf.io.decode_raw(text, tf.uint8), [0]], axis=0)
 

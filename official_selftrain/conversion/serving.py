@@ -1,13 +1,18 @@
-"""Trained networks as SavedModel, TFLite and ONNX files.
+"""Writes trained networks as SavedModel, TFLite, and ONNX files.
 
-The SavedModel holds everything from encoded images to detections or class maps, with the input and
-output names of the released code (reference section 22); the others hold the network alone.
+A SavedModel computes everything from encoded images to detections or class maps, with the input and
+output names of the released `models/official/detection/serving` in TensorFlow's TPU repository. The
+other files hold only the network.
 """
+
+from __future__ import annotations
 
 import contextlib
 import logging
 import pathlib
 import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,36 +22,51 @@ from official_selftrain.data.augmentation import geometry
 from official_selftrain.tasks import make_task
 from official_selftrain.utils import extras, files
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath, Tensor
+
+if TYPE_CHECKING:
+    import keras
 
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx"}
 SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 
 
-def save_model(model, config, folder, batch_size=None, nms="hard"):
-    """Writes a SavedModel that TensorFlow alone can run, and compares it with the model.
+def save_model(
+    model: keras.Model,
+    config: Any,
+    folder: StrPath,
+    batch_size: int | None = None,
+    nms: str = "hard",
+) -> float:
+    """Writes a SavedModel that needs only TensorFlow, and compares it with the model.
 
-    It appears in `folder` only when it is complete and has been compared; an earlier export there
-    is replaced.
+    It appears in `folder` only when it is complete and has been compared. An earlier export in
+    `folder` is replaced.
 
-    Signatures, each also returning `image_info` `[B, 4, 2]` (original size, network size, scale per
-    axis, offset): `image_bytes` (also `serving_default`), JPEG or PNG strings `[B]`; `tf_example`,
-    serialized examples with `image/encoded` `[B]`; `image_tensor`, uint8 `[B, H, W, 3]` of any
-    size; `raw_image_tensor`, float32 `[B, H, W, 3]`, normalized and of the network's size. The
-    first two turn an image as its EXIF orientation says, and all sizes and boxes are of the image
-    as it is shown; the others take pixels that have been turned.
+    Inputs of the signatures:
+
+    - `image_bytes` (also `serving_default`): JPEG or PNG files, strings `[B]`;
+    - `tf_example`: serialized examples `[B]` with `image/encoded`;
+    - `image_tensor`: uint8 `[B, H, W, 3]` of any size;
+    - `raw_image_tensor`: float32 `[B, H, W, 3]`, normalized and of the network's size.
+
+    The first two rotate images according to their EXIF orientation; sizes and boxes refer to the
+    rotated image. For the other two the caller has to rotate the pixels. The outputs are those of
+    `task.serving`, and `image_info` `[B, 4, 2]` as in `geometry.plan_resize`.
 
     Args:
         model: the network.
         config: its task config.
-        folder: where to write; made if missing.
-        batch_size: B, None for any.
-        nms: "hard", "soft" or "none", for detectors.
+        folder: where to write; created if missing.
+        batch_size: B, or None for any.
+        nms: "hard", "soft", or "none"; for detectors.
 
     Returns:
         The largest difference between the written file and the model on one image of noise.
 
     Raises:
-        UserError: if `folder` holds anything else, or numbers of the network are not finite.
+        UserError: if `folder` holds anything else, or if weights or outputs of the network are not
+            finite.
     """
     import keras
 
@@ -56,7 +76,7 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     # Not `changed`: a network may be exported at a size that training refuses.
     serve = make_task(config.model_copy(update={"image_size": size})).serving(model, nms)
 
-    # Traced once, however many signatures call it.
+    # A `tf.function`, so that the network is traced once for all signatures.
     @tf.function(
         input_signature=[
             tf.TensorSpec([batch_size, *size, 3]),
@@ -77,12 +97,25 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
         function = signatures["raw_image_tensor"][0]
         difference = _difference(function, temporary, [batch_size or 1, *size, 3])
         if not np.isfinite(difference):
-            raise UserError(f"the written file returns numbers that are not finite; {NOT_FINITE}")
+            raise UserError(f"an output of the written file is not finite; {NOT_FINITE}")
     return difference
 
 
-def _signatures(answer, size, batch_size):
-    """`{name: (function, its input)}`; `answer` takes prepared images and their `image_info`."""
+def _signatures(
+    answer: Callable[[Tensor, Tensor], dict[str, Tensor]],
+    size: tuple[int, int],
+    batch_size: int | None,
+) -> dict[str, tuple[Callable, tf.TensorSpec]]:
+    """The signatures of a SavedModel.
+
+    Args:
+        answer: takes prepared images `[B, *size, 3]` and their `image_info` `[B, 4, 2]`.
+        size: (height, width) of the network's input in pixels.
+        batch_size: B, or None for any.
+
+    Returns:
+        `{name: (function, its input)}`.
+    """
 
     def prepare(image):
         info = geometry.plan_resize(tf.shape(image)[:2], size)
@@ -127,8 +160,13 @@ def _decode_example(serialized):
     return _decode(tf.io.parse_single_example(serialized, feature)["image/encoded"])
 
 
-def _difference(function, folder, shape):
-    """Largest difference between a function and the same signature of a SavedModel."""
+def _difference(
+    function: Callable[[Tensor], dict[str, Tensor]], folder: StrPath, shape: list[int]
+) -> float:
+    """Largest difference between a function and `raw_image_tensor` of a SavedModel.
+
+    Strings that are not equal count as a difference of 1.
+    """
     images = tf.constant(np.random.default_rng(0).standard_normal(shape), tf.float32)
     saved = tf.saved_model.load(str(folder)).signatures["raw_image_tensor"](raw_image_tensor=images)
     expected = function(images)
@@ -139,21 +177,23 @@ def _difference(function, folder, shape):
         else:
             distance = tf.abs(tf.cast(value, tf.float32) - tf.cast(saved[name], tf.float32))
             differences.append(float(tf.reduce_max(distance)))
-    return float(np.max(differences))  # unlike max(), not finite where one of them is not
+    return float(np.max(differences))  # unlike max(), NaN if one of them is
 
 
-def save_network(model, file, kind, batch_size=None):
-    """Writes the network alone, normalized images to raw outputs, as TFLite or ONNX.
+def save_network(
+    model: keras.Model, file: StrPath, kind: str, batch_size: int | None = None
+) -> None:
+    """Writes only the network, from normalized images to raw outputs, as TFLite or ONNX.
 
     Args:
         model: the network.
         file: where to write.
         kind: "tflite" or "onnx".
-        batch_size: None for any.
+        batch_size: number of images per call, or None for any.
 
     Raises:
-        UserError: if the converter is not installed or fails, or numbers of the network are not
-            finite.
+        UserError: if the converter is not installed or fails, or if weights or outputs of the
+            network are not finite.
     """
     import keras
 
@@ -169,19 +209,19 @@ def save_network(model, file, kind, batch_size=None):
             model.export(temporary, format=format_, input_signature=signature, verbose=False)
         except Exception as error:  # each converter raises its own
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(f"the network cannot be written as {kind}: {reason}") from None
+            raise UserError(f"cannot convert the network to {kind}: {reason}") from None
 
 
 # --- What is written, and where -----------------------------------------------------------------
 
-NOT_FINITE = "did the training diverge? Take the weights of an earlier checkpoint"
+NOT_FINITE = "the training may have diverged; use the weights of an earlier checkpoint"
 
 
-def check_finite(model):
-    """Checks the weights of a network, and its outputs for one image of noise.
+def check_finite(model: keras.Model) -> None:
+    """Checks that the weights of a network, and its outputs for one image of noise, are finite.
 
     Raises:
-        UserError: naming what is not finite (NaN or infinity).
+        UserError: naming the first weights or output that hold NaN or infinity.
     """
     for variable in model.weights:
         if not np.isfinite(np.asarray(variable)).all():
@@ -189,39 +229,44 @@ def check_finite(model):
     image = np.random.default_rng(0).standard_normal((1, *model.input.shape[1:]))
     for name, value in model(image.astype("float32"), training=False).items():
         if not np.isfinite(np.asarray(value)).all():
-            raise UserError(f"the network returns {name} that are not finite; {NOT_FINITE}")
+            raise UserError(f"the output {name} of the network is not finite; {NOT_FINITE}")
 
 
-def check_output(path, kind):
-    """Checks that nothing but an earlier export stands where one is to be written.
+def check_output(path: StrPath, kind: str) -> None:
+    """Checks that writing an export to `path` overwrites nothing but an earlier export.
 
     Args:
-        path: folder of a SavedModel, or file.
-        kind: "saved_model", "tflite" or "onnx".
+        path: folder of a SavedModel, or a file.
+        kind: "saved_model", "tflite", or "onnx".
 
     Raises:
-        UserError: if something else is there.
+        UserError: if `path` holds something else, or has the wrong suffix.
     """
     path = pathlib.Path(path)
     if kind != "saved_model":
         if path.suffix != SUFFIXES[kind]:
             raise UserError(f"the {kind} file must end in {SUFFIXES[kind]}; given {path}")
         if path.is_dir():
-            raise UserError(f"{path} is a folder; give the {kind} file to write")
+            raise UserError(f"{path} is a folder; expected the {kind} file to write")
     elif path.is_dir():
         others = sorted({file.name for file in path.iterdir()} - SAVED_MODEL)
         if others:
             raise UserError(
-                f"the folder {path} holds {others[0]!r}, which is not of an earlier export; give "
-                "a new or an empty folder"
+                f"the folder {path} holds {others[0]!r}, which does not belong to an earlier "
+                "export; give a new or an empty folder"
             )
     elif path.exists():
         raise UserError(f"{path} is a file; a SavedModel is a folder")
 
 
 @contextlib.contextmanager
-def _appearing(path, suffix=""):
-    """A temporary name that becomes `path` when the block ends without an error."""
+def _appearing(path: StrPath, suffix: str = "") -> Iterator[str]:
+    """Yields a temporary name that is renamed to `path` when the block ends without an error.
+
+    Args:
+        path: a file or a folder; an existing one is replaced.
+        suffix: required end of the temporary name.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(files.temporary_name(path) + suffix)
@@ -240,8 +285,8 @@ def _appearing(path, suffix=""):
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Keeps what the writers say of names that they change, page after page, off the screen."""
+def _quiet() -> Iterator[None]:
+    """Hides the converters' messages, which are pages of renamed layers."""
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
