@@ -62,10 +62,10 @@ def train(name):
         workspace.prepare()
         loop = training.Training(workspace).loop(0)
         began = time.perf_counter()
-        loop.run(2)
+        loop.steps(2)
         first = time.perf_counter() - began
         began, cpu = time.perf_counter(), time.process_time()
-        loop.run(STEPS)
+        loop.steps(STEPS)
         rate = STEPS * BATCH / (time.perf_counter() - began)
         cpu = (time.process_time() - cpu) / (STEPS * BATCH)
     print(json.dumps({"first": first, "rate": rate, "cpu": cpu}))

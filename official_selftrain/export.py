@@ -1,4 +1,4 @@
-"""Writes a trained network as SavedModel (images in, detections or class maps out), TFLite or ONNX.
+"""Exports a trained network as SavedModel (images to detections or class maps), TFLite, or ONNX.
 
 python -m official_selftrain.export --model_dir=RUN --output=DIR [--nms=soft] [--batch_size=1]
 python -m official_selftrain.export --config_file=MODEL.yaml --weights=MODEL.keras --output=DIR
@@ -10,28 +10,30 @@ import pathlib
 from absl import flags
 
 from official_selftrain import cli
-from official_selftrain.config import changed
+from official_selftrain.config import Config, changed
 from official_selftrain.engine import checkpoints
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath
 
 FLAGS = flags.FLAGS
 
 
-def main():
+def main() -> None:
+    """Runs the command."""
     if not FLAGS.output:
-        raise UserError("give --output, the folder (saved_model) or file to write")
+        raise UserError("give --output, the folder (saved_model) or file (tflite, onnx) to write")
     config = cli.config_from_flags(needs_folder=False)
     weights = FLAGS.weights or FLAGS.model_dir
     if not weights:
-        raise UserError("give --weights or --model_dir, a finished training")
+        raise UserError("give --weights=FILE, or --model_dir=RUN with a finished training")
     size = cli.image_size(FLAGS.image_size) or config.task.image_size
     task = changed(
         config.task,
         num_classes=num_classes(config, weights),
-        precision="float32",  # as the weights are; other formats know no other
+        precision="float32",  # as the weights; TFLite and ONNX do not support mixed precision
     )
-    # Not `changed`: a network may be exported at a size that training refuses.
+    # Not `changed`: a network can be exported at a size that training refuses.
     task = task.model_copy(update={"image_size": size})
 
     from official_selftrain.conversion import serving
@@ -51,34 +53,52 @@ def main():
     print(f"wrote {FLAGS.output}")
 
 
-def num_classes(config, weights):
-    """The class count of the config, or of the training that the weights are from.
+def num_classes(config: Config, weights: StrPath) -> int:
+    """The number of classes, background included, from the config or next to the weights.
+
+    Args:
+        config: the experiment.
+        weights: a weights file or a run folder.
 
     Raises:
-        UserError: if neither tells.
+        UserError: if neither of them says it.
     """
     if config.task.num_classes is not None:
         return config.task.num_classes
     folder = pathlib.Path(weights)
     file = (folder if folder.is_dir() else folder.parent) / "classes.json"
     if not file.is_file():
-        raise UserError(f"{file} is missing; say --params_override=task.num_classes=N")
+        raise UserError(
+            f"the number of classes is unknown, because {file} is missing; give "
+            "--params_override=task.num_classes=N"
+        )
     values = files.read_json(file, "class list")
     count = values.get("num_classes") if isinstance(values, dict) else None
     if type(count) is not int or count < 2:
         raise UserError(
-            f"{file} does not tell the number of classes (num_classes, 2 or more; found "
-            f"{count!r}); say --params_override=task.num_classes=N"
+            f"num_classes in {file} must be a whole number of at least 2, but is {count!r}; give "
+            "--params_override=task.num_classes=N"
         )
     return count
 
 
 if __name__ == "__main__":
     cli.define_flags("run folder of a finished training")
-    flags.DEFINE_string("weights", None, ".weights.h5 or .keras file, instead of model_dir's")
-    flags.DEFINE_string("output", None, "folder of the SavedModel, or the .tflite or .onnx file")
-    flags.DEFINE_enum("format", "saved_model", ["saved_model", "tflite", "onnx"], "what to write")
-    flags.DEFINE_integer("batch_size", None, "images per call; any number if unset", 1)
-    flags.DEFINE_string("image_size", None, "SIDE or HEIGHT,WIDTH in pixels; the config's if unset")
-    flags.DEFINE_enum("nms", "hard", ["hard", "soft", "none"], "suppression of double detections")
+    flags.DEFINE_string(
+        "weights", None, "weights file, .weights.h5 or .keras; default: those in --model_dir"
+    )
+    flags.DEFINE_string(
+        "output", None, "where to write: a folder for saved_model, a file for tflite and onnx"
+    )
+    flags.DEFINE_enum("format", "saved_model", ["saved_model", "tflite", "onnx"], "file format")
+    flags.DEFINE_integer("batch_size", None, "fixed number of images per call; default: any", 1)
+    flags.DEFINE_string(
+        "image_size",
+        None,
+        "input size in pixels, SIDE or HEIGHT,WIDTH, such as 640 or 512,1024; default: the "
+        "config's",
+    )
+    flags.DEFINE_enum(
+        "nms", "hard", ["hard", "soft", "none"], "non-maximum suppression of a detector's boxes"
+    )
     cli.main(main)

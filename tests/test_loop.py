@@ -12,7 +12,7 @@ import tensorflow as tf
 from helpers import two_replicas
 from test_self_training import Regression, batch, trainer
 
-from official_selftrain.engine import checkpoints, guards, loop
+from official_selftrain.engine import checkpoints, guards, loop, summaries
 from official_selftrain.engine.distribution import Distribution
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.utils.errors import TrainingInterrupted, UserError
@@ -31,7 +31,7 @@ ONE = Distribution(tf.distribute.get_strategy(), 1)
 
 
 def train(model, data, steps, start=0, distribution=ONE, **settings):
-    loop.train(loop.make_loop(model, data, distribution), steps, start, **settings)
+    loop.run_loop(loop.make_loop(model, data, distribution), steps, start_step=start, **settings)
 
 
 def weights(model):
@@ -147,12 +147,12 @@ def test_without_tensorboard_one_line_says_so_and_training_goes_on(
     def fail(name):
         raise error
 
-    monkeypatch.setattr(loop.extras.importlib, "import_module", fail)
+    monkeypatch.setattr(summaries.extras.importlib, "import_module", fail)
     caplog.set_level("INFO")
-    loop._has_tensorboard.cache_clear()
+    summaries._has_tensorboard.cache_clear()
     for _ in range(2):
         train(trainer(), dataset(), 1, summary_folder=tmp_path)
-    loop._has_tensorboard.cache_clear()
+    summaries._has_tensorboard.cache_clear()
     told = [r.getMessage() for r in caplog.records if "TensorBoard" in r.getMessage()]
     assert len(told) == 1 and "official_selftrain[tensorboard]" in told[0]
     assert "history.jsonl" in told[0] and not list(tmp_path.iterdir())
@@ -225,7 +225,7 @@ def test_other_files_among_the_checkpoints_are_ignored(tmp_path):
 @pytest.mark.parametrize("name", ["model.weights.h5", "model.keras"])
 def test_damaged_weights_are_told_in_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="do not fit this network, or are damaged") as told:
+    with pytest.raises(UserError, match="do not fit this network or are damaged") as told:
         checkpoints.load_weights(trainer().student, tmp_path / name)
     assert "\n" not in str(told.value)
 
@@ -309,7 +309,7 @@ def test_micro_batches_make_the_update_of_the_whole_batch(settings, devices):
         for name in ("loss", "human_loss", "pseudo_loss", "ratio", "gradient_norm"):
             assert row[name] == pytest.approx(rows[step][name], rel=1e-4), name
 
-    loop.train(one, 6, steps_per_loop=3, on_loop=compare)
+    loop.run_loop(one, 6, steps_per_loop=3, on_loop=compare)
     for a, b in zip(weights(whole), weights(parted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
@@ -370,7 +370,7 @@ def test_loss_scale_changes_no_number_and_skips_what_overflows(devices, tmp_path
 # --- Guards ----------------------------------------------------------------------------------
 
 
-def test_a_dead_input_is_loud(caplog):
+def test_a_dead_input_is_loud(caplog, capfd):
     def slow():
         for seed in range(4):
             time.sleep(2.5 if seed == 2 else 0)
@@ -381,8 +381,10 @@ def test_a_dead_input_is_loud(caplog):
     model = trainer()
     train(model, dataset(), 1)
     train(model, stuck, 4, steps_per_loop=1, stall_seconds=1)
-    warnings = [r.message for r in caplog.records if "no loop of steps has ended" in r.message]
+    warnings = [r.message for r in caplog.records if "no loop of steps has finished" in r.message]
     assert warnings and "since step 2: the input is stuck" in warnings[-1]
+    stack = capfd.readouterr().err
+    assert "in _watch" in stack and "in run_loop" in stack  # where it hangs
 
 
 def test_skipped_steps_consume_their_batch():
@@ -441,7 +443,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match="No space left on device; those before are untouched"):
+    with pytest.raises(UserError, match="No space left on device; the earlier checkpoints"):
         saved.save(2)
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["ckpt-00000001.npz"]

@@ -216,16 +216,16 @@ def test_a_variable_that_does_not_fit_is_named(conversion, folder, tmp_path, kin
 def test_wrong_class_count_is_named(conversion, folder):
     values = config_lib.load_file(folder / "case.json")
     values["params"]["architecture"]["num_classes"] = 7
-    with pytest.raises(UserError, match="misshapen .*there, .*here"):
+    with pytest.raises(UserError, match="misshapen .*in the checkpoint, .*in the network"):
         checkpoint.convert(folder, values, (256, 256))
 
 
 def test_another_variant_is_refused(golden):
     folder = golden / "checkpoints/retinanet_spinenet_tiny"
     values = config_lib.load_file(golden / "configs/retinanet_spinenet49.json")
-    with pytest.raises(UserError, match="config is for spinenet49, the checkpoint holds"):
+    with pytest.raises(UserError, match="config is for spinenet49, but the checkpoint looks like"):
         checkpoint.convert(folder, values)
-    with pytest.raises(UserError, match="for segmentation, the checkpoint for detection"):
+    with pytest.raises(UserError, match="for segmentation, but the checkpoint is for detection"):
         checkpoint.convert(folder, {"type": "segmentation"})
 
 
@@ -238,11 +238,11 @@ def test_truncated_missing_and_foreign_checkpoints_are_refused(folder, tmp_path)
     data = (folder / "model.ckpt-3.data-00000-of-00001").read_bytes()
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(data[: len(data) // 2])
     (tmp_path / "model.ckpt.index").write_bytes((folder / "model.ckpt-3.index").read_bytes())
-    with pytest.raises(UserError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="damaged or incomplete"):
         checkpoint.read_checkpoint(tmp_path / "model.ckpt")
     with pytest.raises(UserError, match="no checkpoint at"):
         checkpoint.read_checkpoint(tmp_path / "other")
-    with pytest.raises(UserError, match="no released detector or segmenter"):
+    with pytest.raises(UserError, match="not a released detector or segmenter"):
         architecture.detect({"dense/kernel": (3, 4)})
     (tmp_path / "half.tar.gz").write_bytes(b"\x1f\x8b\x08no archive")
     with pytest.raises(UserError, match="cannot unpack"):
@@ -336,13 +336,13 @@ def header(name, size, kind=tarfile.REGTYPE):
     [
         (header("a.index", 10**12), "unpacks to more than"),
         (header("sparse.bin", 10**12), "unpacks to more than"),
-        (header("././@LongLink", 10**9, tarfile.GNUTYPE_LONGNAME), "a name or header in it has"),
-        (header("x", 10**9, tarfile.XHDTYPE), "a name or header in it has"),
+        (header("././@LongLink", 10**9, tarfile.GNUTYPE_LONGNAME), "a name or header has"),
+        (header("x", 10**9, tarfile.XHDTYPE), "a name or header has"),
         (header("z.bin", 200 * 2**20) + bytes(200 * 2**20), "unpacks to more than"),
-        (header("../../a.index", 0), "lies outside"),
-        (header("/tmp/a.index", 0), "lies outside|must hold"),  # tarfile may strip the slash
+        (header("../../a.index", 0), "leaves the archive"),
+        (header("/tmp/a.index", 0), "leaves the archive|must hold"),  # tarfile may strip the slash
         (b"\0" * 5000, "must hold one TF1 checkpoint"),
-        (b"no archive at all" * 100, "cannot unpack .*fetch it again"),
+        (b"no archive at all" * 100, "cannot unpack .*download it again"),
         (b"".join(header(f"{i}.txt", 0) for i in range(10_100)), "more than 10,000 files"),
     ],
 )
@@ -436,9 +436,9 @@ def test_shapes_of_no_network_are_told(shapes):
         ({"dropblock": {"dropblock_keep_prob": 0.9}}, "drop_block"),
         ({"spinenet": {"init_drop_connect_rate": "some"}}, "spinenet.init_drop_connect_rate"),
         ({"eval": {"eval_batch_size": 0}}, "evaluation.batch_size"),
-        ({"params": 5}, "params must hold keys and values"),
-        ({"model": ["retinanet"]}, "the model is a name"),
-        ({"type": {}}, "the model is a name"),
+        ({"params": 5}, "params must be keys and values"),
+        ({"model": ["retinanet"]}, "the model must be a name"),
+        ({"type": {}}, "the model must be a name"),
         ({5: 5}, "Keys should be strings"),
     ],
 )
@@ -453,6 +453,17 @@ def test_parts_that_do_not_exist_here_are_refused_by_name():
         released_config.experiment({"retinanet_head": {"use_separable_conv": True}})
     with pytest.raises(UserError, match="'mask_rcnn' model"):
         released_config.experiment({"type": "mask_rcnn"})
+
+
+def test_each_task_reads_the_parser_of_its_own():
+    """A released configuration may hold the sections of other models too."""
+    values = {
+        "retinanet_parser": {"output_size": [256, 384]},
+        "segmentation_parser": {"output_size": [512, 640]},
+    }
+    for model, size in (("retinanet", [256, 384]), ("segmentation", [512, 640])):
+        found = released_config.experiment({"type": model, **values})
+        assert found["task"]["image_size"] == size
 
 
 def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
@@ -511,19 +522,25 @@ RUN_CODE = "import pathlib; pathlib.Path('ran').touch()"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config.json": b"[1, 2]"}, "is no network"),
-        ({"config.json": b"{}"}, "is no network"),
-        ({"config.json": b"null"}, "is no network"),
-        ({"config.json": b"{"}, "is no network"),
-        ({"config.json": b"[" * 100_000}, "is no network"),
-        ({"config.json": None}, "is no network"),
-        ({"model.weights.h5": None}, "is no network"),
-        ({"model.weights.h5": b"text"}, "is no network"),
-        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "is no network"),
-        ({"config.json": class_config("os", "system", command="touch ran")}, "is no network"),
-        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "is no network"),
-        ({"config.json": class_config("subprocess", "Popen", args=["touch", "ran"])}, "no network"),
-        ({"config.json": class_config("keras.layers", "Lambda", function=RUN_CODE)}, "no network"),
+        ({"config.json": b"[1, 2]"}, "is not a network"),
+        ({"config.json": b"{}"}, "is not a network"),
+        ({"config.json": b"null"}, "is not a network"),
+        ({"config.json": b"{"}, "is not a network"),
+        ({"config.json": b"[" * 100_000}, "is not a network"),
+        ({"config.json": None}, "is not a network"),
+        ({"model.weights.h5": None}, "is not a network"),
+        ({"model.weights.h5": b"text"}, "is not a network"),
+        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "is not a network"),
+        ({"config.json": class_config("os", "system", command="touch ran")}, "is not a network"),
+        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "is not a network"),
+        (
+            {"config.json": class_config("subprocess", "Popen", args=["touch", "ran"])},
+            "not a network",
+        ),
+        (
+            {"config.json": class_config("keras.layers", "Lambda", function=RUN_CODE)},
+            "not a network",
+        ),
     ],
 )
 def test_strange_keras_files_are_told_in_one_line_and_run_nothing(

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from official_selftrain import config as config_lib
 from official_selftrain import export
 from official_selftrain.applications.efficientnet import preprocess_input
-from official_selftrain.conversion import serving
+from official_selftrain.conversion import exif, serving
 from official_selftrain.models import build_model
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
@@ -294,7 +294,7 @@ def test_orientations_in_odd_and_damaged_segments(decode, segments, turned):
     [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe1", b"\x89PNG\r\n\x1a\neXIfII*\0", b"GIF89a"],
 )
 def test_bytes_that_end_early_have_no_orientation(data):
-    assert int(serving.exif_orientation(data)) == 1
+    assert int(exif.exif_orientation(data)) == 1
 
 
 # --- What is refused, and what is left behind ------------------------------------------------
@@ -315,7 +315,7 @@ def test_missing_and_broken_converters_name_the_extra(detector, tmp_path, monkey
     [
         ("kernel", np.nan, "the weights .*kernel are not finite"),
         ("bias", np.inf, "the weights .*bias are not finite"),
-        ("moving_variance", -1.0, "the network returns .* that are not finite"),
+        ("moving_variance", -1.0, "the output .* of the network is not finite"),
     ],
 )
 def test_networks_that_are_not_finite_are_refused(detector, tmp_path, leaf, value, message):
@@ -364,7 +364,7 @@ def test_output_folders_and_files_are_not_mixed_up(tmp_path):
     for path, kind in [("new", "saved_model"), ("export", "saved_model"), ("a.onnx", "onnx")]:
         serving.check_output(tmp_path / path, kind)
     for path, kind, message in [
-        ("photos", "saved_model", "holds 'a.jpg', which is not of an earlier export"),
+        ("photos", "saved_model", "holds 'a.jpg', which does not belong to an earlier"),
         ("export/saved_model.pb", "saved_model", "is a file; a SavedModel is a folder"),
         ("model.h5", "onnx", "the onnx file must end in .onnx"),
         ("model.onnx", "tflite", "the tflite file must end in .tflite"),

@@ -12,14 +12,13 @@ import numpy as np
 
 from official_selftrain.config import DetectionConfig, InputConfig
 from official_selftrain.data import numpy_inputs
-from official_selftrain.engine.distribution import Distribution
-from official_selftrain.engine.loop import make_loop
-from official_selftrain.engine.loop import train as train_loop
+from official_selftrain.engine.distribution import JaxDistribution
+from official_selftrain.engine.loop import make_loop, run_loop
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks.detection import DetectionTask
 
 SIZE = (128, 128)
-ONE = Distribution(None, 1)
+ONE = JaxDistribution()
 
 
 def train(task, **sources):
@@ -29,8 +28,11 @@ def train(task, **sources):
     trainer.optimizer.build(trainer.student.trainable_variables)
     batches = numpy_inputs.training_batches(sources, SIZE, max_boxes=4, threshold=0.001)
     rows = []
-    train_loop(
-        make_loop(trainer, batches, ONE), 8, 0, 4, on_loop=lambda step, row: rows.append(row)
+    run_loop(
+        make_loop(trainer, batches, ONE),
+        8,
+        steps_per_loop=4,
+        on_loop=lambda step, row: rows.append(row),
     )
     return trainer.student, rows
 

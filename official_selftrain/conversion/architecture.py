@@ -1,37 +1,50 @@
-"""Which network the variables of a checkpoint belong to, by their names and shapes."""
+"""Recognizes the network of a released checkpoint by the names and shapes of its variables."""
+
+from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from official_selftrain.utils.errors import UserError
 
+Shapes = Mapping[str, Sequence[int]]
 
-def detect(shapes):
-    """The architecture behind `{variable name: shape}`, in the terms of `config.NetworkConfig`.
+
+def detect(shapes: Shapes) -> dict[str, Any]:
+    """Recognizes an architecture.
+
+    Args:
+        shapes: `{variable name: shape}`.
+
+    Returns:
+        Fields of `config.NetworkConfig`, and the `kind` of the task.
 
     Raises:
-        UserError: if no head or backbone of the released code is among the names, or a shape is of
-            no network.
+        UserError: if the names contain no head or no backbone of the released code, or a shape does
+            not occur in any network.
     """
     try:
         return _architecture(shapes)
     except (IndexError, KeyError, StopIteration, TypeError, ZeroDivisionError):
         raise UserError(
-            "the variables of the checkpoint have shapes that no released network has; is it "
-            "damaged, or of another program?"
+            "the variables of the checkpoint have shapes that no released network has; the file "
+            "may be damaged, or written by another program"
         ) from None
 
 
-def _architecture(shapes):
+def _architecture(shapes: Shapes) -> dict[str, Any]:
     kind = _first(shapes, {"retinanet/": "detection", "segmentation/": "segmentation"})
     backbone = _first(shapes, {"spinenet/": "spinenet", "resnet": "resnet", "efficientnet-": "e"})
     if kind is None or backbone is None:
         raise UserError(
-            "no released detector or segmenter: expected variables under spinenet/, resnet50/ or "
-            "efficientnet-b7/ and retinanet/ or segmentation/; the checkpoint has "
+            "the checkpoint is not a released detector or segmenter: expected variables under "
+            "spinenet/, resnet50/, or efficientnet-b7/, and under retinanet/ or segmentation/; "
+            "found "
             f"{', '.join(sorted({name.split('/')[0] for name in shapes})[:8])}"
         )
-    found = {"kind": kind, "neck": "none"}
+    found: dict[str, Any] = {"kind": kind, "neck": "none"}
     if any(name.startswith("fpn_cells/") for name in shapes):
         found |= _nasfpn(shapes)
     elif any(name.startswith("fpn/") for name in shapes):
@@ -42,18 +55,21 @@ def _architecture(shapes):
     return found | (_retinanet(shapes) if kind == "detection" else _segmenter(shapes))
 
 
-def _first(shapes, prefixes):
+def _first(shapes: Shapes, prefixes: dict[str, str]) -> str | None:
+    """The meaning of the first prefix that some variable has."""
     for prefix, meaning in prefixes.items():
         if any(name.startswith(prefix) for name in shapes):
             return meaning
     return None
 
 
-def _count(shapes, pattern):
+def _count(shapes: Shapes, pattern: str) -> int:
+    """Number of variables whose names match a regular expression."""
     return len([name for name in shapes if re.fullmatch(pattern, name)])
 
 
-def _retinanet(shapes):
+def _retinanet(shapes: Shapes) -> dict[str, Any]:
+    # The last layer has one output per class and anchor, and 9 anchors per position.
     predict = shapes.get("retinanet/class_net/class-predict/bias", (0,))[0]
     return {
         "num_classes": predict // 9,
@@ -62,7 +78,7 @@ def _retinanet(shapes):
     }
 
 
-def _segmenter(shapes):
+def _segmenter(shapes: Shapes) -> dict[str, Any]:
     return {
         "num_classes": shapes.get("segmentation/conv2d/bias", (21,))[0],
         "head_convs": _count(shapes, r"segmentation/conv-\d+/kernel"),
@@ -70,7 +86,7 @@ def _segmenter(shapes):
     }
 
 
-def _nasfpn(shapes):
+def _nasfpn(shapes: Shapes) -> dict[str, Any]:
     first = "sub_policy0/op_after_combine5/bn/beta"
     return {
         "neck": "nasfpn",
@@ -80,9 +96,11 @@ def _nasfpn(shapes):
     }
 
 
-def _spinenet(shapes):
+def _spinenet(shapes: Shapes) -> dict[str, Any]:
     from official_selftrain.applications import spinenet
 
+    # Outside of the scale-permuted blocks there are 7 convolutions (the first one, a projection,
+    # and five endpoints), and for each repeat two bottlenecks of 3.
     repeats = max(1, round((_count(shapes, r"spinenet/conv2d(_\d+)?/kernel") - 7) / 6))
     endpoints = shapes.get(f"spinenet/conv2d_{6 * repeats + 2}/kernel", (0,))[-1]
     block = "spinenet/sub_policy{}/scale_permuted_block_{}/conv2d/kernel"
@@ -90,6 +108,7 @@ def _spinenet(shapes):
         base: shapes.get(block.format(index, index + 2), (0,))[-1]
         for base, index in ((64, 0), (128, 2), (256, 3))
     }
+    # Filters are rounded down, so the largest quotient is the closest to the scale.
     scale = max(count / base for base, count in filters.items())
     resampled = shapes.get(
         "spinenet/sub_policy0/resample_with_alpha_resample_0_0/conv2d/kernel", (1, 1, 1, 0)
@@ -103,12 +122,12 @@ def _spinenet(shapes):
     return {"backbone": "spinenet49S", "backbone_sizes": dataclasses.asdict(sizes)}
 
 
-def _resnet(shapes):
+def _resnet(shapes: Shapes) -> dict[str, Any]:
     name = next(name for name in shapes if name.startswith("resnet"))
     return {"backbone": name.split("/")[0]}
 
 
-def _efficientnet(shapes):
+def _efficientnet(shapes: Shapes) -> dict[str, Any]:
     from official_selftrain.applications import efficientnet
 
     scope = next(name for name in shapes if name.startswith("efficientnet-")).split("/")[0]
@@ -128,6 +147,7 @@ def _efficientnet(shapes):
     known = efficientnet.VARIANTS.get(scope.removeprefix("efficientnet-"))
     if known is None or fits(known):
         return {"backbone": scope}
+    # A variant with other sizes: the grid is that of the published multipliers.
     for depth in (known.depth, *(step / 10 for step in range(10, 60))):
         for width in (step / 20 for step in range(1, 100)):
             if fits(efficientnet.Variant(width, depth)):
@@ -135,6 +155,6 @@ def _efficientnet(shapes):
     return {"backbone": scope}
 
 
-def describe(found):
-    """What `detect` found, as text for a message."""
+def describe(found: dict[str, Any]) -> str:
+    """The result of `detect` as text for a message."""
     return ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)

@@ -1,4 +1,6 @@
-"""The released TF1 checkpoints: their variable names, read, written and converted."""
+"""Reads, converts, and writes released TF1 checkpoints."""
+
+from __future__ import annotations
 
 import dataclasses
 import gzip
@@ -8,6 +10,8 @@ import shutil
 import tarfile
 import tempfile
 import zlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +19,14 @@ from official_selftrain import config as config_lib
 from official_selftrain.conversion.architecture import describe, detect
 from official_selftrain.conversion.released_config import experiment
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath
 
+if TYPE_CHECKING:
+    import keras
+
+Arrays = dict[str, np.ndarray]
 AVERAGE = "/ExponentialMovingAverage"
-# Variables that a network for inference or training does not need, and why.
+# Variables that this package's networks do not have, and what they are.
 SKIPPED = {
     r".*/Momentum$": "optimizer slot",
     r".*/(Adam|Adam_1|RMSProp|RMSProp_1)$": "optimizer slot",
@@ -31,8 +40,8 @@ SKIPPED = {
 # --- Names -----------------------------------------------------------------------------------
 
 
-def variables_by_name(model):
-    """`{name in a released checkpoint: variable}` of a model built by this package."""
+def variables_by_name(model: keras.Model) -> dict[str, keras.Variable]:
+    """The variables of a model of this package, by their names in a released checkpoint."""
     return {
         released_name(layer, variable): variable
         for layer in model.layers
@@ -41,7 +50,11 @@ def variables_by_name(model):
     }
 
 
-def released_name(layer, variable):
+def released_name(layer: keras.layers.Layer, variable: keras.Variable) -> str:
+    """The name of a layer's variable in a released checkpoint.
+
+    Layers are named after the released scopes, with dots, because Keras allows no slashes.
+    """
     leaf = variable.name
     if leaf == "kernel" and type(layer).__name__ == "DepthwiseConv2D":
         leaf = "depthwise_kernel"
@@ -51,23 +64,28 @@ def released_name(layer, variable):
 # --- Conversion ------------------------------------------------------------------------------
 
 
-# An EfficientNet-L2 with its optimizer slots has 6e9 bytes, and weights hardly compress.
+# Limits on archives, which may be hostile, in bytes. An EfficientNet-L2 with its optimizer slots
+# has 6e9 bytes, and weights hardly compress.
 LARGEST_CHECKPOINT = 16 * 2**30
-LARGEST_RATIO, SMALL = 100, 16 * 2**20
-LARGEST_READ = 16 * 2**20
+LARGEST_RATIO, SMALL = 100, 16 * 2**20  # unpacked / packed size, above SMALL
+LARGEST_READ = 16 * 2**20  # what `tarfile` may read into memory at once
 MOST_MEMBERS = 10_000
 _CHECKPOINT_FILE = r"checkpoint|.*\.index|.*\.data-\d{5}-of-\d{5}"
 
 
-def read_checkpoint(path):
-    """`{variable name: array}` of a TF1 checkpoint.
+def read_checkpoint(path: StrPath) -> Arrays:
+    """Reads a TF1 checkpoint.
 
     Args:
-        path: a prefix, a folder with one checkpoint or a `checkpoint` file, or a `.tar.gz` of one.
+        path: a prefix, a folder with one checkpoint or a `checkpoint` file, or a `.tar.gz` of such
+            a folder.
+
+    Returns:
+        `{variable name: array}`.
 
     Raises:
-        UserError: if there is none, several, or it is damaged; if an archive unpacks to much more
-            than a checkpoint would.
+        UserError: if there is no checkpoint or more than one, if it is damaged, or if an archive
+            unpacks to more bytes than a checkpoint could have.
     """
     path = pathlib.Path(path)
     if path.name.endswith((".tar.gz", ".tgz")):
@@ -78,43 +96,43 @@ def read_checkpoint(path):
     if not path.with_name(path.name + ".index").is_file():
         raise UserError(
             f"no checkpoint at {path}: expected {path.name}.index and {path.name}.data-*; "
-            "give a prefix, a folder or a .tar.gz"
+            "give a prefix, a folder, or a .tar.gz"
         )
     return _read_arrays(path, path)
 
 
-def _read_arrays(prefix, where):
-    """The arrays of a checkpoint, called `where` in errors."""
+def _read_arrays(prefix: pathlib.Path, where: StrPath) -> Arrays:
+    """The arrays of a checkpoint, which errors call `where`."""
     import tensorflow as tf
 
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         names = [name for name, dtype in types.items() if dtype != tf.string]
-        # A damaged index may tell shapes that no memory holds.
+        # A damaged index may hold shapes for which no memory suffices.
         wanted = sum(np.prod(shapes[name], dtype=float) * types[name].size for name in names)
-        there = sum(f.stat().st_size for f in prefix.parent.glob(f"{_literal(prefix.name)}.data-*"))
-        if wanted > there:
-            raise UserError(f"{wanted:,.0f} bytes of weights in a file of {there:,}")
+        size = sum(f.stat().st_size for f in prefix.parent.glob(f"{_literal(prefix.name)}.data-*"))
+        if wanted > size:
+            raise UserError(f"{wanted:,.0f} bytes of weights in a file of {size:,}")
         return {name: reader.get_tensor(name) for name in names}
     except Exception as error:  # TensorFlow raises many kinds for damaged files
         reason = _one_line(error).replace(str(prefix), prefix.name)
         raise UserError(
-            f"the checkpoint {where} is damaged or cut short ({reason}); fetch it again"
+            f"the checkpoint {where} is damaged or incomplete ({reason}); download it again"
         ) from None
 
 
-def _literal(name):
-    """A name as a pattern that matches it alone."""
+def _literal(name: str) -> str:
+    """A glob pattern that matches only `name`."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def is_checkpoint(path):
-    """Whether `path` is a prefix, a folder or an archive for `read_checkpoint`."""
+def is_checkpoint(path: StrPath) -> bool:
+    """Whether `path` is a prefix, a folder, or an archive for `read_checkpoint`."""
     path = pathlib.Path(path)
     if path.is_dir():
         return any(path.glob("*.index"))
@@ -122,10 +140,11 @@ def is_checkpoint(path):
     return archive or path.with_name(path.name + ".index").is_file()
 
 
-def load_backbone(model, backbone, path):
-    """Starts a network's backbone from a TF1 checkpoint that has it, such as Noisy Student's.
+def load_backbone(model: keras.Model, backbone: str, path: StrPath) -> None:
+    """Loads a network's backbone from a TF1 checkpoint, such as Noisy Student's.
 
-    Where the checkpoint has moving averages of the weights, these are taken, as for evaluation.
+    Moving averages of the weights are preferred if the checkpoint has them, because the released
+    accuracy is theirs.
 
     Args:
         model: a network with the backbone.
@@ -149,26 +168,26 @@ def load_backbone(model, backbone, path):
         variable.assign(found[name])
 
 
-def _prefix_in(folder, where):
-    """The one checkpoint of a folder, or the newest as its `checkpoint` file tells."""
+def _prefix_in(folder: pathlib.Path, where: pathlib.Path) -> pathlib.Path:
+    """The only checkpoint of a folder, or the one that its `checkpoint` file calls the newest."""
     prefixes = sorted(file.with_suffix("") for file in folder.rglob("*.index"))
     if len(prefixes) == 1:
         return prefixes[0]
     for state in sorted(folder.rglob("checkpoint")):
         text = state.read_bytes().decode("utf-8", "replace") if state.is_file() else ""
         newest = re.search(r'^model_checkpoint_path: "(.*)"', text, re.MULTILINE)
-        # It may have been written elsewhere, with the path that it had there.
+        # Only the name counts: the file may hold an absolute path of another machine.
         prefix = state.with_name(pathlib.PurePath(newest[1]).name) if newest else None
         if prefix in prefixes:
             return prefix
     names = ", ".join(str(prefix.relative_to(folder)) for prefix in prefixes[:10]) or "none"
     raise UserError(
         f"{where} must hold one TF1 checkpoint, NAME.index and NAME.data-* (found: {names})"
-        + ("; unpack it, and give the prefix of one" if prefixes else "")
+        + ("; unpack it and give the prefix of one of them" if prefixes else "")
     )
 
 
-def _read_archive(path):
+def _read_archive(path: pathlib.Path) -> Arrays:
     with tempfile.TemporaryDirectory() as folder:
         try:
             others = _unpack(path, pathlib.Path(folder))
@@ -177,7 +196,7 @@ def _read_archive(path):
         except Exception as error:  # tarfile, gzip and zlib raise many kinds for damaged files
             raise UserError(
                 f"cannot unpack {path}: {getattr(error, 'strerror', None) or _one_line(error)}; "
-                "fetch it again"
+                "download it again"
             ) from None
         try:
             prefix = _prefix_in(pathlib.Path(folder), path)
@@ -187,12 +206,12 @@ def _read_archive(path):
         return _read_arrays(prefix, f"{prefix.relative_to(folder)} of {path}")
 
 
-def _unpack(path, folder):
-    """Unpacks the files of a checkpoint, and nothing else; returns the names of the others."""
+def _unpack(path: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """Unpacks only the files of a checkpoint and returns the names of the other files."""
     most = min(LARGEST_CHECKPOINT, LARGEST_RATIO * path.stat().st_size + SMALL)
     with open(path, "rb") as file:
-        compressed = file.peek(2)[:2] == b"\x1f\x8b"  # browsers unzip some downloads
-        stream = _Bounded(gzip.GzipFile(fileobj=file) if compressed else file, most)
+        compressed = file.peek(2)[:2] == b"\x1f\x8b"  # some browsers unzip downloads
+        stream: Any = _Bounded(gzip.GzipFile(fileobj=file) if compressed else file, most)
         others = []
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for number, member in enumerate(archive):
@@ -203,74 +222,83 @@ def _unpack(path, folder):
                 if not (member.isfile() and re.fullmatch(_CHECKPOINT_FILE, name.name)):
                     others.append(member.name)
                 elif name.is_absolute() or ".." in name.parts:
-                    raise UserError(f"{member.name!r} lies outside of the archive's folder")
+                    raise UserError(f"the path {member.name!r} leaves the archive's folder")
                 else:
                     target = folder / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.extractfile(member) as source, open(target, "wb") as copy:
+                    source: Any = archive.extractfile(member)  # None for folders only
+                    with source, open(target, "wb") as copy:
                         shutil.copyfileobj(source, copy, 2**20)
     return others
 
 
 class _Bounded:
-    """A stream that refuses to grow beyond `most` bytes, or to be held in memory at once."""
+    """A stream for `tarfile` that refuses long reads and positions beyond `most` bytes.
 
-    def __init__(self, stream, most):
+    A small archive could otherwise unpack to more than the memory or the disk holds.
+    """
+
+    def __init__(self, stream: Any, most: int):
         self.stream, self.most, self.counted = stream, most, 0
         self.tell = stream.tell
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
+        """Reads `size` bytes."""
         if not 0 <= size <= LARGEST_READ:
-            raise UserError(f"a name or header in it has {size:,} bytes; it is no checkpoint")
+            raise UserError(f"a name or header has {size:,} bytes; this is not a checkpoint")
         self._check(self.tell() + size)
         return self.stream.read(size)
 
-    def seek(self, position):
+    def seek(self, position: int) -> int:
+        """Moves to a position."""
         self._check(position)
         return self.stream.seek(position)
 
-    def count(self, size):
-        """Counts the bytes of a file, which may be more than the archive holds of it."""
+    def count(self, size: int) -> None:
+        """Counts the bytes that a file will have, which can exceed those in the archive."""
         self.counted += size
         self._check(self.counted)
 
-    def _check(self, size):
+    def _check(self, size: int) -> None:
         if size > self.most:
             raise UserError(
-                f"it unpacks to more than {self.most:,} bytes, which no checkpoint of its size does"
+                f"it unpacks to more than {self.most:,} bytes, which is not plausible for a "
+                "checkpoint of its size"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What became of a checkpoint.
+    """The result of `convert`.
 
     Attributes:
         model: the Keras model with the weights.
-        config: `config.Config` of the matching experiment.
-        mapped: names of the variables that were loaded.
-        skipped: `{name: reason}` of those that were not.
-        checksum: CRC-32 over the loaded arrays in the order of their names.
+        config: the matching experiment.
+        mapped: names of the loaded variables, sorted.
+        skipped: `{name: reason}` of the variables that were not loaded.
+        checksum: CRC-32 of the loaded arrays, in the order of their names.
     """
 
-    model: object
-    config: object
-    mapped: list
-    skipped: dict
+    model: keras.Model
+    config: config_lib.Config
+    mapped: list[str]
+    skipped: dict[str, str]
     checksum: int
 
 
-def convert(checkpoint, config_values, image_size=None):
-    """A released TF1 checkpoint as a Keras model.
+def convert(
+    checkpoint: StrPath,
+    config_values: dict[str, Any],
+    image_size: tuple[int, int] | None = None,
+) -> Conversion:
+    """Converts a released TF1 checkpoint to a Keras model.
 
     Args:
         checkpoint: see `read_checkpoint`.
-        config_values: the released configuration, whole or partial, as nested dicts. What it leaves
-            open goes by the variable names and, where they do not tell, by the released defaults.
-        image_size: `(height, width)` of the network; None takes the config's.
-
-    Returns:
-        `Conversion`.
+        config_values: the released configuration as nested dicts, complete or not. Missing values
+            are recognized by the variables' names and shapes if possible; otherwise they are the
+            released defaults.
+        image_size: `(height, width)` of the network's input in pixels; None takes the config's.
 
     Raises:
         UserError: if the checkpoint is damaged, or its variables are not those of the network.
@@ -282,7 +310,7 @@ def convert(checkpoint, config_values, image_size=None):
     config = config_lib.config_from_dict(experiment(config_values, found))
     if image_size is not None and not any(side % 128 for side in image_size):
         config = config.override({"task.image_size": image_size})
-    # SpineNet itself bears sizes that training does not, multiples of 8: so not `changed`.
+    # Not `changed`: SpineNet works with multiples of 8, which training refuses.
     size = image_size or config.task.image_size
     try:
         model = build_model(config.task.model_copy(update={"image_size": tuple(size)}))
@@ -295,14 +323,21 @@ def convert(checkpoint, config_values, image_size=None):
     return Conversion(model, config, mapped, skipped, checksum)
 
 
-def assign(model, arrays, found=None):
-    """Loads `{released name: array}` into a model; every name on both sides is accounted for.
+def assign(
+    model: keras.Model, arrays: Arrays, found: dict[str, Any] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """Loads arrays into a model; every name on both sides is accounted for.
+
+    Args:
+        model: the network.
+        arrays: `{released name: array}`.
+        found: result of `detect`, for error messages.
 
     Returns:
-        Names loaded, sorted, and `{name: reason}` of those skipped.
+        Names of the loaded variables, sorted; `{name: reason}` of the skipped ones.
 
     Raises:
-        UserError: naming missing, unexpected and misshapen variables.
+        UserError: if variables are missing, unexpected, or have another shape.
     """
     variables = variables_by_name(model)
     skipped = {
@@ -316,16 +351,23 @@ def assign(model, arrays, found=None):
     return sorted(variables), skipped
 
 
-def _refuse_misfits(variables, arrays, unexpected, found=None):
+def _refuse_misfits(
+    variables: Mapping[str, keras.Variable],
+    arrays: Arrays,
+    unexpected: Collection[str],
+    found: dict[str, Any] | None = None,
+) -> None:
+    """Raises a `UserError` that lists all variables that do not match."""
     faults = [f"missing {name}" for name in sorted(set(variables) - set(arrays))]
     faults += [f"unexpected {name} {tuple(arrays[name].shape)}" for name in sorted(unexpected)]
     faults += [
-        f"misshapen {name}: {tuple(arrays[name].shape)} there, {tuple(variable.shape)} here"
+        f"misshapen {name}: {tuple(arrays[name].shape)} in the checkpoint, "
+        f"{tuple(variable.shape)} in the network"
         for name, variable in variables.items()
         if name in arrays and tuple(variable.shape) != tuple(arrays[name].shape)
     ]
     if faults:
-        seems = f"; by its names the checkpoint is {describe(found)}" if found else ""
+        seems = f"; its variables look like {describe(found)}" if found else ""
         more = f"; and {len(faults) - 20} more" if len(faults) > 20 else ""
         raise UserError(
             f"the checkpoint does not fit the network of the config ({len(faults)} variables)"
@@ -333,15 +375,22 @@ def _refuse_misfits(variables, arrays, unexpected, found=None):
         )
 
 
-def _reason_to_skip(name):
+def _reason_to_skip(name: str) -> str | None:
     for pattern, reason in SKIPPED.items():
         if re.match(pattern, name):
             return reason
     return None
 
 
-def forward_summary(model):
-    """Mean and deviation of each output for one image of normal noise, `{name: (mean, std)}`."""
+def forward_summary(model: keras.Model) -> dict[str, tuple[float, float]]:
+    """Runs a network on one image of standard normal noise, always the same.
+
+    Returns:
+        `{output name: (mean, standard deviation)}`.
+
+    Raises:
+        UserError: if an output is NaN or infinite.
+    """
     shape = (1, *model.input.shape[1:])
     image = np.random.default_rng(0).standard_normal(shape).astype("float32")
     outputs = model(image, training=False)
@@ -349,13 +398,20 @@ def forward_summary(model):
     for name, value in outputs.items():
         value = np.asarray(value)
         if not np.isfinite(value).all():
-            raise UserError(f"the converted network returns {name} that are not finite")
+            raise UserError(
+                f"the output {name} of the converted network is not finite; the checkpoint may be "
+                "damaged or of a training that diverged"
+            )
         summary[name] = (float(value.mean()), float(value.std()))
     return summary
 
 
-def write_checkpoint(model, prefix):
-    """Writes a model as a TF1 name-based checkpoint, from which `read_checkpoint` reads it back.
+def write_checkpoint(model: keras.Model, prefix: StrPath) -> None:
+    """Writes a model as a name-based TF1 checkpoint, which `read_checkpoint` can read.
+
+    Args:
+        model: a network of this package.
+        prefix: path of the checkpoint without suffix.
 
     Raises:
         UserError: if it cannot be written.

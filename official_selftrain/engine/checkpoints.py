@@ -1,40 +1,51 @@
-"""Saving a training, resuming it, and starting from the weights of another."""
+"""Saves and resumes a training, and starts one from the weights of another."""
+
+from __future__ import annotations
 
 import logging
 import math
 import pathlib
 import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, replace, temporary_name, write_json
+from official_selftrain.utils.types import StrPath
+
+if TYPE_CHECKING:
+    import keras
+
+    from official_selftrain.engine.step import GradientTrainer
 
 WEIGHTS = "model.weights.h5"
-AVERAGE = "ema.weights.h5"  # the moving average of the weights, where `trainer.ema_decay` is set
-BEST = "best.weights.h5"  # the best of the evaluations during training
-CLASSES = "classes.json"  # beside the weights: how many classes, and their names
+AVERAGE = "ema.weights.h5"  # moving average of the weights, written if `trainer.ema_decay` is set
+BEST = "best.weights.h5"  # weights of the best evaluation during training
+CLASSES = "classes.json"  # next to the weights: number of classes and their names
 
 
 class Checkpoints:
-    """The checkpoints of one training: everything that decides its future.
+    """The checkpoints of one training, which hold all the state that its remaining steps depend on.
 
-    Holds weights, batch statistics, optimizer (with the loss scale of float16), moving averages and
-    random seeds; the input position follows from the step. A checkpoint is one NumPy archive, the
-    same for every backend and number of devices. It appears under its name only when complete, so
-    a kill at any moment leaves the one before.
+    That is weights, batch statistics, the optimizer (with the loss scale of float16), moving
+    averages, and random seeds; the position in the input follows from the step. A checkpoint is one
+    NumPy archive, the same for every backend and number of devices. It appears under its name only
+    when it is complete, so that the previous one survives a kill at any moment.
 
     Args:
-        folder: where checkpoints are kept.
+        folder: folder of the checkpoints; `save` creates it.
         trainer: a built and compiled `SelfTrainer`.
-        keep: newest checkpoints kept.
-        workers: of the training.
+        keep: number of checkpoints to keep; `save` deletes older ones.
+        workers: number of workers that share the training.
     """
 
-    def __init__(self, folder, trainer, keep=5, workers=1):
+    def __init__(self, folder: StrPath, trainer: GradientTrainer, keep: int = 5, workers: int = 1):
         self.folder = pathlib.Path(folder)
         self.keep = keep
-        # Positions, not names: those of layers change with what the process has built before.
+        # Keys are positions, because Keras numbers layer names by what the process has built
+        # before. This makes the order of a model's variables part of the file format: a change of
+        # the order of layers breaks old checkpoints.
         groups = {
             "student": trainer.student.variables,
             "averages": trainer.normalizer.variables,
@@ -42,23 +53,28 @@ class Checkpoints:
             "ema": trainer.average.variables if trainer.average is not None else [],
         }
         if workers == 1:
-            # Not 0 only where a training was left in the middle of a loop of steps, which several
-            # workers never do. To read these sums would take all of them; one of them saves.
+            # Trackers are zero unless a training stops in the middle of a loop of steps, which only
+            # a single worker does. Reading them on several workers is a collective operation, but
+            # only the chief saves.
             groups["trackers"] = [v for tracker in trainer.metrics for v in tracker.variables]
         self.variables = {f"{g}/{i}": v for g, group in groups.items() for i, v in enumerate(group)}
 
-    def path(self, step):
+    def path(self, step: int) -> pathlib.Path:
+        """The file of the checkpoint at `step`."""
         return self.folder / f"ckpt-{step:08d}.npz"
 
-    def steps(self):
-        """Steps of the checkpoints there are, rising."""
+    def steps(self) -> list[int]:
+        """Steps of the existing checkpoints, in ascending order."""
         return saved_steps(self.folder)
 
-    def restore(self):
-        """Restores the newest readable checkpoint; returns its step, or None if there is none.
+    def restore(self) -> int | None:
+        """Restores the newest readable checkpoint.
+
+        Returns:
+            Its step, or None if the folder has no checkpoints.
 
         Raises:
-            UserError: if there are checkpoints, but all are damaged or of another network.
+            UserError: if every checkpoint is damaged or belongs to another network.
         """
         reason = ""
         for step in reversed(self.steps()):
@@ -66,39 +82,40 @@ class Checkpoints:
                 self._load(self.path(step))
             except Exception as error:  # a damaged archive fails in a dozen ways
                 reason = " ".join(str(error).split())[:120]
-                logging.warning("the checkpoint %s cannot be used: %s", self.path(step), reason)
+                logging.warning("cannot use the checkpoint %s: %s", self.path(step), reason)
                 continue
             logging.info("resumed from step %d of %s", step, self.folder)
             return step
         if reason:
             raise UserError(
-                f"no checkpoint in {self.folder} fits the network of this experiment, or they are "
-                f"damaged ({reason}); choose another --model_dir, or delete the folder"
+                f"no checkpoint in {self.folder} fits the network of this experiment, or all are "
+                f"damaged ({reason}); choose another --model_dir or delete the folder"
             )
         return None
 
-    def _load(self, path):
+    def _load(self, path: pathlib.Path) -> None:
         with np.load(path) as archive:
             values = {key: archive[key] for key in archive}
-        # Checkpoints of version 0.1, and of several workers, have no trackers.
+        # Checkpoints of version 0.1 and of several workers have no trackers.
         zeros = {k: np.zeros(()) for k in self.variables if k.startswith("trackers/")}
         values = {k: v for k, v in values.items() if k in self.variables or "trackers/" not in k}
         values = zeros | values
         if values.keys() != self.variables.keys():
-            raise UserError(f"{len(values)} arrays, where {len(self.variables)} are expected")
+            raise UserError(f"it has {len(values)} arrays instead of {len(self.variables)}")
         for key, variable in self.variables.items():
             if values[key].shape != tuple(variable.shape):
                 raise UserError(
-                    f"{variable.path} is {tuple(variable.shape)} here, {values[key].shape} there"
+                    f"{variable.path} has the shape {values[key].shape} in the checkpoint and "
+                    f"{tuple(variable.shape)} in the network"
                 )
         for key, variable in self.variables.items():
             variable.assign(values[key])
 
-    def save(self, step):
-        """Saves at `step`, and removes what is older than the newest `keep`.
+    def save(self, step: int) -> None:
+        """Saves the state after `step` updates, and deletes all but the newest `keep` checkpoints.
 
         Raises:
-            UserError: if the disk is full or cannot be written.
+            UserError: if the disk is full or not writable.
         """
         from keras import ops
 
@@ -112,27 +129,30 @@ class Checkpoints:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise UserError(
-                f"cannot save a checkpoint in {self.folder}: {error.strerror}; those before are "
-                "untouched"
+                f"cannot save a checkpoint in {self.folder}: {error.strerror}; the earlier "
+                "checkpoints are untouched"
             ) from None
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink(missing_ok=True)
 
 
-def saved_steps(folder):
-    """Steps of the checkpoints in a folder, rising; files of other names are none of them."""
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in a folder, in ascending order. Other files are ignored."""
     found = (re.fullmatch(r"ckpt-(\d{8,})\.npz", file.name) for file in folder.glob("ckpt-*.npz"))
     return sorted(int(match[1]) for match in found if match)
 
 
-def save_weights(model, folder, name=WEIGHTS):
-    """Writes weights to `folder/name`, which appears only when complete.
+def save_weights(model: keras.Model, folder: StrPath, name: str = WEIGHTS) -> str:
+    """Writes weights to `folder/name`, which appears only when it is complete.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        UserError: if the disk is full or cannot be written.
+        UserError: if the disk is full or not writable.
     """
     path = pathlib.Path(folder) / name
-    partial = pathlib.Path(f"{temporary_name(path)}.weights.h5")  # Keras asks for this ending
+    partial = pathlib.Path(f"{temporary_name(path)}.weights.h5")  # Keras requires this suffix
     try:
         model.save_weights(partial)
         replace(partial, path)
@@ -142,15 +162,22 @@ def save_weights(model, folder, name=WEIGHTS):
     return str(path)
 
 
-def save_best(model, folder, step, metric, value):
-    """Keeps `model` in `folder/best.weights.h5` if `value` of `metric` is above all before.
+def save_best(model: keras.Model, folder: StrPath, step: int, metric: str, value: float) -> None:
+    """Writes `best.weights.h5` if `value` is higher than that of every evaluation before.
 
-    What is kept stands in `best.json`: step, metric and value.
+    Step, metric, and value of the kept weights are written to `best.json`.
+
+    Args:
+        model: the network with the evaluated weights.
+        folder: the run folder.
+        step: number of updates made.
+        metric: name of the metric, such as "AP".
+        value: its value; higher is better.
     """
     file = pathlib.Path(folder) / "best.json"
     try:
         before = float(read_json_or_none(file)["value"])
-    except (TypeError, ValueError, KeyError):  # there is none, or it is damaged
+    except (TypeError, ValueError, KeyError):  # missing or damaged
         before = -math.inf
     if before >= value and (pathlib.Path(folder) / BEST).exists():
         return
@@ -158,32 +185,34 @@ def save_best(model, folder, step, metric, value):
     write_json(file, {"step": step, "metric": metric, "value": value})
 
 
-def weights_file(path):
-    """The weights at `path`, a `.weights.h5` file or the folder of a finished training.
+def weights_file(path: StrPath) -> pathlib.Path:
+    """The weights file at `path`, which is the file itself or the folder of a finished training.
 
     Raises:
-        UserError: if there are none.
+        UserError: if it does not exist.
     """
     path = pathlib.Path(path)
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"no weights at {file}; give a .weights.h5 file or the folder of a finished training"
+            f"no weights at {file}: expected a .weights.h5 file or the folder of a finished "
+            "training"
         )
     return file
 
 
-def classes_of(path):
-    """What `classes.json` beside weights says: `{"num_classes": C, "names": {class id: name}}`.
+def classes_of(path: StrPath) -> dict[str, Any] | None:
+    """Reads the `classes.json` next to a weights file.
 
     Args:
         path: a weights file or a run folder.
 
     Returns:
-        None if there is no such file, or it is damaged.
+        `{"num_classes": C, "names": {class id: name}}`, where C counts the background; None if the
+        file is missing or damaged.
 
     Raises:
-        UserError: if it holds something else.
+        UserError: if it is valid JSON of another form.
     """
     file = weights_file(path).parent / CLASSES
     found = read_json_or_none(file)
@@ -194,15 +223,15 @@ def classes_of(path):
         return {"num_classes": int(found["num_classes"]), "names": names}
     except (TypeError, KeyError, ValueError, AttributeError):
         raise UserError(
-            f'{file} must hold {{"num_classes": N, "names": {{"1": NAME, ...}}}}; mend or delete it'
+            f'{file} must hold {{"num_classes": N, "names": {{"1": NAME, ...}}}}; fix or delete it'
         ) from None
 
 
-def load_weights(model, path):
-    """Loads weights from a `.weights.h5` file or a run folder that holds one.
+def load_weights(model: keras.Model, path: StrPath) -> None:
+    """Loads weights from a `.weights.h5` file or the folder of a finished training.
 
     Raises:
-        UserError: if there are none, they are damaged, or they belong to another network.
+        UserError: if the file is missing, damaged, or belongs to another network.
     """
     file = weights_file(path)
     try:
@@ -210,5 +239,5 @@ def load_weights(model, path):
     except Exception as error:  # Keras, h5py and zipfile fail in a dozen ways
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the weights {file} do not fit this network, or are damaged: {reason}"
+            f"the weights {file} do not fit this network or are damaged: {reason}"
         ) from None

@@ -1,4 +1,6 @@
-"""Devices and workers that share a training or a labeling, by `tf.distribute` or on JAX."""
+"""The devices and workers that share a training or labeling, with `tf.distribute` or on JAX."""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -7,23 +9,34 @@ import json
 import logging
 import os
 import pickle
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import Tensor
+
+if TYPE_CHECKING:
+    import keras
+
+    from official_selftrain.config import RuntimeConfig
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Devices of all workers; every replica computes a share of each batch.
+    """The devices of all workers. Each of them, a replica, computes a part of every batch.
 
     Attributes:
-        strategy: `tf.distribute.Strategy`; None on JAX, whose arrays know where they lie.
-        replicas: devices of all workers together.
-        worker, workers: index of this process, and their number; worker 0 is the chief, which
-            alone writes to the run folder.
-        compile: whether steps are to be compiled with XLA by `tf.function`.
+        strategy: a `tf.distribute.Strategy`.
+        replicas: number of devices of all workers together.
+        worker: index of this process. Worker 0 is the chief, the only one that writes to the run
+            folder.
+        workers: number of worker processes.
+        compile: whether `tf.function` compiles steps with XLA.
+        supports_micro_batches: whether `GradientTrainer.accumulate_step` exists.
     """
 
     strategy: Any
@@ -32,38 +45,61 @@ class Distribution:
     workers: int = 1
     compile: bool = False
 
+    supports_micro_batches = True
+
     @property
-    def chief(self):
+    def chief(self) -> bool:
+        """Whether this process is the chief."""
         return self.worker == 0
 
     @property
-    def local_replicas(self):
+    def local_replicas(self) -> int:
+        """Number of devices of this worker."""
         return self.replicas // self.workers
 
-    def scope(self):
-        """Variables are made in here."""
-        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+    def scope(self) -> contextlib.AbstractContextManager:
+        """Context in which variables must be created."""
+        return self.strategy.scope()
 
-    def dataset(self, function):
+    def dataset(self, function: Callable[[Any], Any]) -> Any:
         """The input of this worker's replicas.
 
         Args:
-            function: `tf.distribute.InputContext`, or None for all of it -> `tf.data.Dataset`.
+            function: takes a `tf.distribute.InputContext`, or None for the whole input, and returns
+                a `tf.data.Dataset`.
+
+        Returns:
+            The data set, or a distributed one.
         """
-        if self.strategy is None or self.replicas == 1:
+        if self.replicas == 1:
             return function(None)
         return self.strategy.distribute_datasets_from_function(function)
 
-    def gather(self, value):
-        """A picklable value of each worker, as a list, the same on all of them.
+    def local(self, value: Tensor) -> np.ndarray:
+        """Joins the parts of a value that lie on this worker's replicas.
 
-        Every worker must call it, as often as the others; each waits for the last.
+        Args:
+            value: `[b, ...]` on each replica.
+
+        Returns:
+            `[local_replicas * b, ...]`, in the order of the replicas.
+        """
+        parts = self.strategy.experimental_local_results(value)
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    def gather(self, value: T) -> list[T]:
+        """Gathers one picklable value per worker and returns the list on every worker.
+
+        Collective: all workers must call it equally often, and each blocks until the last one
+        arrives.
 
         Raises:
-            UserError: if another worker is gone.
+            UserError: if another worker has died.
         """
         if self.workers == 1:
             return [value]
+        # Collectives move numbers only: the bytes travel as int32, padded to a multiple of 4, and
+        # their lengths are gathered first to cut them apart again.
         data = pickle.dumps(value)
         with self.readable_worker_errors():
             sizes = self._gather(np.array([len(data)], "int32"))
@@ -76,8 +112,8 @@ class Distribution:
         ]
         return [pickle.loads(part) for part in parts[:: self.local_replicas]]
 
-    def _gather(self, numbers):
-        """int32 `[n]` of each replica, one after the other."""
+    def _gather(self, numbers: np.ndarray) -> np.ndarray:
+        """Concatenates the int32 `[n]` of all replicas."""
         result = self._gather_function(numbers)
         return np.asarray(self.strategy.experimental_local_results(result)[0])
 
@@ -95,12 +131,12 @@ class Distribution:
             autograph=False,
         )
 
-    def barrier(self):
-        """Returns when every worker has called it."""
+    def barrier(self) -> None:
+        """Blocks until every worker has called it."""
         self.gather(None)
 
-    def on_chief_first(self, function):
-        """What `function` returns, which the chief calls before the other workers do."""
+    def on_chief_first(self, function: Callable[[], T]) -> T:
+        """Calls `function` on the chief, then on the other workers, and returns its result."""
         if not self.chief:
             self.barrier()
             return function()
@@ -109,11 +145,11 @@ class Distribution:
         return result
 
     @contextlib.contextmanager
-    def readable_worker_errors(self):
-        """Explains what one worker sees when another is gone.
+    def readable_worker_errors(self) -> Iterator[None]:
+        """Turns TensorFlow's collective errors into one readable message when a worker has died.
 
         Raises:
-            UserError: in place of what TensorFlow raises then.
+            UserError: instead of TensorFlow's error.
         """
         if self.workers == 1:
             yield
@@ -130,73 +166,104 @@ class Distribution:
         except gone as error:
             reason = " ".join(str(error).split("is aborted by:")[-1].split())[:150]
             raise UserError(
-                "another worker of this job is gone, or does not answer. Start the same command on "
-                f"all workers again: it goes on from the last checkpoint. ({reason})"
+                "another worker of this job has died or does not answer. Start the same command on "
+                f"all workers again; it resumes from the last checkpoint. ({reason})"
             ) from None
 
-    def compile_predict(self, function, model):
-        """`function(images, labels)`, compiled, its batch shared out among this worker's replicas.
+    def compile_predict(
+        self, function: Callable[[Any, Any], Any], model: keras.Model
+    ) -> Callable[[Any, Any], Any]:
+        """Compiles a prediction and divides its batches among this worker's replicas.
 
         Args:
-            function: calls `model` on tensors; returns a nest of tensors `[B, ...]`.
+            function: takes (images, labels), nests of tensors `[B, ...]`, calls `model`, and
+                returns a nest of tensors `[B, ...]`.
             model: the network.
 
         Returns:
-            function of nests `[B, ...]` to a nest `[B, ...]`; B divisible by `local_replicas`.
+            `function`, compiled. B must be divisible by `local_replicas`.
         """
-        if self.strategy is None:
-            return _compile_predict_on_jax(function, model)
         import tensorflow as tf
 
         compiled = tf.function(function, autograph=False, jit_compile=self.compile)
         if self.local_replicas == 1 and not isinstance(self.strategy, tf.distribute.TPUStrategy):
             return compiled
-        step = tf.function(lambda *share: self.strategy.run(function, share), autograph=False)
+        step = tf.function(lambda *part: self.strategy.run(function, part), autograph=False)
 
-        def share(context, batch):
+        def part_of(context, batch):
             index = context.replica_id_in_sync_group % self.local_replicas
             return tf.nest.map_structure(lambda x: tf.split(x, self.local_replicas)[index], batch)
 
-        def shared(*batch):
-            shares = self.strategy.experimental_distribute_values_from_function(
-                lambda context: share(context, batch)
+        def predict(*batch):
+            parts = self.strategy.experimental_distribute_values_from_function(
+                lambda context: part_of(context, batch)
             )
-            result = step(*shares)
-            parts = [self.strategy.experimental_local_results(x) for x in tf.nest.flatten(result)]
-            whole = [np.concatenate([np.asarray(x) for x in replicas]) for replicas in parts]
-            return tf.nest.pack_sequence_as(result, whole)
+            return tf.nest.map_structure(self.local, step(*parts))
 
-        return shared
+        return predict
 
 
-def make_distribution(runtime):
-    """The `Distribution` of a `config.RuntimeConfig`.
+class JaxDistribution(Distribution):
+    """Devices of JAX on this machine.
+
+    JAX runs one program on all of them, and its arrays know where their parts lie.
+
+    Args:
+        replicas: number of devices.
+    """
+
+    supports_micro_batches = False
+
+    def __init__(self, replicas: int = 1):
+        super().__init__(strategy=None, replicas=replicas)
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """A context without effect."""
+        return contextlib.nullcontext()
+
+    def dataset(self, function: Callable[[Any], Any]) -> Any:
+        """The whole input; Keras divides each batch among the devices."""
+        return function(None)
+
+    def local(self, value: Tensor) -> np.ndarray:
+        """The value `[B, ...]` as a NumPy array."""
+        return np.asarray(value)
+
+    def compile_predict(
+        self, function: Callable[[Any, Any], Any], model: keras.Model
+    ) -> Callable[[Any, Any], Any]:
+        """Compiles a prediction; see `Distribution.compile_predict`."""
+        return _compile_predict_on_jax(function, model)
+
+
+def make_distribution(runtime: RuntimeConfig) -> Distribution:
+    """The `Distribution` of a `config.RuntimeConfig`; the same object for the same settings.
 
     Raises:
-        UserError: if this machine, or the Keras backend, cannot do what is asked for.
+        UserError: if this machine or the Keras backend does not support the settings.
     """
     return _make(runtime.strategy, runtime.tpu, runtime.devices, runtime.jit_compile)
 
 
-# A process can join its cluster once.
-@functools.cache
-def _make(strategy, tpu, devices, jit_compile):
+@functools.cache  # because a process can join its cluster only once
+def _make(strategy: str, tpu: str | None, devices: int, jit_compile: bool) -> Distribution:
     import keras
 
     on_jax = keras.backend.backend() == "jax"
     if on_jax != (strategy == "jax") and strategy != "default":
         raise UserError(
             f"runtime.strategy={strategy} does not run on the Keras backend "
-            f"{keras.backend.backend()!r}: `jax` needs KERAS_BACKEND=jax, the others tensorflow"
+            f"{keras.backend.backend()!r}: `jax` needs the environment variable KERAS_BACKEND=jax, "
+            "all other strategies need KERAS_BACKEND=tensorflow"
         )
     if on_jax:
         return _jax(devices if strategy == "jax" else 1)
     import tensorflow as tf
 
     if not tf.config.list_physical_devices("GPU"):
-        # On the CPU the graph optimizer costs seconds at the start and saves none in a step.
+        # On a CPU the graph optimizer takes seconds at startup and makes no step faster.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    tf.get_logger().setLevel(logging.ERROR)  # else a line for each collective operation
+    tf.get_logger().setLevel(logging.ERROR)  # otherwise it logs every collective operation
     if strategy == "multi_worker_mirrored":
         return _multi_worker(tf)
     if strategy == "tpu":
@@ -208,23 +275,27 @@ def _make(strategy, tpu, devices, jit_compile):
     return Distribution(tf.distribute.get_strategy(), 1, compile=jit_compile)
 
 
-def _devices(tf, count):
-    """Names of `count` GPUs, or parts of the CPU where there is none; 0 takes all."""
+def _devices(tf: Any, count: int) -> list[str]:
+    """Names of `count` GPUs, or of logical CPU devices if there is no GPU; 0 takes all."""
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     if kind == "CPU" and count:
         cpu = tf.config.list_physical_devices("CPU")[0]
-        with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with what it has
+        with contextlib.suppress(RuntimeError):  # TensorFlow has been initialized already
             tf.config.set_logical_device_configuration(
                 cpu, [tf.config.LogicalDeviceConfiguration()] * count
             )
     found = [device.name for device in tf.config.list_logical_devices(kind)]
     if count > len(found):
-        raise UserError(f"runtime.devices={count}, but this process has {len(found)} ({kind})")
+        raise UserError(
+            f"runtime.devices={count}, but this process has only {len(found)} ({kind}); choose at "
+            f"most {len(found)}"
+        )
     return found[: count or None]
 
 
-def _multi_worker(tf):
-    text = os.environ.get("TF_CONFIG")
+def _multi_worker(tf: Any) -> Distribution:
+    """Joins the cluster that the environment variable TF_CONFIG describes."""
+    text: Any = os.environ.get("TF_CONFIG")  # None is reported as such below
     try:
         task, cluster = json.loads(text)["task"], json.loads(text)["cluster"]
         addresses = [*cluster.get("chief", []), *cluster["worker"]]
@@ -232,19 +303,20 @@ def _multi_worker(tf):
         addresses[worker]
     except (TypeError, ValueError, KeyError, IndexError):
         raise UserError(
-            "runtime.strategy=multi_worker_mirrored reads the environment variable TF_CONFIG, such "
+            "runtime.strategy=multi_worker_mirrored needs the environment variable TF_CONFIG, such "
             'as {"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", '
-            f'"index": 0}}}}, the index being that of this worker; given {text!r}'
+            f'"index": 0}}}}, where index is the number of this worker; given {text!r}'
         ) from None
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot join the workers {', '.join(addresses)}: {reason}") from None
+        raise UserError(f"cannot connect to the workers {', '.join(addresses)}: {reason}") from None
     return Distribution(strategy, strategy.num_replicas_in_sync, worker, len(addresses))
 
 
-def _tpu(tf, name):
+def _tpu(tf: Any, name: str | None) -> Any:
+    """The `tf.distribute.TPUStrategy` of a TPU."""
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name or "")
         tf.config.experimental_connect_to_cluster(resolver)
@@ -253,39 +325,45 @@ def _tpu(tf, name):
     except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"no TPU found as {name or 'default'!r} (--tpu takes a name, an address or `local`; "
-            f"docs/tpu.md): {reason}"
+            f"cannot connect to the TPU {name or 'default'!r} (--tpu takes a name, an address, or "
+            f"`local`; see docs/tpu.md): {reason}"
         ) from None
 
 
-def _jax(count):
-    """All devices of JAX, or `count`; on a CPU that many parts of it."""
+def _jax(count: int) -> JaxDistribution:
+    """The first `count` devices of JAX, or all if 0; on a CPU, that many logical devices."""
     import jax
     import keras
 
-    logging.getLogger("jax").setLevel(logging.WARNING)  # else it tells which backends are absent
+    logging.getLogger("jax").setLevel(logging.WARNING)  # otherwise it logs missing backends
     with contextlib.suppress(ModuleNotFoundError, RuntimeError):
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")  # it only feeds; the memory is for JAX
+        tf.config.set_visible_devices([], "GPU")  # it only reads data; JAX needs the memory
     if count:
-        with contextlib.suppress(RuntimeError):  # JAX runs already, with what it has
+        with contextlib.suppress(RuntimeError):  # JAX has been initialized already
             jax.config.update("jax_num_cpu_devices", count)
     found = jax.devices()
     if count > len(found):
-        raise UserError(f"runtime.devices={count}, but JAX has {len(found)}")
+        raise UserError(
+            f"runtime.devices={count}, but JAX has only {len(found)}; choose at most {len(found)}"
+        )
     found = found[: count or None]
     if len(found) > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=found))
-    return Distribution(None, len(found))
+    return JaxDistribution(len(found))
 
 
-def _compile_predict_on_jax(function, model):
+def _compile_predict_on_jax(
+    function: Callable[[Any, Any], Any], model: keras.Model
+) -> Callable[[Any, Any], Any]:
     import jax
     import keras
 
     variables = model.variables
 
+    # The weights are arguments: as constants, they would be compiled into the program and could
+    # not change between evaluations.
     @jax.jit
     def step(values, images, labels):
         with keras.StatelessScope(state_mapping=zip(variables, values, strict=True)):

@@ -1,42 +1,49 @@
-"""The training loop: k steps of `SelfTrainer.train_step` in one call, then scalars and progress.
+"""The training loop: several steps of a trainer in one call, then scalars and progress.
 
-Keras' `fit` fails with several workers, and under a mirrored strategy with several steps per call;
-one `tf.function` around `strategy.run` gives the same losses and works with all of them. On JAX a
-step is a call, which JAX compiles.
+Keras' `fit` fails with several workers, and under a mirrored strategy with several steps per call.
+One `tf.function` around `strategy.run` gives the same losses and works with all strategies. On JAX
+each step is a call of its own, which JAX compiles.
 """
 
-import contextlib
-import functools
+from __future__ import annotations
+
 import logging
 import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 import keras
 import numpy as np
 from tqdm import tqdm
 
+from official_selftrain.engine.distribution import Distribution
 from official_selftrain.engine.guards import Watchdog, check_finite
-from official_selftrain.utils import extras
-from official_selftrain.utils.errors import UserError
+from official_selftrain.engine.step import GradientTrainer
+from official_selftrain.engine.summaries import Summaries
+from official_selftrain.utils.types import StrPath, Tensor
 
-CALL_SECONDS = 5.0  # about the longest call to the device, so that bar and signals are not stuck
+# Approximate limit of one call to the device. During a call the progress bar stands still, and
+# signals wait.
+CALL_SECONDS = 5.0
+
+Batch = list[tuple[dict, dict]]  # one (images by source, labels by source) per micro-batch
 
 
-def make_loop(trainer, dataset, distribution, micro_batches=1):
-    """Steps of a trainer on its input, on the backend at hand.
+def make_loop(
+    trainer: GradientTrainer,
+    dataset: Iterable,
+    distribution: Distribution,
+    micro_batches: int = 1,
+) -> TensorFlowLoop | JaxLoop:
+    """The loop of a trainer on its input, for the current Keras backend.
 
     Args:
-        trainer: a compiled `SelfTrainer`, made in the scope of `distribution`.
-        dataset: endless `tf.data.Dataset` of (images by source, labels by source), distributed
-            already; on JAX also any iterable of such NumPy arrays.
-        distribution: `distribution.Distribution`.
-        micro_batches: elements of `dataset` whose gradients make one update (TensorFlow).
-
-    Returns:
-        an object with `run(count, report=True)`, which makes updates and, unless told otherwise,
-        returns the means of all scalars since the last report; `batch()`, the input of the next
-        update, a list of micro-batches; `step(batch)`, which makes an update from it and returns
-        its scalars; and `divisible`, whether the updates between two reports may be spread over
-        any number of calls, and a checkpoint be saved in between.
+        trainer: a compiled `SelfTrainer`, created in the scope of `distribution`.
+        dataset: endless and already distributed `tf.data.Dataset` of (images by source, labels by
+            source); on JAX also any iterable of such NumPy arrays.
+        distribution: the devices.
+        micro_batches: number of elements of `dataset` whose gradients make one update; more than 1
+            needs TensorFlow.
     """
     if keras.backend.backend() == "tensorflow":
         return TensorFlowLoop(trainer, dataset, distribution, micro_batches)
@@ -44,14 +51,28 @@ def make_loop(trainer, dataset, distribution, micro_batches=1):
 
 
 class TensorFlowLoop:
-    """Several steps in one `tf.function`; see `make_loop`."""
+    """Several steps in one `tf.function`.
 
-    def __init__(self, trainer, dataset, distribution, micro_batches):
+    Args:
+        trainer, dataset, distribution, micro_batches: see `make_loop`.
+
+    Attributes:
+        divisible: whether the updates between two reports may be divided into any number of calls,
+            with a checkpoint saved in between.
+    """
+
+    def __init__(
+        self,
+        trainer: GradientTrainer,
+        dataset: Iterable,
+        distribution: Distribution,
+        micro_batches: int,
+    ):
         import tensorflow as tf
 
         self.trainer = trainer
         self.strategy = distribution.strategy
-        # The collective operations of several workers need the same calls on all of them.
+        # Collective operations need the same calls on all workers, whose clocks differ.
         self.divisible = distribution.workers == 1
         self.micro_batches = micro_batches
         self.iterator = iter(dataset)
@@ -59,9 +80,9 @@ class TensorFlowLoop:
         step = trainer.train_step if micro_batches == 1 else trainer.accumulate_step
         self._first = tf.function(step, **compiled) if distribution.compile else step
 
-        # AutoGraph would trace the step twice for a `for` loop; Keras code needs none of it.
+        # Without AutoGraph, which Keras code does not need: it would trace the step twice.
         @tf.function(autograph=False)
-        def run(iterator, count):
+        def steps(iterator, count):
             self._repeat(lambda: self._update(iterator), count)
 
         @tf.function(autograph=False)
@@ -71,7 +92,7 @@ class TensorFlowLoop:
             if len(batch) > 1:
                 self.strategy.run(trainer.update_step)
 
-        self._run, self._step = run, step_on
+        self._steps, self._step = steps, step_on
 
     def _update(self, iterator):
         micro_batches = self.micro_batches
@@ -80,8 +101,8 @@ class TensorFlowLoop:
             self.strategy.run(self.trainer.update_step)
 
     @staticmethod
-    def _repeat(function, count):
-        """Calls `function` `count` times, one after the other."""
+    def _repeat(function: Callable[[], Any], count: Tensor | int) -> None:
+        """Calls `function` `count` times in sequence."""
         import tensorflow as tf
 
         if isinstance(count, int) and count == 1:
@@ -94,21 +115,28 @@ class TensorFlowLoop:
 
         tf.while_loop(lambda done: done < count, body, (0,), parallel_iterations=1)
 
-    def run(self, count, report=True):
+    def steps(self, count: int, report: bool = True) -> dict[str, float]:
+        """Makes `count` updates.
+
+        Returns:
+            The means of all scalars since the last report; {} if `report` is False.
+        """
         import tensorflow as tf
 
-        self._run(self.iterator, tf.constant(count))
+        self._steps(self.iterator, tf.constant(count))
         return self._scalars() if report else {}
 
-    def batch(self):
+    def batch(self) -> Batch:
+        """Takes the input of the next update: a list of micro-batches."""
         return [next(self.iterator) for _ in range(self.micro_batches)]
 
-    def step(self, batch):
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Makes one update from a batch and returns its scalars."""
         self._step(batch)
         return self._scalars()
 
-    def _scalars(self):
-        """Means since the last call, leaving out what no step has updated."""
+    def _scalars(self) -> dict[str, float]:
+        """Means since the last call, without the scalars that no step has updated."""
         trackers = self.trainer.trackers
         scalars = {n: number(t.result()) for n, t in trackers.items() if number(t.count) > 0}
         for tracker in trackers.values():
@@ -117,17 +145,22 @@ class TensorFlowLoop:
 
 
 class JaxLoop:
-    """A call for each step; see `make_loop`."""
+    """One call per step.
 
-    divisible = False  # what was added up since the last report is in no checkpoint
+    Args:
+        trainer, dataset: see `make_loop`.
+    """
 
-    def __init__(self, trainer, dataset):
+    divisible = False  # the scalars since the last report are not in the checkpoint
+
+    def __init__(self, trainer: GradientTrainer, dataset: Iterable):
         self.trainer = trainer
-        self._rows = []
+        self._rows: list[dict[str, float]] = []
         numpy = getattr(dataset, "as_numpy_iterator", None)
         self.iterator = numpy() if numpy else iter(dataset)
 
-    def run(self, count, report=True):
+    def steps(self, count: int, report: bool = True) -> dict[str, float]:
+        """Makes `count` updates; see `TensorFlowLoop.steps`."""
         self._rows += [self.step(self.batch()) for _ in range(count)]
         if not report:
             return {}
@@ -135,10 +168,12 @@ class JaxLoop:
         names = dict.fromkeys(name for row in rows for name in row)
         return {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}
 
-    def batch(self):
+    def batch(self) -> Batch:
+        """Takes the input of the next update: a list of one batch."""
         return [next(self.iterator)]
 
-    def step(self, batch):
+    def step(self, batch: Batch) -> dict[str, float]:
+        """Makes one update from a batch and returns its scalars."""
         images, labels = batch[0]
         scalars = self.trainer.train_on_batch(images, labels, return_dict=True)
         trackers = self.trainer.trackers
@@ -149,68 +184,79 @@ class JaxLoop:
 
 
 class _Pace:
-    """How many updates the next call to the device makes.
+    """Divides updates into calls to the device; the division changes no result.
 
-    The first two calls make one update each: the first compiles, the second shows how long an
-    update takes. Later calls take a few seconds. No number depends on how updates are divided.
+    The first two calls make one update each: the first one compiles, the second one shows how long
+    an update takes. Later calls take a few seconds.
 
     Attributes:
-        seconds: an update, 0.0 while that is unknown.
+        seconds: time of one update, 0.0 while unknown.
+        calls: number of calls so far.
     """
 
     def __init__(self):
         self.seconds, self.calls = 0.0, 0
 
-    def count(self, left, divisible):
-        if self.calls < 2:
-            return 1
-        return min(left, max(int(CALL_SECONDS / self.seconds), 1)) if divisible else left
+    def call(
+        self, loop: TensorFlowLoop | JaxLoop, step: int, end: int
+    ) -> tuple[int, dict[str, float]]:
+        """Makes one call, from `step` to `end` at most.
 
-    def note(self, count, seconds):
+        Returns:
+            Number of updates made in all; scalars, which are {} before `end`.
+        """
+        count, began = 1, time.perf_counter()
+        if self.calls >= 2:
+            most = max(int(CALL_SECONDS / self.seconds), 1) if loop.divisible else end - step
+            count = min(end - step, most)
+        scalars = loop.steps(count, report=step + count == end)
+        number(loop.trainer.optimizer.iterations)  # waits for the device
         self.calls += 1
         if self.calls > 1:
-            self.seconds = max(seconds / count, 1e-9)
+            self.seconds = max((time.perf_counter() - began) / count, 1e-9)
+        return step + count, scalars
 
 
-def train(
-    loop,
-    steps,
-    start_step=0,
-    steps_per_loop=100,
-    summary_folder=None,
-    on_loop=None,
-    title="train",
-    images_per_step=0,
-    skipped=(),
-    stall_seconds=0,
-    quiet=False,
-    on_pause=None,
-):
+def run_loop(
+    loop: TensorFlowLoop | JaxLoop,
+    steps: int,
+    *,
+    start_step: int = 0,
+    steps_per_loop: int = 100,
+    summary_folder: StrPath | None = None,
+    on_loop: Callable[[int, dict[str, float]], None] | None = None,
+    title: str = "train",
+    images_per_step: int = 0,
+    skipped: Collection[int] = (),
+    stall_seconds: float = 0,
+    quiet: bool = False,
+    on_pause: Callable[[int], None] | None = None,
+) -> None:
     """Trains until `steps` updates have been made.
 
     Args:
-        loop: of `make_loop`.
-        steps: updates in all, counted from 0.
-        start_step: updates made already.
-        steps_per_loop: updates between two reports.
-        summary_folder: for TensorBoard scalars, or None.
-        on_loop: function (step, scalars) called after each loop; scalars are means over its steps.
-        title: of the progress bar.
-        images_per_step: for images/s.
-        skipped: steps whose batch is left out.
-        stall_seconds: between warnings while no loop ends; 0 for none.
-        quiet: no progress bar.
-        on_pause: function (step) called wherever the training may be saved and left: after each
-            loop, and inside of a loop whose end is far.
+        loop: the result of `make_loop`.
+        steps: number of updates in all, those before `start_step` included.
+        start_step: number of updates made already.
+        steps_per_loop: number of updates between two reports.
+        summary_folder: folder for TensorBoard, or None.
+        on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
+        title: text of the progress bar.
+        images_per_step: number of images of an update, for the speed.
+        skipped: steps whose batch is taken from the input without an update.
+        stall_seconds: time without progress before a warning; 0 turns warnings off.
+        quiet: hides the progress bar and the time left.
+        on_pause: called with (step) wherever the training may be saved and left: after each loop,
+            and inside a loop that will take long.
 
     Raises:
-        NonFiniteLossError: if a loss or the gradient is no longer finite.
+        NonFiniteLossError: if a loss or the gradient norm is not finite.
     """
     step, pace = start_step, _Pace()
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=quiet) as progress,
         Watchdog(stall_seconds) as watchdog,
-        summaries(summary_folder) as write,
+        Summaries(summary_folder) as summaries,
     ):
         while step < steps:
             if step in skipped:
@@ -218,106 +264,69 @@ def train(
                 step += 1
                 progress.update(1)
                 continue
-            ends = [s for s in skipped if s > step]
             first, began = step, time.perf_counter()
+            # Loops end at multiples of `steps_per_loop`, wherever they start, so that a resumed
+            # training reports at the same steps.
+            ends = [s for s in skipped if s > step]
             end = min([step + steps_per_loop - step % steps_per_loop, steps, *ends])
             while step < end:
                 watchdog.alive(step)
-                count, called = pace.count(end - step, loop.divisible), time.perf_counter()
-                scalars = loop.run(count, step + count == end)
-                number(loop.trainer.optimizer.iterations)  # waits for the device
-                pace.note(count, time.perf_counter() - called)
-                step += count
+                step, scalars = pace.call(loop, step, end)
                 if pace.calls == 2 and not quiet:
                     logging.info(
                         "%s: %d of %d steps to go, about %s",
                         title, steps - step, steps, duration(pace.seconds * (steps - step)),
                     )  # fmt: skip
                 if step < end:
-                    progress.update(count)
+                    progress.update(step - progress.n)
                     if on_pause and loop.divisible and pace.seconds * (end - step) > CALL_SECONDS:
                         on_pause(step)
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             seconds = time.perf_counter() - began
             scalars["images_per_second"] = (end - first) * images_per_step / seconds
             check_finite(scalars, step)
-            write(step, scalars)
+            summaries.write(step, scalars)
             progress.set_postfix_str(_postfix(scalars), refresh=False)
-            progress.update(count)
+            progress.update(step - progress.n)
             if on_loop:
                 on_loop(step, {"step": step, **scalars})
             if on_pause:
                 on_pause(step)
 
 
-def _postfix(scalars):
-    """The losses on labels for the progress bar; `loss` also holds the weight decay."""
+def _postfix(scalars: dict[str, float]) -> str:
+    """The losses on labels for the progress bar; `loss` includes the weight decay."""
     names = {"human_loss": "human", "pseudo_loss": "pseudo"}
     losses = [f"{text} {scalars[name]:.3f}" for name, text in names.items() if name in scalars]
     return f"loss {', '.join(losses)}, {scalars['images_per_second']:.0f} images/s"
 
 
-def duration(seconds):
-    """Seconds for people: "40 s", "12 min" or "1.6 h"."""
+def duration(seconds: float) -> str:
+    """A duration to be printed: "40 s", "12 min", or "1.6 h"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-@functools.cache  # told once
-def _has_tensorboard():
-    try:
-        extras.import_extra("tensorboard.summary.v2", "tensorboard", "a log for TensorBoard")
-    except UserError as error:
-        logging.info("%s. Without it the scalars are in history.jsonl only", error)
-        return False
-    return True
+def save_batch(path: StrPath, batch: Batch, distribution: Distribution) -> None:
+    """Writes this worker's part of a batch to a NumPy archive.
 
-
-@contextlib.contextmanager
-def summaries(folder):
-    """A function (step, scalars) that writes for TensorBoard, if that is installed.
+    Arrays are named `MICRO_BATCH/images/SOURCE` and `MICRO_BATCH/labels/SOURCE/NAME`.
 
     Args:
-        folder: for the event files, or None for none.
+        path: the file, which ends in `.npz`.
+        batch: the result of `batch()` of a loop.
+        distribution: the devices of the loop.
     """
-    if folder is None or not _has_tensorboard():
-        yield lambda step, scalars: None
-        return
-    import tensorflow as tf
-
-    writer = tf.summary.create_file_writer(str(folder))
-
-    def write(step, scalars):
-        with writer.as_default(step):
-            for name, value in scalars.items():
-                tf.summary.scalar(name, value)
-        writer.flush()
-
-    try:
-        yield write
-    finally:
-        writer.close()
-
-
-def save_batch(path, batch, strategy):
-    """Writes what `batch()` of a loop returned, as far as this worker has it, to a NumPy archive.
-
-    Arrays are called `MICRO_BATCH/images/SOURCE` and `MICRO_BATCH/labels/SOURCE/NAME`.
-    """
-    arrays = {}
+    arrays: dict[str, Tensor] = {}
     for index, (images, labels) in enumerate(batch):
         arrays |= {f"{index}/images/{source}": x for source, x in images.items()}
         for source, values in labels.items():
             arrays |= {f"{index}/labels/{source}/{name}": x for name, x in values.items()}
-    if strategy is not None:
-        local = strategy.experimental_local_results
-        arrays = {
-            key: np.concatenate([np.asarray(x) for x in local(v)]) for key, v in arrays.items()
-        }
-    np.savez_compressed(path, **arrays)
+    local: dict[str, Any] = {name: distribution.local(x) for name, x in arrays.items()}
+    np.savez_compressed(path, **local)
 
 
-def number(value):
-    """A Python float, also of a variable that is spread over replicas."""
+def number(value: Tensor) -> float:
+    """A scalar, which may be a variable on several replicas, as a Python float."""
     return float(keras.ops.convert_to_numpy(value))

@@ -1,20 +1,25 @@
-"""Memory that a training or a prediction leaves behind, given back to the system."""
+"""Gives the memory that a training or a prediction leaves behind back to the system."""
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+from collections.abc import Iterator
+from typing import Any
 
 
 @contextlib.contextmanager
-def given_back():
-    """Frees what TensorFlow would keep of the functions that were traced inside.
+def given_back() -> Iterator[None]:
+    """Context in which functions are traced; on exit, frees what TensorFlow would keep of them.
 
-    `tf.custom_gradient`, which batch norm, swish and all-reduce use, registers a function for each
-    call that is traced, never removes it, and with it keeps the graph and the weights of the whole
-    training. The registry is private: should it change, the memory is kept, as without this.
+    `tf.custom_gradient`, which batch norm, swish, and all-reduce use, registers a gradient function
+    for every traced call and never removes it. That function keeps the graph and the weights of the
+    whole training alive. The registry is private; if it changes, the memory is kept as without this
+    context.
 
-    Nothing that was traced inside may be differentiated afterwards. As a decorator it also covers
-    the variables of a function.
+    Functions traced in the context must not be differentiated afterwards. Used as a decorator, it
+    also covers the local variables of a function.
     """
     before = registered()
     try:
@@ -24,27 +29,29 @@ def given_back():
         give_back()
 
 
-def registered():
-    """Names of the gradient functions that TensorFlow keeps."""
+def registered() -> set[str]:
+    """Names of the registered gradient functions."""
     return set(_registry())
 
 
-def forget(before):
-    """Removes those of traced functions but for the names `before`."""
+def forget(before: set[str]) -> None:
+    """Removes the gradient functions of traced calls, except for those in `before`."""
     registry = _registry()
     for name in [n for n in list(registry) if n not in before and n.startswith("CustomGradient-")]:
         registry.pop(name, None)
 
 
-def give_back():
-    """Collects garbage, and returns what is free to the system where the C library can."""
+def give_back() -> None:
+    """Collects garbage and, with glibc, returns free memory to the system."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc has it
+    # Without this, the C library keeps freed memory for later, and a run of several stages would
+    # need the sum of their peaks. Other C libraries have no such function.
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _registry():
-    """TensorFlow's gradient functions by name; empty where they cannot be found."""
+def _registry() -> dict[str, Any]:
+    """TensorFlow's gradient functions by name; empty if they cannot be found."""
     with contextlib.suppress(Exception):
         from tensorflow.python.framework import ops
 

@@ -1,14 +1,27 @@
-"""SGD with momentum and the released learning-rate schedules (reference section 12)."""
+"""SGD with momentum and learning-rate schedules as in the released code.
+
+Source: TensorFlow's TPU repository, `models/official/detection/modeling/optimizers.py` and
+`learning_rates.py`.
+"""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 from keras import ops
 
+from official_selftrain.utils.types import Tensor
+
+if TYPE_CHECKING:
+    from official_selftrain.config import OptimizerConfig
+
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then a cosine to 0 or steps.
+    """Linear warmup, followed by a cosine decay to 0 or by steps.
 
     With s the number of updates made so far:
     s < warmup: warmup_rate + s / warmup * (rate - warmup_rate);
@@ -17,14 +30,25 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         kind: "cosine" or "step".
-        rate: peak learning rate.
-        warmup_rate, warmup_steps: of the warm-up.
-        total_steps: of the training.
-        boundaries, rates: of the steps.
+        rate: learning rate at the end of the warmup.
+        warmup_rate: learning rate at the beginning of the warmup.
+        warmup_steps: number of updates of the warmup; 0 for none.
+        total_steps: number of updates of the training.
+        boundaries: for "step", ascending numbers of updates.
+        rates: for "step", the learning rate from each boundary on.
     """
 
-    def __init__(self, kind, rate, warmup_rate, warmup_steps, total_steps, boundaries=(), rates=()):
-        self.settings = {
+    def __init__(
+        self,
+        kind: str,
+        rate: float,
+        warmup_rate: float,
+        warmup_steps: int,
+        total_steps: int,
+        boundaries: Sequence[int] = (),
+        rates: Sequence[float] = (),
+    ):
+        self.settings: dict[str, Any] = {
             "kind": kind,
             "rate": rate,
             "warmup_rate": warmup_rate,
@@ -34,7 +58,8 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "rates": tuple(rates),
         }
 
-    def __call__(self, step):
+    def __call__(self, step: Tensor) -> Tensor:
+        """The learning rate, a float32 scalar, after `step` updates."""
         s = self.settings
         step = ops.cast(step, "float32")
         warmup = float(s["warmup_steps"])
@@ -50,18 +75,22 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         rising = s["warmup_rate"] + step / warmup * (s["rate"] - s["warmup_rate"])
         return ops.where(step < warmup, rising, rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
         return self.settings
 
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class MomentumSGD(keras.optimizers.SGD):
-    """SGD whose momentum collects gradients, not steps: v = m v + g, w = w - rate v.
+    """SGD whose momentum accumulates gradients, as in TF1: v = m v + g, w = w - rate v.
 
-    As in TF1. Keras multiplies by the rate before collecting, which differs while the rate changes.
+    Keras accumulates rate * g instead, which differs while the learning rate changes.
     """
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
+        """Updates one variable; called by Keras."""
         rate = ops.cast(learning_rate, variable.dtype)
         velocity = self.momentums[self._get_variable_index(variable)]
         gradient = ops.cast(gradient, variable.dtype)
@@ -69,19 +98,22 @@ class MomentumSGD(keras.optimizers.SGD):
         self.assign_sub(variable, rate * velocity)
 
 
-def make_optimizer(config, steps, precision="float32"):
-    """The optimizer of a `config.OptimizerConfig` for a training of `steps` steps.
+def make_optimizer(
+    config: OptimizerConfig, steps: int, precision: str = "float32"
+) -> keras.optimizers.Optimizer:
+    """The optimizer of a `config.OptimizerConfig` for a training of `steps` updates.
 
-    For "mixed_float16" it scales the loss, and skips updates that overflow.
+    With the precision "mixed_float16" it scales the loss, because small gradients would become 0 in
+    16 bits, and skips updates that overflow.
     """
     schedule = WarmupSchedule(
-        config.schedule,
-        config.learning_rate,
-        config.warmup_learning_rate,
-        config.warmup_steps,
-        steps,
-        config.step_boundaries,
-        config.step_rates,
+        kind=config.schedule,
+        rate=config.learning_rate,
+        warmup_rate=config.warmup_learning_rate,
+        warmup_steps=config.warmup_steps,
+        total_steps=steps,
+        boundaries=config.step_boundaries,
+        rates=config.step_rates,
     )
     optimizer = MomentumSGD(schedule, momentum=config.momentum)
     if precision == "mixed_float16":

@@ -64,7 +64,7 @@ class Divergence:
                 guards.check_finite(loop.step(batch), step + 1)
             except guards.NonFiniteLossError as problem:
                 name = f"nonfinite-{step:08d}-{distribution.worker}.npz"
-                save_batch(str(self.training.folder / name), batch, distribution.strategy)
+                save_batch(str(self.training.folder / name), batch, distribution)
                 return problem, str(self.training.folder / name)
         return None
 

@@ -18,8 +18,8 @@ from official_selftrain.config import Config
 from official_selftrain.data import inputs
 from official_selftrain.data.prepared import PreparedData
 from official_selftrain.engine import checkpoints, memory
-from official_selftrain.engine import loop as loop_lib
 from official_selftrain.engine.distribution import Distribution
+from official_selftrain.engine.summaries import Summaries
 from official_selftrain.pipeline.folder import (
     CONFIG,
     MADE_OF,
@@ -225,8 +225,8 @@ def measure(
 
 def log_metrics(folder: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
     """Writes the metrics of a step for TensorBoard."""
-    with loop_lib.summaries(folder / "tensorboard") as write:
-        write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+    with Summaries(folder / "tensorboard") as summaries:
+        summaries.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
 
 
 @contextlib.contextmanager

@@ -86,15 +86,10 @@ def _classes(data):
 def _labels(training, micro_batch):
     """Label density and pixel values of the first batch, as the network gets them."""
     images, labels = micro_batch
-    strategy = training.distribution.strategy
-
-    def here(x):
-        parts = [x] if strategy is None else strategy.experimental_local_results(x)
-        return np.concatenate([np.asarray(part) for part in parts])
-
+    local = training.distribution.local
     for source, pixels in images.items():
-        pixels = here(pixels)
-        values = {name: here(x) for name, x in labels[source].items()}
+        pixels = local(pixels)
+        values = {name: local(x) for name, x in labels[source].items()}
         density = float(training.task.label_density(values))
         text = f"{len(pixels)} images {pixels.shape[1:]}, {density:.3g} "
         text += f"{training.task.label_unit}, pixels {pixels.mean():.2f} +- {pixels.std():.2f}"

@@ -155,17 +155,17 @@ class Training:
 
     def _train_from(self, start):
         settings, chief = self.config.trainer, self.distribution.chief
-        loop_lib.train(
+        loop_lib.run_loop(
             self.loop(start),
             settings.steps,
-            start,
-            steps_per_loop(settings),
-            str(self.folder / "tensorboard") if chief else None,
-            self._on_loop,
-            self.folder.name,
-            images_per_step(self.config),
-            self.divergence.skipped(),
-            self.config.runtime.stall_seconds,
+            start_step=start,
+            steps_per_loop=steps_per_loop(settings),
+            summary_folder=self.folder / "tensorboard" if chief else None,
+            on_loop=self._on_loop,
+            title=self.folder.name,
+            images_per_step=images_per_step(self.config),
+            skipped=self.divergence.skipped(),
+            stall_seconds=self.config.runtime.stall_seconds,
             quiet=not chief,
             on_pause=self._on_pause,
         )
@@ -301,7 +301,7 @@ def check_batches(config: Config, distribution: Distribution) -> None:
     among = f"{distribution.replicas} replicas"
     if micro_batches > 1:
         among += f" with {micro_batches} micro-batches each"
-    if micro_batches > 1 and distribution.strategy is None:
+    if micro_batches > 1 and not distribution.supports_micro_batches:
         raise UserError(
             f"trainer.micro_batches={micro_batches} needs the TensorFlow backend; on JAX use a "
             "smaller batch, or more devices"

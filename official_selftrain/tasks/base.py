@@ -161,6 +161,14 @@ class Task(Protocol):
     def to_record(self, record: ImageRecord, prediction: Prediction, teacher: str) -> ImageRecord:
         """The record with the labels that the network `teacher` predicts, and all its scores."""
 
+    def serving(self, model: keras.Model, nms: str = "hard") -> Callable[[Tensor, Tensor], Any]:
+        """What a SavedModel of `model` computes from (images, `image_info`).
+
+        Args:
+            model: the trained network.
+            nms: "hard", "soft" or "none", the suppression of overlapping boxes.
+        """
+
     # --- What people read --------------------------------------------------------------------
 
     def label_statistics(

@@ -256,6 +256,24 @@ class DetectionTask:
         boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self.anchors)
         return box_ops.clip(boxes, image_info[:, 1]), scores
 
+    def serving(self, model: keras.Model, nms: str = "hard") -> Callable:
+        """What a SavedModel of `model` computes from `(images, image_info)`.
+
+        Args:
+            model: a `RetinaNet`.
+            nms: "hard", "soft", or "none" for all boxes before suppression.
+
+        Returns:
+            A `serving.Detector`.
+        """
+        from official_selftrain.tasks import serving
+
+        sigma = serving.SOFT_SIGMA if nms == "soft" else 0.0
+        settings = changed(self.config.nms, soft_sigma=sigma)
+        # Not `changed`: an exported network may be of a size that training refuses.
+        task = DetectionTask(self.config.model_copy(update={"nms": settings}))
+        return serving.Detector(model, task, suppress=nms != "none")
+
     def predictions(self, arrays: Mapping[str, np.ndarray], count: int) -> list[Detections]:
         """`Detections` of the first `count` images of what `predict` returned."""
         boxes, scores, classes = (np.asarray(arrays[k]) for k in ("boxes", "scores", "classes"))

@@ -110,6 +110,20 @@ class SegmentationTask:
         """None: every pixel of a mask is learned from."""
         return iter(())
 
+    def serving(self, model: keras.Model, nms: str = "hard") -> Callable:
+        """What a SavedModel of `model` computes from `(images, image_info)`.
+
+        Args:
+            model: a `Segmenter`.
+            nms: makes no difference for masks.
+
+        Returns:
+            A `serving.ClassMap`.
+        """
+        from official_selftrain.tasks import serving
+
+        return serving.ClassMap(model, self.config.image_size)
+
     def _label_classes(self):
         """Number of classes stored for each pixel of a pseudo label, at most all there are."""
         return min(self.config.label_classes, self.config.num_classes)

@@ -119,13 +119,13 @@ def test_two_workers_survive_the_kill_of_either(data, tmp_path):
     assert_same_losses(folder, tmp_path / "one")
     assert_same_training(folder, tmp_path / "one", 0, 6)
     assert json.loads((folder / "metrics.json").read_text()) == pytest.approx(metrics, abs=1e-3)
-    assert "goes on from the last checkpoint" in (tmp_path / "worker0.log").read_text()
+    assert "resumes from the last checkpoint" in (tmp_path / "worker0.log").read_text()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "reads the environment variable TF_CONFIG.*given None"),
+        (None, "needs the environment variable TF_CONFIG.*given None"),
         ('{"task": {"type": "worker", "index": 3}, "cluster": {"worker": ["a:1"]}}', "TF_CONFIG"),
         ("{", "TF_CONFIG"),
     ],
@@ -140,7 +140,7 @@ def test_a_wrong_cluster_is_told(monkeypatch, text, message):
 
 
 def test_what_this_machine_cannot_do_is_told():
-    with pytest.raises(UserError, match="devices=9, but this process has 4"):
+    with pytest.raises(UserError, match="devices=9, but this process has only 4"):
         distribution.make_distribution(RuntimeConfig(strategy="mirrored", devices=9))
     with pytest.raises(UserError, match="`jax` needs KERAS_BACKEND=jax"):
         distribution.make_distribution(RuntimeConfig(strategy="jax"))

@@ -25,7 +25,7 @@ from official_selftrain import config as config_lib
 from official_selftrain.data import records
 from official_selftrain.data.prepared import WITHOUT_LABELS, PreparedData, check_classes
 from official_selftrain.engine import checkpoints, loop
-from official_selftrain.engine.distribution import Distribution
+from official_selftrain.engine.distribution import Distribution, JaxDistribution
 from official_selftrain.pipeline import evaluation, preflight, report, start, training
 from official_selftrain.pipeline.folder import environment, init_run_folder
 from official_selftrain.pipeline.run import StageTimer
@@ -173,7 +173,7 @@ def test_batches_are_shared_out_evenly(data):
     with pytest.raises(UserError, match="2 replicas with 2 micro-batches each; use 4"):
         training.check_batches(parts, two)
     with pytest.raises(UserError, match="micro_batches=2 needs the TensorFlow backend"):
-        training.check_batches(parts, Distribution(None, 1))
+        training.check_batches(parts, JaxDistribution())
 
 
 def test_measured_images_are_not_to_be_labeled(data, tmp_path, caplog):
@@ -277,14 +277,14 @@ def test_images_that_keep_nothing_can_be_left_out(data, finished):
 def test_sigterm_saves_and_the_rest_equals_uninterrupted(data, finished, tmp_path, monkeypatch):
     config, whole, _ = finished
     teacher = config_lib.teacher_config(config).override({"trainer.checkpoint_interval": 4})
-    run = loop.TensorFlowLoop.run
+    steps = loop.TensorFlowLoop.steps
 
-    def ask_to_end(*arguments):
+    def ask_to_end(*arguments, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
-        return run(*arguments)
+        return steps(*arguments, **settings)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(loop.TensorFlowLoop, "run", ask_to_end)
+    monkeypatch.setattr(loop.TensorFlowLoop, "steps", ask_to_end)
     with pytest.raises(TrainingInterrupted, match="stopped at step 2 of 4, which is saved"):
         pipeline.train(teacher, tmp_path / "a")
     assert signal.getsignal(signal.SIGTERM) is before

@@ -192,12 +192,10 @@ def model():
 
 def test_single_scale_equals_the_exported_network(model, tmp_path):
     """`serving.ClassMap` has the released chain of resizes."""
-    from official_selftrain.conversion import serving
-
     files = write_images(tmp_path, (100, 60), (30, 90), (128, 128))
     task = make()
     found = predict(task, model, files)
-    serve = serving.ClassMap(model, task.config)
+    serve = task.serving(model)
     for images, labels, count in inputs.prediction_dataset(files, task.parser(), 1):
         result = serve(images[0], labels["image_info"][:, 0])
         classes = tf.io.decode_png(result["category_bytes"][0])[..., 0].numpy()
