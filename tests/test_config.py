@@ -235,6 +235,38 @@ def test_settings_given_in_python_are_checked_as_those_of_a_file():
             task(num_clases=91)
 
 
+@pytest.mark.parametrize(
+    ("build_it", "message"),
+    [
+        (lambda: config_lib.DetectionConfig(num_clases=91), "'num_clases'; did you mean 'num_cl"),
+        (lambda: config_lib.TrainerConfig(steps=5, sed=1), "'sed'; did you mean 'seed'"),
+        (lambda: config_lib.TrainerConfig(steps=0), "^steps: must be greater than .* .given 0.$"),
+        (
+            lambda: config_lib.Config(
+                experiment="mine", human={"imags": "a"}, trainer={"steps": 5000}
+            ),
+            "^unknown key 'human.imags'; did you mean 'images'",
+        ),
+        (lambda: config_lib.Config(**{"trainer.steps": 5}), "write it as trainer: {steps: ...}"),
+    ],
+)
+def test_a_config_made_in_python_is_checked_as_a_file_is(build_it, message):
+    with pytest.raises(UserError, match=message) as told:
+        build_it()
+    assert "\n" not in str(told.value)
+
+
+def test_groups_in_a_config_made_in_python_may_be_dicts_or_objects():
+    human, trainer = {"images": "a"}, {"steps": 5000}
+    from_dicts = config_lib.Config(experiment="mine", human=human, trainer=trainer)
+    from_objects = config_lib.Config(
+        experiment="mine",
+        human=config_lib.InputConfig(**human),
+        trainer=config_lib.TrainerConfig(**trainer),
+    )
+    assert from_dicts == from_objects and from_dicts.human.images == "a"
+
+
 def test_changed_checks_names_and_values():
     nms = config_lib.changed(config_lib.NmsConfig(), soft_sigma=0.3)
     assert (nms.soft_sigma, nms.pre_nms) == (0.3, 5000)
