@@ -1,6 +1,7 @@
 """The groups of settings; a `Config` holds one of each."""
 
 import difflib
+import math
 import pathlib
 from typing import Annotated, ClassVar, Literal
 
@@ -41,6 +42,7 @@ from official_selftrain.config.values import (
     real,
     whole,
 )
+from official_selftrain.utils.errors import UserError
 
 
 class SpineNetSizes(ConfigModel):
@@ -453,18 +455,30 @@ class Config(ConfigModel):
 
     def _check_micro_batches(self):
         count = self.trainer.micro_batches
-        for name in ("human", "pseudo"):
-            source = getattr(self, name)
-            if source is not None and source.batch_size % count:
-                raise ValueError(
-                    f"{name}.batch_size={source.batch_size} is not divisible by "
-                    f"trainer.micro_batches={count}"
-                )
+        self.check_batch_sizes(count, f"trainer.micro_batches={count}")
         if count > 1 and self.pseudo is not None and not self.self_training.separate_batch_norm:
             raise ValueError(
                 "trainer.micro_batches adds up the gradients of each source by itself: it needs "
                 "self_training.separate_batch_norm=true"
             )
+
+    def check_batch_sizes(self, parts, divisor):
+        """Checks that the batches of both training streams can be cut into equal parts.
+
+        Args:
+            parts: number of parts.
+            divisor: what this number is, for the message.
+
+        Raises:
+            UserError: with the next larger batch size that can.
+        """
+        for name in ("human", "pseudo"):
+            source = getattr(self, name)
+            if source is not None and source.batch_size % parts:
+                raise UserError(
+                    f"{name}.batch_size={source.batch_size} is not divisible by {divisor}; take "
+                    f"{math.ceil(source.batch_size / parts) * parts}"
+                )
 
     def _check_thresholds(self):
         first = 0 if self.task.kind == "segmentation" else 1

@@ -400,22 +400,14 @@ def check_batches(config, distribution):
         UserError: if a batch cannot be shared out evenly, or the backend knows no micro-batches.
     """
     micro_batches = config.trainer.micro_batches
-    count = distribution.replicas * micro_batches
-    among = f"{distribution.replicas} replicas"
-    if micro_batches > 1:
-        among += f" with {micro_batches} micro-batches each"
     if micro_batches > 1 and distribution.strategy is None:
         raise UserError(
             f"trainer.micro_batches={micro_batches} needs the TensorFlow backend; on JAX take a "
             "smaller batch, or more devices"
         )
-    for name in ("human", "pseudo"):
-        source = getattr(config, name)
-        if source is not None and source.batch_size % count:
-            raise UserError(
-                f"{name}.batch_size={source.batch_size} cannot be shared out evenly among {among}; "
-                f"take {-(-source.batch_size // count) * count}"
-            )
+    parts = distribution.replicas * micro_batches
+    each = f" with {micro_batches} micro-batches each" if micro_batches > 1 else ""
+    config.check_batch_sizes(parts, f"{parts} ({distribution.replicas} replicas{each})")
 
 
 def make_trainer(config, task):
