@@ -86,14 +86,14 @@ def test_precedence(tmp_path):
         ("runtime.strategy=pod", "'default', 'mirrored', 'multi_worker_mirrored'"),
         ("human.images=x", "one of records, images, tfds, embedded, not images and embedded"),
         ("human.images=", "human.images=': is an empty"),
-        ("human.images=[a,b]", "human.images: must be one text; several files are a glob, or"),
+        ("human.images=[a,b]", "human.images: must be one text; write several files as a glob"),
         ("human.images=2017", "human.images: must be a text; put it in quotes"),
         ("human.images={a: b}", "human.images: must be a valid string"),
         ("human.exclude_lists=a.txt", "human.exclude_lists: must be a list, such as .a, b."),
         ("human.masks=masks", "masks needs `images`"),
         ("human.class_list=names.txt", "class_list needs `images` or `records`"),
-        (r'data_dir="a\0b"', "data_dir: holds a NUL character"),
-        (r'data_dir="\ud800"', "data_dir: is not UTF-8"),
+        (r'data_dir="a\0b"', "data_dir: contains a NUL character"),
+        (r'data_dir="\ud800"', "data_dir: is not valid UTF-8"),
         ("optimizer.warmup_steps=5000", "more than trainer.steps"),
         ("human.jitter=[2.0,0.5]", "smallest scale comes first"),
         ("pseudo.class_thresholds={9: 0.5},task.num_classes=7", "class 9, but .* from 1 to 6"),
@@ -145,7 +145,7 @@ def test_settings_of_the_other_kind_of_task_are_named_together(tmp_path):
     file.write_text("task: {kind: segmentation}")
     message = (
         "^experiment 'folder': task.anchor_size, task.head_filters: settings of "
-        "task.kind=detection, and this task is segmentation; start from an experiment of that kind$"
+        "task.kind=detection, but this task is segmentation; start from an experiment of that kind$"
     )
     with pytest.raises(UserError, match=message):
         config_lib.resolve("folder", str(file))
@@ -158,6 +158,21 @@ def test_a_file_without_experiment_says_what_to_add(tmp_path):
         config_lib.resolve(config_file=str(file))
     file.write_text("experiment: mine\n" + file.read_text())
     assert config_lib.resolve(config_file=str(file)).experiment == "mine"
+
+
+def _sections(group):
+    """A section and all below it, those of both kinds of tasks among them."""
+    yield group
+    for field in group.model_fields.values():
+        for member in build.members_of(field.annotation).values():
+            yield from _sections(member)
+
+
+def test_every_setting_has_a_description_that_is_a_sentence():
+    for section in set(_sections(config_lib.Config)):
+        for name, field in section.model_fields.items():
+            text = field.description
+            assert text and text[0].isupper() and text.endswith("."), (section, name)
 
 
 def _fields(group, prefix=""):
