@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import re
-from typing import ClassVar, get_args, get_origin
+from typing import ClassVar, Literal, get_args, get_origin
 
 import pydantic
 
@@ -136,6 +136,12 @@ def members_of(annotation):
         elif part is not annotation:
             found |= members_of(part)
     return found
+
+
+def choices(field: pydantic.fields.FieldInfo) -> list[str]:
+    """The values of a field that takes one of a few words; [] for other fields."""
+    parts = (field.annotation, *get_args(field.annotation))
+    return [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
 
 
 @functools.cache

@@ -375,44 +375,51 @@ class SourceConfig(ConfigModel):
             "TFRecord files: a glob, or several globs joined by commas. Those of the released code "
             "and of the TensorFlow Model Garden work."
         ),
+        examples=["data/train-*.tfrecord"],
     )
     images: Text | None = Field(
         default=None,
         description=(
             "Image files: a folder, which is searched with its subfolders; a glob such as "
-            "photos/**/*.jpg; or tar files such as train-*.tar."
+            "`photos/**/*.jpg`; or tar files such as `train-*.tar`."
         ),
+        examples=["data/images"],
     )
     annotations: Text | None = Field(
         default=None,
         description=(
-            "Boxes of the images: a COCO JSON file, or a folder of PASCAL VOC .xml files or YOLO "
-            ".txt files."
+            "Boxes of the images: a COCO JSON file, or a folder of PASCAL VOC `.xml` files or YOLO "
+            "`.txt` files."
         ),
+        examples=["data/train.json"],
     )
     masks: Text | None = Field(
         default=None,
         description=(
             "PNG masks that have the same paths as their images: a folder, a glob or tar files."
         ),
+        examples=["data/masks"],
     )
     image_list: Text | None = Field(
         default=None,
         description=(
             "Text file with one image name or stem per line; only these images are used. Lines "
-            "that start with # and name no image are comments."
+            "that start with `#` and name no image are comments."
         ),
+        examples=["train.txt"],
     )
     exclude_lists: tuple[Text, ...] = Field(
         default=(),
-        description="Text files like image_list, with the images that are not used.",
+        description="Text files like `image_list`, with the images that are not used.",
+        examples=["val.txt,test.txt"],
     )
     class_list: Text | None = Field(
         default=None,
         description=(
-            "Text file with one class name per line, or a YOLO data.yaml. The first class has id "
-            "1, or 0 with masks. A COCO file has its own names and takes no list."
+            "Text file with one class name per line, or a YOLO `data.yaml`. The first class has "
+            "id 1, or 0 with `masks`. A COCO file has its own names and takes no list."
         ),
+        examples=["classes.txt"],
     )
     label_by_folder: bool = Field(
         default=False,
@@ -421,19 +428,23 @@ class SourceConfig(ConfigModel):
     tfds: Text | None = Field(
         default=None,
         description=(
-            "Name of a data set of tensorflow-datasets: coco/2017, voc/2012, open_images_v4, "
-            "imagenet2012, or another one with the same features."
+            "Name of a data set of tensorflow-datasets: `coco/2017`, `voc/2012`, `open_images_v4`, "
+            "`imagenet2012`, or another one with the same features."
         ),
+        examples=["coco/2017"],
     )
-    split: Text = Field(default="train", description="Split of the tfds data set.")
+    split: Text = Field(
+        default="train", description="Split of the `tfds` data set.", examples=["validation"]
+    )
     embedded: Literal["train", "unlabeled", "val"] | None = Field(
-        default=None, description="A split of the digits that the demo uses."
+        default=None,
+        description="Split of the digits that the demo uses: `train`, `unlabeled` or `val`.",
     )
     on_bad_record: Literal["stop", "skip"] = Field(
         default="stop",
         description=(
-            "What happens at the first image or label that cannot be used: stop with an error, or "
-            "skip, log and count it."
+            "What happens at the first image or label that cannot be used: `stop` with an error, "
+            "or `skip`, log and count it."
         ),
     )
 

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from official_selftrain.config import SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import lists, readers, stores
 from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
@@ -32,11 +33,6 @@ from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
 
 FORMAT = 2  # of the tallies; another one is read again
-# What of a source changes the records made of it.
-SOURCE_FIELDS = {
-    "records", "images", "annotations", "masks", "image_list", "exclude_lists", "class_list",
-    "label_by_folder", "tfds", "split", "embedded", "on_bad_record",
-}  # fmt: skip
 COUNTS = ("images", "boxes", "masks", "empty")
 BY_NUMBER = ("classes", "images_per_class", "boxes_per_image")  # in JSON their keys are texts
 
@@ -114,7 +110,8 @@ def _jobs(source, reader, name, key):
 
 def _fingerprint(source, reader):
     """Changes when the source's settings or any of its files change."""
-    settings = source.model_dump_json(include=SOURCE_FIELDS)
+    # Sections of a config have more fields, such as the batch size, that no record depends on.
+    settings = source.model_dump_json(include=set(SourceConfig.model_fields))
     lines = [str(FORMAT), settings, *reader.stamps]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
