@@ -1,4 +1,4 @@
-# make demo [TASK=segmentation]: the whole method on embedded data. make test: lint and tests.
+# make demo [TASK=segmentation]: the whole method on built-in data. make test: lint and tests.
 # make test-installs: what the README installs, in fresh environments. All set up .venv first.
 
 PYTHON ?= python3

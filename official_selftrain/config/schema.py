@@ -363,7 +363,7 @@ TaskConfig = Annotated[
 
 
 class SourceConfig(ConfigModel):
-    """Where images and labels come from: one of `records`, `images`, `tfds` or `embedded`.
+    """Where images and labels come from: one of `records`, `images`, `tfds` or `builtin`.
 
     Relative paths start at `data_dir` if that is given. docs/data.md explains every kind. The flags
     of `prepare_data` and the table in docs/data.md are made of these fields.
@@ -436,9 +436,12 @@ class SourceConfig(ConfigModel):
     split: Text = Field(
         default="train", description="Split of the `tfds` data set.", examples=["validation"]
     )
-    embedded: Literal["train", "unlabeled", "val"] | None = Field(
+    builtin: Literal["digits/train", "digits/unlabeled", "digits/val"] | None = Field(
         default=None,
-        description="Split of the digits that the demo uses: `train`, `unlabeled` or `val`.",
+        description=(
+            "Built-in data set, which the demo uses: `digits/train`, `digits/unlabeled` or "
+            "`digits/val`."
+        ),
     )
     on_bad_record: Literal["stop", "skip"] = Field(
         default="stop",
@@ -450,7 +453,7 @@ class SourceConfig(ConfigModel):
 
     @pydantic.model_validator(mode="after")
     def _one_source(self) -> "SourceConfig":
-        kinds = ("records", "images", "tfds", "embedded")
+        kinds = ("records", "images", "tfds", "builtin")
         given = [key for key in kinds if getattr(self, key)]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(kinds)}, not {' and '.join(given)}")
@@ -467,7 +470,7 @@ class SourceConfig(ConfigModel):
     @property
     def given(self) -> bool:
         """Whether the source says where its images are."""
-        return bool(self.records or self.images or self.tfds or self.embedded)
+        return bool(self.records or self.images or self.tfds or self.builtin)
 
 
 Policy = Literal["S1", "S2", "S3", "S4", "keras_cv"]

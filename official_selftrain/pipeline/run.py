@@ -43,7 +43,7 @@ def run(config, folder):
     if config.pseudo.given:
         raise UserError(
             "`run` labels the images of `unlabeled` itself, so pseudo.records, images, tfds and "
-            "embedded must not be set; to learn from labels that exist, use "
+            "builtin must not be set; to learn from labels that exist, use "
             "`python -m official_selftrain.train`"
         )
     distribution = distribution_lib.make_distribution(config.runtime)

@@ -84,7 +84,7 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
         names = _class_names(source, path, reader, tallies)
         summary = _summary(jobs, tallies, reader, names, key)
         place = source.images or source.records or source.tfds
-        _check(summary, tallies, at_least, path(place) if place else source.embedded)
+        _check(summary, tallies, at_least, path(place) if place else source.builtin)
         _write(name, summary, tallies, jobs)
     return summary
 

@@ -57,8 +57,8 @@ def open_reader(source, path):
     Raises:
         UserError: for anything wrong with the source as a whole.
     """
-    if source.embedded:
-        return _embedded(source.embedded)
+    if source.builtin:
+        return _digits(source.builtin.removeprefix("digits/"))
     if source.records:
         files = records.matching_files(source.records, path)
         return Reader({}, files, None, _read_file, [stores.stamp(file) for file in files])
@@ -68,7 +68,7 @@ def open_reader(source, path):
     return _images(source, path)
 
 
-def _embedded(split):
+def _digits(split):
     from official_selftrain.data.sources import digits
 
     size = digits.SIZES[split]
