@@ -32,7 +32,7 @@ from official_selftrain.data.sources.record_errors import RecordErrors, merged, 
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
 
-FORMAT = 2  # of the tallies; another one is read again
+FORMAT = 3  # of the tallies; sources with tallies of another format are read again
 COUNTS = ("images", "boxes", "masks", "empty")
 BY_NUMBER = ("classes", "images_per_class", "boxes_per_image")  # in JSON their keys are texts
 
@@ -59,14 +59,14 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
         mask or label), `boxes_per_image` (images by their number of boxes that are no crowds),
         `most_boxes`, `left_out` (`{kind: [count, first example]}`), `skipped` (messages), `turned`
         (labeled images that are taken as EXIF shows them though no annotated size confirms it),
-        `source` (fingerprint, which tells when to read the source again).
+        `fingerprint` (which tells when the source has to be read again).
 
     Raises:
         UserError: for anything wrong with the source, or if another process writes it.
     """
     reader = readers.open_reader(source, path)
-    key = _fingerprint(source, reader)
-    jobs = _jobs(source, reader, name, key)
+    fingerprint = _fingerprint(source, reader)
+    jobs = _jobs(source, reader, name, fingerprint)
     tallies = {job.file: job.finished() for job in jobs}
     with contextlib.ExitStack() as stack:
         if not all(tallies.values()):
@@ -82,21 +82,21 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
                 tallies = dict(zip(tallies, beam.run(jobs, beam_args), strict=True))
         tallies = [tallies[job.file] for job in jobs]
         names = _class_names(source, path, reader, tallies)
-        summary = _summary(jobs, tallies, reader, names, key)
+        summary = _summary(jobs, tallies, reader, names, fingerprint)
         place = source.images or source.records or source.tfds
         _check(summary, tallies, at_least, path(place) if place else source.builtin)
         _write(name, summary, tallies, jobs)
     return summary
 
 
-def _jobs(source, reader, name, key):
+def _jobs(source, reader, name, fingerprint):
     skip = source.on_bad_record == "skip"
     jobs = [
         _Job(
             file=f"{name}-{index:05d}-of-{len(reader.units):05d}.tfrecord",
             unit=unit,
             read=reader.read,
-            key=key,
+            fingerprint=fingerprint,
             skip=skip,
             in_place=bool(source.records) and not skip and not records.compression(unit),
         )
@@ -148,7 +148,7 @@ class _Job:
     file: str
     unit: Any
     read: Any
-    key: str
+    fingerprint: str
     skip: bool
     in_place: bool  # count the TFRecord file `unit` instead of writing one
 
@@ -168,7 +168,7 @@ class _Job:
         checksum.
         """
         tally = files.read_json_or_none(self.tally_file)
-        if not isinstance(tally, dict) or tally.get("source") != self.key:
+        if not isinstance(tally, dict) or tally.get("fingerprint") != self.fingerprint:
             return None
         try:
             status = os.stat(self.result)
@@ -203,7 +203,7 @@ class _Job:
             records.write(self.file, watched(self.read(self.unit, problems)))
         status = os.stat(self.result)
         result = {
-            "source": self.key,
+            "fingerprint": self.fingerprint,
             "bytes": status.st_size,
             "mtime": status.st_mtime_ns,
             "sha256": files.sha256(self.result),
@@ -327,14 +327,14 @@ def _names_file(shard):
     return next((file for file in (summary, classes) if os.path.isfile(file)), None)
 
 
-def _summary(jobs, tallies, reader, class_names, key):
+def _summary(jobs, tallies, reader, class_names, fingerprint):
     classes, boxes = collections.Counter(), collections.Counter()
     for tally in tallies:
         classes.update({int(k): count for k, count in tally["images_per_class"].items()})
         boxes.update({int(k): count for k, count in tally["boxes_per_image"].items()})
     checksums = [tally["sha256"] for tally in tallies]
     return {
-        "source": key,
+        "fingerprint": fingerprint,
         "content": hashlib.sha256("".join(checksums).encode()).hexdigest(),
         **{k: sum(t[k] for t in tallies) for k in COUNTS},
         "classes": class_names,
