@@ -93,17 +93,17 @@ def _jobs(source, reader, name, fingerprint):
     skip = source.on_bad_record == "skip"
     jobs = [
         _Job(
-            file=f"{name}-{index:05d}-of-{len(reader.units):05d}.tfrecord",
-            unit=unit,
+            file=f"{name}-{index:05d}-of-{len(reader.shards):05d}.tfrecord",
+            shard=shard,
             read=reader.read,
             fingerprint=fingerprint,
             skip=skip,
-            in_place=bool(source.records) and not skip and not records.compression(unit),
+            in_place=bool(source.records) and not skip and not records.compression(shard),
         )
-        for index, unit in enumerate(reader.units)
+        for index, shard in enumerate(reader.shards)
     ]
     shards = {str(file) for file in _shards(name)}
-    if source.records and shards & {os.path.abspath(unit) for unit in reader.units}:
+    if source.records and shards & {os.path.abspath(shard) for shard in reader.shards}:
         raise UserError(f"writing {name} would overwrite the records it reads; choose another name")
     return jobs
 
@@ -112,7 +112,7 @@ def _fingerprint(source, reader):
     """Changes when the source's settings or any of its files change."""
     # Sections of a config have more fields, such as the batch size, that no record depends on.
     settings = source.model_dump_json(include=set(SourceConfig.model_fields))
-    lines = [str(FORMAT), settings, *reader.stamps]
+    lines = [str(FORMAT), settings, *reader.fingerprints]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -146,11 +146,11 @@ class _Job:
     """The work of one shard; picklable, so that it can go to another process or machine."""
 
     file: str
-    unit: Any
+    shard: Any
     read: Any
     fingerprint: str
     skip: bool
-    in_place: bool  # count the TFRecord file `unit` instead of writing one
+    in_place: bool  # count the TFRecord file `shard` instead of writing one
 
     @property
     def tally_file(self):
@@ -159,7 +159,7 @@ class _Job:
     @property
     def result(self):
         """The TFRecord file that holds the images."""
-        return self.unit if self.in_place else self.file
+        return self.shard if self.in_place else self.file
 
     def finished(self):
         """The tally of an earlier run, or None if the shard has to be made (again).
@@ -185,9 +185,9 @@ class _Job:
             files.write_text(self.tally_file, json.dumps(tally))
         return tally
 
-    def run(self, on_record=lambda: None):
+    def write(self, on_record=lambda: None):
         """Writes the shard and its tally; returns the tally."""
-        tally, problems = _ShardSummary(), RecordErrors(self.skip)
+        tally, errors = _ShardSummary(), RecordErrors(self.skip)
 
         def watched(stream):
             for record in stream:
@@ -196,21 +196,21 @@ class _Job:
                 yield record
 
         if self.in_place:
-            collections.deque(watched(records.read(self.unit)), maxlen=0)
+            collections.deque(watched(records.read(self.shard)), maxlen=0)
             if not tally.counts["images"]:
-                problems.leave_out("TFRecord files without a record", self.unit)
+                errors.leave_out("TFRecord files without a record", self.shard)
         else:
-            records.write(self.file, watched(self.read(self.unit, problems)))
+            records.write(self.file, watched(self.read(self.shard, errors)))
         status = os.stat(self.result)
         result = {
             "fingerprint": self.fingerprint,
             "bytes": status.st_size,
             "mtime": status.st_mtime_ns,
             "sha256": files.sha256(self.result),
-            "skipped": problems.messages,
-            "left_out": problems.left_out,
-            "turned": problems.turned,
-            "first_turned": problems.first_turned,
+            "skipped": errors.messages,
+            "left_out": errors.left_out,
+            "turned": errors.turned,
+            "first_turned": errors.first_turned,
             **tally.result(),
         }
         files.write_text(self.tally_file, json.dumps(result))
@@ -288,7 +288,7 @@ def _in_threads(jobs, tallies, images, workers, name):
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         try:
             waiting = {
-                pool.submit(job.run, count): job for job in jobs if tallies[job.file] is None
+                pool.submit(job.write, count): job for job in jobs if tallies[job.file] is None
             }
             for future in concurrent.futures.as_completed(waiting):
                 tallies[waiting[future].file] = future.result()
@@ -308,7 +308,7 @@ def _class_names(source, path, reader, tallies):
         first = 1 if any(tally["boxes"] for tally in tallies) else 0
         return lists.read_class_list(path(source.class_list), first)
     names, own = {}, {}
-    for file in dict.fromkeys(map(_names_file, reader.units)):
+    for file in dict.fromkeys(map(_names_file, reader.shards)):
         content = files.read_json_or_none(file) if file else None
         if isinstance(content, dict):
             found = content.get("names", content.get("classes"))
