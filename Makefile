@@ -1,4 +1,4 @@
-# make demo [TASK=segmentation]: the whole method on embedded data.
+# make demo [TASK=segmentation]: the whole method on built-in data.
 # make check: lint, types, and the tests that train nothing. make test: lint, types and all tests.
 # make coverage: all tests, and which lines they run.
 # make test-installs: what the README installs, in fresh environments. All set up .venv first.

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--network=resnet18] [--trainings=10] [--evaluations=50]
 
-Trains on the embedded digits, and prints the resident memory after each evaluation on the way of
+Trains on the built-in digits, and prints the resident memory after each evaluation on the way of
 one training, then after each of several trainings, which are evaluated at their end. Training k
 then shows what k trainings leave behind.
 """

@@ -140,7 +140,7 @@ def labels():
         command = [
             *(sys.executable, "-m", "official_selftrain.pseudo_label", "--experiment=demo"),
             f"--weights={folder / 'model.weights.h5'}",
-            f"--params_override=unlabeled={{embedded: null, records: {folder}/u-*.tfrecord}}",
+            f"--params_override=unlabeled={{builtin: null, records: {folder}/u-*.tfrecord}}",
             "--params_override=task={num_classes: 6, nms: {score_threshold: 0.0}}",
             "--params_override=pseudo.score_threshold=0.001",
         ]

@@ -17,7 +17,7 @@ import time
 TRAIN = [sys.executable, "-m", "official_selftrain.train"]
 ONE_STEP = (
     "task.image_size=[256,256],trainer.steps=1,optimizer.warmup_steps=0,human.batch_size=2,"
-    "human.embedded=train,evaluation=null"
+    "human.builtin=digits/train,evaluation=null"
 )
 
 

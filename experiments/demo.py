@@ -1,4 +1,4 @@
-"""The whole method on embedded data, in minutes on a CPU.
+"""The whole method on built-in data, in minutes on a CPU.
 
     python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
 
@@ -23,13 +23,13 @@ DEMO = {
     "description": "digits on photographs: teacher, pseudo labels, student, control",
     "task": TASK,
     "human": {
-        "embedded": "train",
+        "builtin": "digits/train",
         "batch_size": 4,
         "flip": False,
         "jitter": (0.7, 1.3),
         "cache": True,
     },
-    "unlabeled": {"embedded": "unlabeled"},
+    "unlabeled": {"builtin": "digits/unlabeled"},
     # 60 images make a teacher too sure of itself: above 0.5 two of three boxes are right, above 0.7
     # four of five. The paper's 0.5 is the default elsewhere.
     "pseudo": {
@@ -39,7 +39,7 @@ DEMO = {
         "jitter": (0.7, 1.3),
         "cache": True,
     },
-    "evaluation": {"embedded": "val", "batch_size": 16},
+    "evaluation": {"builtin": "digits/val", "batch_size": 16},
     "self_training": {
         "alpha": 1.0,
         "decay": "auto",

@@ -74,21 +74,20 @@ def _preview(files, names):
     visualize.augmentation_sheet(path, records.read(files), FLAGS.preview, names, FLAGS.seed)
 
 
-def define_source_flags():
-    """A flag for each field of a source."""
-    flags.DEFINE_string("records", None, "TFRecord files: a glob, or several joined by commas")
-    flags.DEFINE_string("images", None, "a folder of images, a glob, or tar files")
-    flags.DEFINE_string("annotations", None, "COCO JSON, or a folder of VOC XML or YOLO txt files")
-    flags.DEFINE_string("masks", None, "folder, glob or tars of PNG masks, named as the images")
-    flags.DEFINE_string("image_list", None, "text file of names or stems to take, one a line")
-    flags.DEFINE_list("exclude_lists", [], "such files of images to leave out")
-    flags.DEFINE_string("class_list", None, "one class a line, or data.yaml; the first is 1, or 0 "
-                        "with masks")  # fmt: skip
-    flags.DEFINE_bool("label_by_folder", False, "the class of an image is the folder it lies in")
-    flags.DEFINE_string("tfds", None, "a data set of tensorflow-datasets, such as coco/2017")
-    flags.DEFINE_string("split", "train", "of tfds")
-    flags.DEFINE_enum("embedded", None, ["train", "unlabeled", "val"], "the embedded digits")
-    flags.DEFINE_enum("on_bad_record", "stop", ["stop", "skip"], "skip names and counts bad ones")
+def define_source_flags() -> None:
+    """Defines a flag for each field of a source, whose description is its help."""
+    for name, field in config.SourceConfig.model_fields.items():
+        text, default = str(field.description), field.default
+        if field.examples:
+            text += f" Example: {field.examples[0]}"
+        if isinstance(default, bool):
+            flags.DEFINE_bool(name, default, text)
+        elif isinstance(default, tuple):
+            flags.DEFINE_list(name, list(default), text)
+        elif choices := config.choices(field):
+            flags.DEFINE_enum(name, default, choices, text)
+        else:
+            flags.DEFINE_string(name, default, text)
 
 
 if __name__ == "__main__":

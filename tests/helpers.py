@@ -31,7 +31,7 @@ def read_source(folder, **settings):
     source = SourceConfig(**{"images": "images", **settings})
     reader = readers.open_reader(source, lambda p: str(folder / p))
     problems = RecordErrors(source.on_bad_record == "skip")
-    found = {r.name: r for unit in reader.units for r in reader.read(unit, problems)}
+    found = {r.name: r for shard in reader.shards for r in reader.read(shard, problems)}
     problems.messages += reader.skipped
     for kind, (count, first) in reader.left_out.items():
         problems.left_out.setdefault(kind, [0, first])[0] += count

@@ -84,16 +84,18 @@ def test_precedence(tmp_path):
         ("task.image_size=[128]", "task.image_size: has too few numbers"),
         ("task.image_size=[128,128,3]", "task.image_size: .*at most 2"),
         ("runtime.strategy=pod", "'default', 'mirrored', 'multi_worker_mirrored'"),
-        ("human.images=x", "one of records, images, tfds, embedded, not images and embedded"),
+        ("human.embedded=train", "unknown key 'human.embedded'; known: .* split, builtin, "),
+        ("human.builtin=train", "human.builtin: must be 'digits/train', .* .given 'train'"),
+        ("human.images=x", "one of records, images, tfds, builtin, not images and builtin"),
         ("human.images=", "human.images=': is an empty"),
-        ("human.images=[a,b]", "human.images: must be one text; several files are a glob, or"),
+        ("human.images=[a,b]", "human.images: must be one text; write several files as a glob"),
         ("human.images=2017", "human.images: must be a text; put it in quotes"),
         ("human.images={a: b}", "human.images: must be a valid string"),
         ("human.exclude_lists=a.txt", "human.exclude_lists: must be a list, such as .a, b."),
         ("human.masks=masks", "masks needs `images`"),
         ("human.class_list=names.txt", "class_list needs `images` or `records`"),
-        (r'data_dir="a\0b"', "data_dir: holds a NUL character"),
-        (r'data_dir="\ud800"', "data_dir: is not UTF-8"),
+        (r'data_dir="a\0b"', "data_dir: contains a NUL character"),
+        (r'data_dir="\ud800"', "data_dir: is not valid UTF-8"),
         ("optimizer.warmup_steps=5000", "more than trainer.steps"),
         ("human.jitter=[2.0,0.5]", "smallest scale comes first"),
         ("pseudo.class_thresholds={9: 0.5},task.num_classes=7", "class 9, but .* from 1 to 6"),
@@ -145,7 +147,7 @@ def test_settings_of_the_other_kind_of_task_are_named_together(tmp_path):
     file.write_text("task: {kind: segmentation}")
     message = (
         "^experiment 'folder': task.anchor_size, task.head_filters: settings of "
-        "task.kind=detection, and this task is segmentation; start from an experiment of that kind$"
+        "task.kind=detection, but this task is segmentation; start from an experiment of that kind$"
     )
     with pytest.raises(UserError, match=message):
         config_lib.resolve("folder", str(file))
@@ -158,6 +160,21 @@ def test_a_file_without_experiment_says_what_to_add(tmp_path):
         config_lib.resolve(config_file=str(file))
     file.write_text("experiment: mine\n" + file.read_text())
     assert config_lib.resolve(config_file=str(file)).experiment == "mine"
+
+
+def _sections(group):
+    """A section and all below it, those of both kinds of tasks among them."""
+    yield group
+    for field in group.model_fields.values():
+        for member in build.members_of(field.annotation).values():
+            yield from _sections(member)
+
+
+def test_every_setting_has_a_description_that_is_a_sentence():
+    for section in set(_sections(config_lib.Config)):
+        for name, field in section.model_fields.items():
+            text = field.description
+            assert text and text[0].isupper() and text.endswith("."), (section, name)
 
 
 def _fields(group, prefix=""):
@@ -233,6 +250,38 @@ def test_settings_given_in_python_are_checked_as_those_of_a_file():
     for task in (ost.DetectionTask, ost.SegmentationTask):
         with pytest.raises(UserError, match="unknown key 'num_clases'; did you mean 'num_classes'"):
             task(num_clases=91)
+
+
+@pytest.mark.parametrize(
+    ("build_it", "message"),
+    [
+        (lambda: config_lib.DetectionConfig(num_clases=91), "'num_clases'; did you mean 'num_cl"),
+        (lambda: config_lib.TrainerConfig(steps=5, sed=1), "'sed'; did you mean 'seed'"),
+        (lambda: config_lib.TrainerConfig(steps=0), "^steps: must be greater than .* .given 0.$"),
+        (
+            lambda: config_lib.Config(
+                experiment="mine", human={"imags": "a"}, trainer={"steps": 5000}
+            ),
+            "^unknown key 'human.imags'; did you mean 'images'",
+        ),
+        (lambda: config_lib.Config(**{"trainer.steps": 5}), "write it as trainer: {steps: ...}"),
+    ],
+)
+def test_a_config_made_in_python_is_checked_as_a_file_is(build_it, message):
+    with pytest.raises(UserError, match=message) as told:
+        build_it()
+    assert "\n" not in str(told.value)
+
+
+def test_groups_in_a_config_made_in_python_may_be_dicts_or_objects():
+    human, trainer = {"images": "a"}, {"steps": 5000}
+    from_dicts = config_lib.Config(experiment="mine", human=human, trainer=trainer)
+    from_objects = config_lib.Config(
+        experiment="mine",
+        human=config_lib.InputConfig(**human),
+        trainer=config_lib.TrainerConfig(**trainer),
+    )
+    assert from_dicts == from_objects and from_dicts.human.images == "a"
 
 
 def test_changed_checks_names_and_values():

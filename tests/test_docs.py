@@ -125,6 +125,13 @@ def test_yaml_resolves_with_the_experiment_that_it_names(text, tmp_path):
     assert config.human.given and config.unlabeled.given and config.evaluation.given
 
 
+def test_tables_of_settings_are_those_of_the_config():
+    fields = runpy.run_path(str(ROOT / "docs/fields.py"))
+    assert "<!-- fields of SourceConfig -->" in PAGES["docs/data.md"]
+    for page, text in PAGES.items():
+        assert fields["filled"](text) == text, f"{page} is out of date: run python docs/fields.py"
+
+
 def test_layouts_of_data_are_possible_sources():
     layouts = re.findall(r"\| `(\{images: .*\})` \|", PAGES["docs/data.md"])
     assert len(layouts) >= 8
@@ -189,6 +196,14 @@ def test_command_lines_name_flags_experiments_and_settings_that_exist(flags_of):
             config_lib.resolve(experiment, None, overrides, given["data_dir"])
         for text in overrides:
             config_lib.parse_override(text)
+
+
+def test_flags_of_a_source_are_its_fields(flags_of):
+    flags_of("prepare_data")
+    for name, field in config_lib.SourceConfig.model_fields.items():
+        flag = flags.FLAGS[name]
+        assert field.description in flag.help, name
+        assert flag.default in (field.default, list(field.default or ())), name
 
 
 def test_flags_and_settings_in_the_text_exist(flags_of):

@@ -4,7 +4,7 @@ Imports neither Keras nor TensorFlow, so a typo is answered at once.
 Precedence: the experiment, then `--config_file`, then each `--params_override`.
 """
 
-from official_selftrain.config.build import changed, model_from_dict
+from official_selftrain.config.build import changed, choices, model_from_dict
 from official_selftrain.config.experiments import (
     PACKAGE,
     config_from_dict,
@@ -65,6 +65,7 @@ __all__ = [
     "SourceConfig",
     "TrainerConfig",
     "changed",
+    "choices",
     "config_from_dict",
     "control_config",
     "dump",

@@ -1,8 +1,9 @@
 """Groups of settings, made from nested dicts and checked; a fault names key and nearest name."""
 
+import contextlib
 import functools
 import re
-from typing import ClassVar, get_args, get_origin
+from typing import ClassVar, Literal, get_args, get_origin
 
 import pydantic
 
@@ -19,6 +20,19 @@ class ConfigModel(pydantic.BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
+    def __init__(self, /, **values):
+        """Checks settings given in Python; an error reads like that of a file.
+
+        Raises:
+            UserError: see `model_from_dict`.
+        """
+        with _as_user_error(type(self), [(None, values)]):
+            super().__init__(**values)
+
+    # Pydantic would call an `__init__` of one's own for nested dicts too, and each of these calls
+    # would turn its errors into text before their keys are complete.
+    __init__.__pydantic_base_init__ = True
+
 
 def model_from_dict(group, values, origin=None):
     """Builds a `Config`, or one of its groups, from nested dicts.
@@ -34,8 +48,15 @@ def model_from_dict(group, values, origin=None):
             nearest known name.
     """
     layers = origin if isinstance(origin, (list, tuple)) else [(origin, values)]
-    try:
+    with _as_user_error(group, layers):
         return group.model_validate(values)
+
+
+@contextlib.contextmanager
+def _as_user_error(group, layers):
+    """Raises what Pydantic finds wrong as one `UserError`."""
+    try:
+        yield
     except pydantic.ValidationError as error:
         raise UserError("; ".join(_explain(group, error.errors(), layers))) from None
     except RecursionError:
@@ -115,6 +136,12 @@ def members_of(annotation):
         elif part is not annotation:
             found |= members_of(part)
     return found
+
+
+def choices(field: pydantic.fields.FieldInfo) -> list[str]:
+    """The values of a field that takes one of a few words; [] for other fields."""
+    parts = (field.annotation, *get_args(field.annotation))
+    return [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Apache Beam as the engine that writes shards, beyond one machine; extra `[beam]`.
 
-A job writes one shard. It has `file`, `finished()` (None if it is not), `run()`, and can be
+A job writes one shard. It has `file`, `finished()` (None if it is not), `write()`, and can be
 pickled. All workers must see the files under the same paths.
 """
 
@@ -41,7 +41,7 @@ def _run(job):
     """A fault is written to a file: an exception would be retried, and come back as a stack trace
     of the engine."""
     try:
-        job.run()
+        job.write()
     except UserError as error:
         _fault_file(job).write_text(str(error), encoding="utf-8")
 

@@ -24,7 +24,7 @@ def read_records(source):
     """
     reader = open_reader(source, str)
     problems = RecordErrors(source.on_bad_record == "skip")
-    found = [record for unit in reader.units for record in reader.read(unit, problems)]
+    found = [record for shard in reader.shards for record in reader.read(shard, problems)]
     left_out = merged([reader.left_out, problems.left_out])
     skipped = [*reader.skipped, *problems.messages]
     tell(source.images, skipped, left_out, problems.turned, problems.first_turned)

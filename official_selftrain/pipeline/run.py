@@ -63,7 +63,7 @@ def _check_stages(config, folder):
     if config.pseudo.given:
         raise UserError(
             "`run` labels the images of `unlabeled` itself, so pseudo.records, images, tfds and "
-            "embedded must not be set; to learn from labels that exist, use "
+            "builtin must not be set; to learn from labels that exist, use "
             "`python -m official_selftrain.train`"
         )
     finished = (folder / "teacher" / checkpoints.WEIGHTS).exists()

@@ -297,22 +297,14 @@ def check_batches(config: Config, distribution: Distribution) -> None:
         UserError: if one does not, or if the backend has no micro-batches.
     """
     micro_batches = config.trainer.micro_batches
-    count = distribution.replicas * micro_batches
-    among = f"{distribution.replicas} replicas"
-    if micro_batches > 1:
-        among += f" with {micro_batches} micro-batches each"
     if micro_batches > 1 and not distribution.supports_micro_batches:
         raise UserError(
             f"trainer.micro_batches={micro_batches} needs the TensorFlow backend; on JAX use a "
             "smaller batch, or more devices"
         )
-    for name in ("human", "pseudo"):
-        source = getattr(config, name)
-        if source is not None and source.batch_size % count:
-            raise UserError(
-                f"{name}.batch_size={source.batch_size} cannot be divided evenly among {among}; "
-                f"use {math.ceil(source.batch_size / count) * count}"
-            )
+    parts = distribution.replicas * micro_batches
+    each = f" with {micro_batches} micro-batches each" if micro_batches > 1 else ""
+    config.check_batch_sizes(parts, f"{parts} ({distribution.replicas} replicas{each})")
 
 
 def steps_per_loop(settings: config_lib.TrainerConfig) -> int:

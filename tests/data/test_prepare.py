@@ -310,7 +310,7 @@ def test_a_folder_can_be_moved_or_copied(folder, tmp_path_factory, keep_times):
     shutil.rmtree(folder / "out")
     before = {f: f.stat().st_mtime_ns for f in (place / "out").glob("*.tfrecord")}
     moved = prepare(place)
-    assert moved["content"] == summary["content"] and moved["source"] == summary["source"]
+    assert moved["content"] == summary["content"] and moved["fingerprint"] == summary["fingerprint"]
     assert all(file.startswith(str(place)) for file in moved["files"])
     assert {f: f.stat().st_mtime_ns for f in before} == before
     assert sources.read_summary(str(place / "out/all")) == moved
@@ -322,7 +322,7 @@ def test_content_is_the_identity_of_the_data_not_of_the_files(folder):
     first = prepare(folder)
     os.utime(folder / "images/3.png")
     touched = prepare(folder)
-    assert touched["content"] == first["content"] and touched["source"] != first["source"]
+    assert touched["content"] == first["content"] and touched["fingerprint"] != first["fingerprint"]
     (folder / "images/3.png").write_bytes(png(value=77))
     assert prepare(folder)["content"] != first["content"]
 

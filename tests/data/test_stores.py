@@ -210,11 +210,11 @@ def test_of_several_frames_the_first_is_taken_and_the_others_are_counted():
     for kind in ("GIF", "TIFF", "PNG"):
         encoded = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         problems = RecordErrors(skip=False)
-        found, *_ = stores.check_image(encoded, "x", problems=problems)
+        found, *_ = stores.check_image(encoded, "x", errors=problems)
         pixels = np.asarray(Image.open(io.BytesIO(found)).convert("RGB"))
         assert (pixels == (255, 0, 0)).all(), kind
         assert problems.left_out == {"further frames or pages of images": [1, "x"]}, kind
-    stores.check_image(KINDS["gray"], "y", problems=problems)
+    stores.check_image(KINDS["gray"], "y", errors=problems)
     assert problems.left_out == {"further frames or pages of images": [1, "x"]}
 
 
@@ -518,11 +518,13 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path):
         stores.open_store(str(tmp_path)).read("a.jpg")
 
 
-def test_stamps_do_not_depend_on_the_place(tmp_path):
+def test_fingerprints_do_not_depend_on_the_place(tmp_path):
     touch(tmp_path, "a/sub/0.png")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     first, second = (stores.open_store(str(tmp_path / name)) for name in "ab")
-    assert first.stamps() == second.stamps() and first.stamps()[0].startswith("sub/0.png ")
+    assert first.fingerprints() == second.fingerprints() and first.fingerprints()[0].startswith(
+        "sub/0.png "
+    )
 
 
 # --- Tars ------------------------------------------------------------------------------------

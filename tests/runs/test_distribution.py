@@ -145,9 +145,12 @@ def test_what_this_machine_cannot_do_is_told():
     with pytest.raises(UserError, match="`jax` needs KERAS_BACKEND=jax"):
         distribution.make_distribution(RuntimeConfig(strategy="jax"))
     for wrong, message in (
-        ({"jit_compile": True, "strategy": "mirrored"}, "cannot compile a step over several"),
-        ({"tpu": "local"}, "tpu names the TPU of strategy=tpu"),
-        ({"devices": 2}, "devices is of strategy=mirrored"),
+        (
+            {"jit_compile": True, "strategy": "mirrored"},
+            "cannot compile a step that runs on several replicas",
+        ),
+        ({"tpu": "local"}, "tpu needs strategy=tpu"),
+        ({"devices": 2}, "devices needs strategy=mirrored or strategy=jax"),
     ):
         with pytest.raises(UserError, match=message):
             config_lib.model_from_dict(RuntimeConfig, wrong)

@@ -77,7 +77,7 @@ def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(da
         rows = history(tmp_path / f"{parts}")
         losses.append([[row["loss"], row["gradient_norm"]] for row in rows])
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    with pytest.raises(UserError, match="batch_size=2 is not divisible by trainer.micro_batches=3"):
+    with pytest.raises(UserError, match="=2 is not divisible by trainer.micro_batches=3; take 3"):
         teacher_of(data, "trainer.micro_batches=3", *settings)
     with pytest.raises(UserError, match="needs self_training.separate_batch_norm=true"):
         resolve(data, "trainer.micro_batches=2")

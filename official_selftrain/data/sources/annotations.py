@@ -1,10 +1,10 @@
 """Label files: COCO JSON, PASCAL VOC XML and YOLO text, each as fields of an `ImageRecord`.
 
 A format has
-- `entries(names, problems)`, which finds the raw labels of images and refuses what is wrong with
+- `entries(names, errors)`, which finds the raw labels of images and refuses what is wrong with
   the whole;
-- `fields(raw, height, width, problems)`, which reads those of one image. What is wrong with one
-  annotation goes to `problems`, and only that annotation is left out;
+- `fields(raw, height, width, errors)`, which reads those of one image. What is wrong with one
+  annotation goes to `errors`, and only that annotation is left out;
 - `listed_size(raw)`, the (height, width) of the image that the labels refer to, or None;
 - `class_names`, `files` (what the labels are read from) and `left_out` (`{kind: [count, first]}`).
 """

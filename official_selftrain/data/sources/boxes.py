@@ -79,11 +79,11 @@ class Boxes:
 
     Args:
         height, width: of the image in pixels.
-        problems: `problems.RecordErrors`; boxes without an area are counted there.
+        errors: `record_errors.RecordErrors`; boxes without an area are counted there.
     """
 
-    def __init__(self, height, width, problems):
-        self.height, self.width, self.problems = height, width, problems
+    def __init__(self, height, width, errors):
+        self.height, self.width, self.errors = height, width, errors
         self._rows = []
 
     def add(self, where, given, corners, label, is_crowd=False, area=None, hint=""):
@@ -107,7 +107,7 @@ class Boxes:
         fractions = (y1 / height, x1 / width, y2 / height, x2 / width)
         top, left, bottom, right = (min(max(value, 0.0), 1.0) for value in fractions)
         if bottom - top < THINNEST or right - left < THINNEST:
-            self.problems.leave_out("boxes without an area", where)
+            self.errors.leave_out("boxes without an area", where)
             return
         if area is None:
             area = (bottom - top) * height * (right - left) * width

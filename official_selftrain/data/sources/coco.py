@@ -121,13 +121,13 @@ class Coco:
         self.class_names = {}
         self._ids = {}
 
-    def entries(self, names, problems):
+    def entries(self, names, errors):
         """`{image name: raw}` of the images that the file lists.
 
         Args:
             names: `names.Names` of the images that there are; those listed but not there keep the
                 name in the file.
-            problems: takes faults of single images and annotations.
+            errors: takes faults of single images and annotations.
 
         Raises:
             UserError: for faults of the file as a whole.
@@ -135,9 +135,9 @@ class Coco:
         content = self._load()
         self._read_categories(content["categories"], bool(content.get("annotations")))
         labeled = "annotations" in content
-        images, faulty = self._images(content["images"], problems)
-        objects = self._by_image(content.pop("annotations", []), images, faulty, problems)
-        named = self._named(images, names, problems)
+        images, faulty = self._images(content["images"], errors)
+        objects = self._by_image(content.pop("annotations", []), images, faulty, errors)
+        named = self._named(images, names, errors)
         return {name: (image, objects.get(image.id, []), labeled) for name, image in named.items()}
 
     def listed_size(self, raw):
@@ -145,18 +145,18 @@ class Coco:
         image = raw[0]
         return (image.height, image.width) if image.height and image.width else None
 
-    def fields(self, raw, height, width, problems):
-        """Labels of one image; faults of an annotation go to `problems`."""
+    def fields(self, raw, height, width, errors):
+        """Labels of one image; faults of an annotation go to `errors`."""
         image, objects, labeled = raw
         check_size(
             (image.height, image.width), height, width, f"{self.path} says {image.file_name}"
         )
-        boxes = Boxes(height, width, problems)
-        for item in self._checked(objects, problems):
+        boxes = Boxes(height, width, errors)
+        for item in self._checked(objects, errors):
             try:
                 self._add(boxes, item)
             except UserError as error:
-                problems.add(error)
+                errors.add(error)
         return {
             "image_id": self._image_id(image.id),
             "origin": "human" if labeled else "none",
@@ -228,7 +228,7 @@ class Coco:
         self._ids = {key: key + shift for key in names}
         self.class_names = {key + shift: name for key, name in names.items()}
 
-    def _images(self, items, problems):
+    def _images(self, items, errors):
         """Images of the file, without those that are at fault, and the ids of these."""
         faults = {}
         try:
@@ -238,7 +238,7 @@ class Coco:
             images = _IMAGES.validate_python([x for i, x in enumerate(items) if i not in faults])
         faulty = set()
         for index, fault in faults.items():
-            problems.add(UserError(self._image_fault(index, items[index], fault)))
+            errors.add(UserError(self._image_fault(index, items[index], fault)))
             if isinstance(items[index], dict) and isinstance(items[index].get("id"), (int, str)):
                 faulty.add(_identity_or_none(items[index]["id"]))
         counts = collections.Counter(image.id for image in images)
@@ -247,7 +247,7 @@ class Coco:
             if image.id in twice:
                 twice[image.id].append(image.file_name)
         for key, (first, second, *_) in twice.items():
-            problems.add(
+            errors.add(
                 UserError(
                     f"{self.path}: two images have the id {key}, {first!r} and {second!r}; it is "
                     "not known whose the annotations are"
@@ -265,18 +265,18 @@ class Coco:
         name = f" (id {_shown(item['id'])})" if field != "id" and "id" in item else ""
         return f"{where}{name}: {field} must be {EXPECTED[field]}; given {_shown(item[field])}"
 
-    def _by_image(self, annotations, images, faulty, problems):
+    def _by_image(self, annotations, images, faulty, errors):
         """`{image id: annotations}`."""
         by_image = collections.defaultdict(list)
         for index, item in enumerate(annotations):
             if type(item) is not _Annotation:
-                problems.add(UserError(self._annotation_fault(index, item)))
+                errors.add(UserError(self._annotation_fault(index, item)))
                 continue
             key = item.image_id
             if type(key) is not int:
                 key = _identity_or_none(key)
                 if key is None:
-                    problems.add(
+                    errors.add(
                         UserError(
                             f"{self.path}: item {index} of 'annotations' (id {_shown(item.id)}): "
                             f"image_id must be {EXPECTED['id']}; given {_shown(item.image_id)}"
@@ -287,7 +287,7 @@ class Coco:
         strangers = by_image.keys() - {image.id for image in images} - faulty
         if strangers:
             count = sum(len(by_image[key]) for key in strangers)
-            problems.add(
+            errors.add(
                 UserError(
                     f"{self.path}: {len(strangers)} image ids of annotations ({count} annotations) "
                     "are not in its list of images, the first "
@@ -306,7 +306,7 @@ class Coco:
             return f"{where} is of a panoptic file; masks are given as PNG files with `masks`"
         return f"{where} (id {_shown(item.get('id'))}) has no 'image_id'"
 
-    def _named(self, images, names, problems):
+    def _named(self, images, names, errors):
         """`{image name: image}`; a name that the store has as it stands comes first."""
         named, given = {}, {}
         for image in sorted(images, key=lambda image: image.file_name not in names):
@@ -324,7 +324,7 @@ class Coco:
                         f"{_shown(image.id)})"
                     )
             except UserError as error:
-                problems.add(error)
+                errors.add(error)
                 continue
             named[name], given[name] = image, image.file_name
         order = {image.id: place for place, image in enumerate(images)}
@@ -335,7 +335,7 @@ class Coco:
     def _image_id(self, key):
         return key if isinstance(key, int) and 0 <= key < 2**63 else records.hashed_id(str(key))
 
-    def _checked(self, objects, problems):
+    def _checked(self, objects, errors):
         """Annotations as the schema has them."""
         try:
             return map(_Annotation._make, _ANNOTATIONS.validate_python(objects))
@@ -343,7 +343,7 @@ class Coco:
             faults = _first_faults(error)
         for index, fault in faults.items():
             item, field = objects[index], _Annotation._fields[fault["loc"][1]]
-            problems.add(
+            errors.add(
                 UserError(
                     f"{self._where(item)}: {field} must be {EXPECTED[field]}; given "
                     f"{_shown(getattr(item, field))}"

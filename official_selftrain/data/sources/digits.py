@@ -1,4 +1,4 @@
-"""The embedded data set: real handwritten digits on real photographs, with exact boxes and masks.
+"""The built-in data set: real handwritten digits on real photographs, with exact boxes and masks.
 
 Made from what scikit-learn and scikit-image carry, so it needs no download, and the same on every
 machine. Train, unlabeled and val share neither a digit nor a region of a photograph.
@@ -105,7 +105,7 @@ def _tint(rng, beneath):
 @functools.cache
 def _sources():
     skimage, sklearn = (
-        import_extra(module, "demo", "the embedded data set")
+        import_extra(module, "demo", "the built-in data set digits")
         for module in ("skimage.data", "sklearn.datasets")
     )
     photographs = []

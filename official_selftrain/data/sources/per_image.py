@@ -25,12 +25,12 @@ class PerImage:
         self.folder, self.left_out, self.class_names = folder, left_out, class_names
         self.files, self._paths = paths, paths
 
-    def entries(self, names, problems):
+    def entries(self, names, errors):
         """`{image name: path of its labels or None}`.
 
         Args:
             names: `names.Names` of the images that there are.
-            problems: takes the labels without an image.
+            errors: takes the labels without an image.
 
         Raises:
             UserError: if it is not clear which labels belong to which image.
@@ -43,7 +43,7 @@ class PerImage:
         if strangers:
             first = min(strangers)
             hint = names.near(name_lookup.without_suffix(first))
-            problems.add(
+            errors.add(
                 UserError(
                     f"{len(strangers)} annotations in {self.folder} have no image, the first "
                     f"{first!r}{hint}"

@@ -25,18 +25,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from official_selftrain.config import SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import lists, readers, stores
 from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
 
-FORMAT = 2  # of the tallies; another one is read again
-# What of a source changes the records made of it.
-SOURCE_FIELDS = {
-    "records", "images", "annotations", "masks", "image_list", "exclude_lists", "class_list",
-    "label_by_folder", "tfds", "split", "embedded", "on_bad_record",
-}  # fmt: skip
+FORMAT = 3  # of the tallies; sources with tallies of another format are read again
 COUNTS = ("images", "boxes", "masks", "empty")
 BY_NUMBER = ("classes", "images_per_class", "boxes_per_image")  # in JSON their keys are texts
 
@@ -63,14 +59,14 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
         mask or label), `boxes_per_image` (images by their number of boxes that are no crowds),
         `most_boxes`, `left_out` (`{kind: [count, first example]}`), `skipped` (messages), `turned`
         (labeled images that are taken as EXIF shows them though no annotated size confirms it),
-        `source` (fingerprint, which tells when to read the source again).
+        `fingerprint` (which tells when the source has to be read again).
 
     Raises:
         UserError: for anything wrong with the source, or if another process writes it.
     """
     reader = readers.open_reader(source, path)
-    key = _fingerprint(source, reader)
-    jobs = _jobs(source, reader, name, key)
+    fingerprint = _fingerprint(source, reader)
+    jobs = _jobs(source, reader, name, fingerprint)
     tallies = {job.file: job.finished() for job in jobs}
     with contextlib.ExitStack() as stack:
         if not all(tallies.values()):
@@ -86,36 +82,37 @@ def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
                 tallies = dict(zip(tallies, beam.run(jobs, beam_args), strict=True))
         tallies = [tallies[job.file] for job in jobs]
         names = _class_names(source, path, reader, tallies)
-        summary = _summary(jobs, tallies, reader, names, key)
+        summary = _summary(jobs, tallies, reader, names, fingerprint)
         place = source.images or source.records or source.tfds
-        _check(summary, tallies, at_least, path(place) if place else source.embedded)
+        _check(summary, tallies, at_least, path(place) if place else source.builtin)
         _write(name, summary, tallies, jobs)
     return summary
 
 
-def _jobs(source, reader, name, key):
+def _jobs(source, reader, name, fingerprint):
     skip = source.on_bad_record == "skip"
     jobs = [
         _Job(
-            file=f"{name}-{index:05d}-of-{len(reader.units):05d}.tfrecord",
-            unit=unit,
+            file=f"{name}-{index:05d}-of-{len(reader.shards):05d}.tfrecord",
+            shard=shard,
             read=reader.read,
-            key=key,
+            fingerprint=fingerprint,
             skip=skip,
-            in_place=bool(source.records) and not skip and not records.compression(unit),
+            in_place=bool(source.records) and not skip and not records.compression(shard),
         )
-        for index, unit in enumerate(reader.units)
+        for index, shard in enumerate(reader.shards)
     ]
     shards = {str(file) for file in _shards(name)}
-    if source.records and shards & {os.path.abspath(unit) for unit in reader.units}:
+    if source.records and shards & {os.path.abspath(shard) for shard in reader.shards}:
         raise UserError(f"writing {name} would overwrite the records it reads; choose another name")
     return jobs
 
 
 def _fingerprint(source, reader):
     """Changes when the source's settings or any of its files change."""
-    settings = source.model_dump_json(include=SOURCE_FIELDS)
-    lines = [str(FORMAT), settings, *reader.stamps]
+    # Sections of a config have more fields, such as the batch size, that no record depends on.
+    settings = source.model_dump_json(include=set(SourceConfig.model_fields))
+    lines = [str(FORMAT), settings, *reader.fingerprints]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
@@ -149,11 +146,11 @@ class _Job:
     """The work of one shard; picklable, so that it can go to another process or machine."""
 
     file: str
-    unit: Any
+    shard: Any
     read: Any
-    key: str
+    fingerprint: str
     skip: bool
-    in_place: bool  # count the TFRecord file `unit` instead of writing one
+    in_place: bool  # count the TFRecord file `shard` instead of writing one
 
     @property
     def tally_file(self):
@@ -162,7 +159,7 @@ class _Job:
     @property
     def result(self):
         """The TFRecord file that holds the images."""
-        return self.unit if self.in_place else self.file
+        return self.shard if self.in_place else self.file
 
     def finished(self):
         """The tally of an earlier run, or None if the shard has to be made (again).
@@ -171,7 +168,7 @@ class _Job:
         checksum.
         """
         tally = files.read_json_or_none(self.tally_file)
-        if not isinstance(tally, dict) or tally.get("source") != self.key:
+        if not isinstance(tally, dict) or tally.get("fingerprint") != self.fingerprint:
             return None
         try:
             status = os.stat(self.result)
@@ -188,9 +185,9 @@ class _Job:
             files.write_text(self.tally_file, json.dumps(tally))
         return tally
 
-    def run(self, on_record=lambda: None):
+    def write(self, on_record=lambda: None):
         """Writes the shard and its tally; returns the tally."""
-        tally, problems = _ShardSummary(), RecordErrors(self.skip)
+        tally, errors = _ShardSummary(), RecordErrors(self.skip)
 
         def watched(stream):
             for record in stream:
@@ -199,21 +196,21 @@ class _Job:
                 yield record
 
         if self.in_place:
-            collections.deque(watched(records.read(self.unit)), maxlen=0)
+            collections.deque(watched(records.read(self.shard)), maxlen=0)
             if not tally.counts["images"]:
-                problems.leave_out("TFRecord files without a record", self.unit)
+                errors.leave_out("TFRecord files without a record", self.shard)
         else:
-            records.write(self.file, watched(self.read(self.unit, problems)))
+            records.write(self.file, watched(self.read(self.shard, errors)))
         status = os.stat(self.result)
         result = {
-            "source": self.key,
+            "fingerprint": self.fingerprint,
             "bytes": status.st_size,
             "mtime": status.st_mtime_ns,
             "sha256": files.sha256(self.result),
-            "skipped": problems.messages,
-            "left_out": problems.left_out,
-            "turned": problems.turned,
-            "first_turned": problems.first_turned,
+            "skipped": errors.messages,
+            "left_out": errors.left_out,
+            "turned": errors.turned,
+            "first_turned": errors.first_turned,
             **tally.result(),
         }
         files.write_text(self.tally_file, json.dumps(result))
@@ -291,7 +288,7 @@ def _in_threads(jobs, tallies, images, workers, name):
         pool = concurrent.futures.ThreadPoolExecutor(workers)
         try:
             waiting = {
-                pool.submit(job.run, count): job for job in jobs if tallies[job.file] is None
+                pool.submit(job.write, count): job for job in jobs if tallies[job.file] is None
             }
             for future in concurrent.futures.as_completed(waiting):
                 tallies[waiting[future].file] = future.result()
@@ -311,7 +308,7 @@ def _class_names(source, path, reader, tallies):
         first = 1 if any(tally["boxes"] for tally in tallies) else 0
         return lists.read_class_list(path(source.class_list), first)
     names, own = {}, {}
-    for file in dict.fromkeys(map(_names_file, reader.units)):
+    for file in dict.fromkeys(map(_names_file, reader.shards)):
         content = files.read_json_or_none(file) if file else None
         if isinstance(content, dict):
             found = content.get("names", content.get("classes"))
@@ -330,14 +327,14 @@ def _names_file(shard):
     return next((file for file in (summary, classes) if os.path.isfile(file)), None)
 
 
-def _summary(jobs, tallies, reader, class_names, key):
+def _summary(jobs, tallies, reader, class_names, fingerprint):
     classes, boxes = collections.Counter(), collections.Counter()
     for tally in tallies:
         classes.update({int(k): count for k, count in tally["images_per_class"].items()})
         boxes.update({int(k): count for k, count in tally["boxes_per_image"].items()})
     checksums = [tally["sha256"] for tally in tallies]
     return {
-        "source": key,
+        "fingerprint": fingerprint,
         "content": hashlib.sha256("".join(checksums).encode()).hexdigest(),
         **{k: sum(t[k] for t in tallies) for k in COUNTS},
         "classes": class_names,

@@ -26,23 +26,23 @@ HINTS = 20  # absent images for which the nearest name is sought, which takes ti
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A source, cut into units of work that threads, processes or machines can share.
+    """A source, cut into shards that threads, processes or machines can share.
 
     Attributes:
         class_names: `{class id: name}`, {} where not known.
-        units: each becomes one TFRecord file.
+        shards: each becomes one TFRecord file.
         images: how many images there are, None if unknown.
-        read: function (unit, problems) -> iterator of `ImageRecord`.
-        stamps: lines that change when the files do.
+        read: function (shard, errors) -> iterator of `ImageRecord`.
+        fingerprints: lines that change when the files do.
         left_out: `{kind: [count, first example]}` of what is not among the images.
         skipped: messages of faults of the source as a whole that on_bad_record=skip allowed.
     """
 
     class_names: dict
-    units: list[Any]
+    shards: list[Any]
     images: int | None
     read: Callable
-    stamps: list[str]
+    fingerprints: list[str]
     left_out: dict = dataclasses.field(default_factory=dict)
     skipped: list[str] = dataclasses.field(default_factory=list)
 
@@ -57,41 +57,41 @@ def open_reader(source, path):
     Raises:
         UserError: for anything wrong with the source as a whole.
     """
-    if source.embedded:
-        return _embedded(source.embedded)
+    if source.builtin:
+        return _digits(source.builtin.removeprefix("digits/"))
     if source.records:
         files = records.matching_files(source.records, path)
-        return Reader({}, files, None, _read_file, [stores.stamp(file) for file in files])
+        return Reader({}, files, None, _read_file, [stores.fingerprint(file) for file in files])
     if source.tfds:
         wanted = _Wanted(source, path)
         return Reader(*tfds.open_tfds(source, wanted, IMAGES_PER_SHARD))
     return _images(source, path)
 
 
-def _embedded(split):
+def _digits(split):
     from official_selftrain.data.sources import digits
 
     size = digits.SIZES[split]
-    units = [(first, min(first + IMAGES_PER_SHARD, size)) for first in _firsts(size)]
+    shards = [(first, min(first + IMAGES_PER_SHARD, size)) for first in _firsts(size)]
 
-    def read(unit, problems):
-        return itertools.islice(digits.scenes(split), *unit)
+    def read(shard, errors):
+        return itertools.islice(digits.scenes(split), *shard)
 
-    return Reader(digits.CLASSES, units, size, read, [split])
+    return Reader(digits.CLASSES, shards, size, read, [split])
 
 
 def _firsts(count):
     return range(0, count, IMAGES_PER_SHARD)
 
 
-def _read_file(file, problems):
+def _read_file(file, errors):
     """Records of a TFRecord file whose images can be decoded."""
-    for record in records.read([file], problems.add):
+    for record in records.read([file], errors.add):
         try:
             where = f"{record.name or record.image_id} of {file}"
             stores.check_image(record.encoded, where, shown=lambda stored, turned: False)
         except UserError as error:
-            problems.add(error)
+            errors.add(error)
         else:
             yield record
 
@@ -112,32 +112,32 @@ class _Wanted:
         return not either & self.excluded and (self.names is None or bool(either & self.names))
 
 
-def _chosen(source, path, names, problems):
+def _chosen(source, path, names, errors):
     """The names that the lists of a source take.
 
     Args:
         names: `Names` of all images.
-        problems: takes lines of the image list without an image; those of other lists are counted.
+        errors: takes lines of the image list without an image; those of other lists are counted.
     """
     chosen = set(names)
     if source.image_list:
-        chosen, missing = _listed(path(source.image_list), names, problems)
+        chosen, missing = _listed(path(source.image_list), names, errors)
         if missing:
-            problems.add(
+            errors.add(
                 UserError(
                     f"{len(missing)} images of the image list are not in {names.where}, "
                     f"the first {missing[0]!r}{names.near(missing[0])}"
                 )
             )
     for file in source.exclude_lists:
-        excluded, missing = _listed(path(file), names, problems)
+        excluded, missing = _listed(path(file), names, errors)
         chosen = chosen - excluded
         for line in missing:
-            problems.leave_out("names in exclude_lists without an image", line)
+            errors.leave_out("names in exclude_lists without an image", line)
     return chosen
 
 
-def _listed(file, names, problems):
+def _listed(file, names, errors):
     """The images that a list means, and its lines that mean none."""
     found, missing = {}, []
     for line in lists.read_image_list(file, lambda line: names.find(line) is not None):
@@ -148,7 +148,7 @@ def _listed(file, names, problems):
         if name is None and not line.startswith("#"):
             missing.append(line)
         elif name is not None and found.setdefault(name, line) != line:
-            problems.leave_out("names in lists of images named before", f"{line} in {file}")
+            errors.leave_out("names in lists of images named before", f"{line} in {file}")
     return set(found), missing
 
 
@@ -156,9 +156,9 @@ def _listed(file, names, problems):
 
 
 def _images(source, path):
-    problems = RecordErrors(source.on_bad_record == "skip")
+    errors = RecordErrors(source.on_bad_record == "skip")
     store = stores.open_store(path(source.images))
-    left_out = [store.left_out, problems.left_out]
+    left_out = [store.left_out, errors.left_out]
     names = {}
     if source.class_list:
         first = 0 if source.masks or source.label_by_folder else 1
@@ -168,11 +168,11 @@ def _images(source, path):
         class_list = path(source.class_list) if source.class_list else None
         labels = label_files.open_labels(path(source.annotations), names, class_list)
         images = Names(store.names, str(store), store.left_out)
-        entries = _entries(labels, images, problems, source.annotations)
+        entries = _entries(labels, images, errors, source.annotations)
         left_out.append(labels.left_out)
         names = ({0: "background"} if source.masks else {}) | labels.class_names
     where = path(source.annotations or source.images)
-    chosen = _chosen(source, path, Names(entries, where), problems)
+    chosen = _chosen(source, path, Names(entries, where), errors)
     entries = {name: raw for name, raw in entries.items() if name in chosen}
     mask_store, masks = None, {}
     if source.masks:
@@ -188,19 +188,19 @@ def _images(source, path):
     read = _ImageReader(store, labels, mask_store, names, folder_ids, hints)
     return Reader(
         class_names=names,
-        units=[items[i : i + IMAGES_PER_SHARD] for i in _firsts(len(items))],
+        shards=[items[i : i + IMAGES_PER_SHARD] for i in _firsts(len(items))],
         images=len(items),
         read=read,
-        stamps=_stamps(source, path, store, mask_store, labels),
+        fingerprints=_fingerprints(source, path, store, mask_store, labels),
         left_out=merged(left_out),
-        skipped=problems.messages,
+        skipped=errors.messages,
     )
 
 
-def _entries(labels, names, problems, where):
+def _entries(labels, names, errors, where):
     """`{image name: raw labels}`; whatever goes wrong names the labels."""
     try:
-        return labels.entries(names, problems)
+        return labels.entries(names, errors)
     except UserError:
         raise
     except Exception as error:
@@ -216,12 +216,12 @@ def _hints(entries, names, labels):
     return {name: f", but {labels} lists it{near.get(name, '')}" for name in absent}
 
 
-def _stamps(source, path, store, mask_store, labels):
-    lines = store.stamps() + (mask_store.stamps() if mask_store else [])
+def _fingerprints(source, path, store, mask_store, labels):
+    lines = store.fingerprints() + (mask_store.fingerprints() if mask_store else [])
     for file in labels.files if labels else ():
-        lines.append(stores.stamp(file, os.path.relpath(file, path(source.annotations))))
+        lines.append(stores.fingerprint(file, os.path.relpath(file, path(source.annotations))))
     given = (source.image_list, source.class_list, *source.exclude_lists)
-    return lines + [stores.stamp(path(name)) for name in given if name]
+    return lines + [stores.fingerprint(path(name)) for name in given if name]
 
 
 def _matching_masks(masks, images, entries):
@@ -277,7 +277,7 @@ class _Shown:
 
 @dataclasses.dataclass(frozen=True)
 class _ImageReader:
-    """Reads (image name, raw labels, mask name) items; goes to other processes with its units."""
+    """Reads (image name, raw labels, mask name) items; goes to other processes with its shards."""
 
     store: Any
     labels: Any
@@ -286,19 +286,19 @@ class _ImageReader:
     folder_ids: dict
     hints: dict
 
-    def __call__(self, unit, problems):
-        for item in unit:
+    def __call__(self, shard, errors):
+        for item in shard:
             try:
-                record = self._record(*item, problems)
+                record = self._record(*item, errors)
             except UserError as error:
-                problems.add(error)
+                errors.add(error)
             except Exception as error:  # whatever a file holds, it is told and can be skipped
                 kind = type(error).__name__
-                problems.add(UserError(f"image {item[0]!r} cannot be read: {kind}: {error}"))
+                errors.add(UserError(f"image {item[0]!r} cannot be read: {kind}: {error}"))
             else:
                 yield record
 
-    def _record(self, name, raw, mask_name, problems):
+    def _record(self, name, raw, mask_name, errors):
         has_boxes, has_mask = self.labels is not None, mask_name is not None
         mask = self.masks.read(mask_name) if has_mask else None
         mask_place = f"{self.masks}/{mask_name}"
@@ -309,7 +309,7 @@ class _ImageReader:
 
         shown = _Shown(listed)
         encoded, height, width, turned = stores.check_image(
-            self._read(name), f"{self.store}/{name}", shown, problems
+            self._read(name), f"{self.store}/{name}", shown, errors
         )
         fields = {
             "image_id": records.hashed_id(name),
@@ -318,7 +318,7 @@ class _ImageReader:
         }
         if has_boxes:
             try:
-                fields |= self.labels.fields(raw, height, width, problems)
+                fields |= self.labels.fields(raw, height, width, errors)
             except Unskipped:
                 raise
             except UserError as error:
@@ -326,7 +326,7 @@ class _ImageReader:
         if has_mask:
             fields["mask"] = stores.check_mask(mask, mask_place, height, width, self.class_names)
         if shown.doubt and (has_mask or len(fields.get("boxes", ()))):
-            problems.turn(name)
+            errors.turn(name)
         if self.folder_ids:
             fields["label"] = self._label(name)
         return records.ImageRecord(encoded=encoded, height=height, width=width, name=name, **fields)

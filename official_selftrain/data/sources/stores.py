@@ -202,9 +202,9 @@ class Folder:
         inside = os.path.join(os.path.realpath(self.folder), "")
         return "\0" in str(path) or os.path.realpath(path).startswith(inside)
 
-    def stamps(self):
+    def fingerprints(self):
         """A line for each file that changes when the file does."""
-        return [stamp(self.folder / name, name) for name in self.names]
+        return [fingerprint(self.folder / name, name) for name in self.names]
 
 
 def _text(name):
@@ -291,8 +291,8 @@ class Tars:
             raise UserError(f"{file} breaks off in {name!r}; it was cut since it was opened")
         return encoded
 
-    def stamps(self):
-        return [stamp(file, file.name) for file in self.files]
+    def fingerprints(self):
+        return [fingerprint(file, file.name) for file in self.files]
 
 
 def _members(file):
@@ -374,7 +374,7 @@ def _place(member):
     return (None if member.issparse() else member.offset_data), member.size
 
 
-def stamp(file, name=None):
+def fingerprint(file, name=None):
     """Name, size and time of a file; the name, not its place, so that folders can be moved.
 
     Args:
@@ -394,7 +394,7 @@ def stamp(file, name=None):
 # --- Decoding --------------------------------------------------------------------------------
 
 
-def check_image(encoded, where, shown=None, problems=None):
+def check_image(encoded, where, shown=None, errors=None):
     """An image as every decoder reads it, after it was decoded once to find corrupt files.
 
     JPEG and PNG of 8 bits in gray or RGB are kept byte for byte; everything else (CMYK, palettes,
@@ -407,7 +407,7 @@ def check_image(encoded, where, shown=None, problems=None):
         shown: whether an image with an EXIF orientation is taken as it is shown, that is turned:
             function (stored (height, width), turned (height, width)) -> bool. None always turns.
             It is not called for images without an orientation.
-        problems: `RecordErrors` that counts images of several frames, or None.
+        errors: `RecordErrors` that counts images of several frames, or None.
 
     Returns:
         (bytes, height, width, turned): `turned` tells whether an orientation was applied, and is
@@ -421,8 +421,8 @@ def check_image(encoded, where, shown=None, problems=None):
         turned = True if _orientation(image) else None
         if turned and shown is not None:
             turned = bool(shown(image.size[::-1], _shown_size(image)))
-        if problems is not None and _frames(image) > 1:
-            problems.leave_out("further frames or pages of images", where)
+        if errors is not None and _frames(image) > 1:
+            errors.leave_out("further frames or pages of images", where)
         image.load()
         if image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and not turned:
             return encoded, image.height, image.width, turned

@@ -20,12 +20,12 @@ CROWDS = ("is_crowd", "is_difficult", "is_group_of")
 
 
 def open_tfds(source, wanted, images_per_shard):
-    """What `readers.Reader` needs: class names, units, number of images, reader and stamps.
+    """What `readers.Reader` needs: class names, shards, number of images, reader and fingerprints.
 
     Args:
         source: `config.SourceConfig` with `tfds` and `split`.
         wanted: container of the image names to take.
-        images_per_shard: of a unit.
+        images_per_shard: of a shard.
 
     Raises:
         UserError: without the extra, or if the data set is not known or cannot be had.
@@ -42,16 +42,16 @@ def open_tfds(source, wanted, images_per_shard):
         hint = did_you_mean(source.split, list(builder.info.splits))
         raise UserError(f"{source.tfds} has no split {source.split!r}{hint}")
     count = builder.info.splits[source.split].num_examples
-    units = [
+    shards = [
         f"{source.split}[{first}:{min(first + images_per_shard, count)}]"
         for first in range(0, count, images_per_shard)
     ]
     objects = next((key for key in OBJECTS if key in builder.info.features), None)
     is_coco = source.tfds.split("/")[0].split(":")[0] == "coco"
 
-    def read(unit, problems):
+    def read(shard, errors):
         data = builder.as_dataset(
-            split=unit, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False
+            split=shard, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False
         )
         for example in tfds.as_numpy(data):
             name = _name(example)
@@ -60,13 +60,13 @@ def open_tfds(source, wanted, images_per_shard):
             try:
                 yield _record(example, name, objects, is_coco, builder.info.name)
             except UserError as error:
-                problems.add(error)
+                errors.add(error)
             except Exception as error:  # whatever an example holds, it is told and can be skipped
                 kind = type(error).__name__
-                problems.add(UserError(f"image {name!r} cannot be read: {kind}: {error}"))
+                errors.add(UserError(f"image {name!r} cannot be read: {kind}: {error}"))
 
     names = _class_names(builder.info.features, objects, is_coco)
-    return names, units, count, read, [f"{builder.info.full_name} {source.split} {count}"]
+    return names, shards, count, read, [f"{builder.info.full_name} {source.split} {count}"]
 
 
 def _class_names(features, objects, is_coco):

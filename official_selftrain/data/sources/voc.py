@@ -47,8 +47,8 @@ class Voc(PerImage):
         size = self._size(_root(path), path) if path else (0, 0)
         return size if all(size) else None
 
-    def fields(self, path, height, width, problems):
-        """Labels of one image; faults of an object go to `problems`."""
+    def fields(self, path, height, width, errors):
+        """Labels of one image; faults of an object go to `errors`."""
         if path is None:
             raise UserError(
                 f"it has no annotation in {self.folder}; an image without objects needs an XML "
@@ -56,12 +56,12 @@ class Voc(PerImage):
             )
         root = _root(path)
         check_size(self._size(root, path), height, width, f"{path} says the image")
-        boxes = Boxes(height, width, problems)
+        boxes = Boxes(height, width, errors)
         for index, item in enumerate(root.findall("object")):
             try:
                 self._add(boxes, item, path, f"{path}: object {index}")
             except UserError as error:
-                problems.add(error)
+                errors.add(error)
         return {"dataset": self.folder.parent.name, **boxes.fields()}
 
     def _size(self, root, path):

@@ -61,16 +61,16 @@ class Yolo(PerImage):
         """None: YOLO knows no sizes."""
         return None
 
-    def fields(self, path, height, width, problems):
-        """Labels of one image; faults of a line go to `problems`."""
-        boxes = Boxes(height, width, problems)
+    def fields(self, path, height, width, errors):
+        """Labels of one image; faults of a line go to `errors`."""
+        boxes = Boxes(height, width, errors)
         lines = read_text(path, "annotations").splitlines() if path else []
         for index, line in enumerate(lines, 1):
             try:
                 if line.strip():
                     self._add(boxes, line.split(), f"line {index} of {path}")
             except UserError as error:
-                problems.add(error)
+                errors.add(error)
         return {"dataset": self.folder.parent.name, **boxes.fields()}
 
     def _add(self, boxes, words, where):

@@ -54,5 +54,5 @@ def test_the_digits_are_prepared_like_any_other_source(tmp_path, monkeypatch):
     summary = sources.prepare(config.human, config.path, tmp_path / "human")
     assert summary["images"] == 3 and summary["boxes"] > 0
     monkeypatch.setattr(digits, "scenes", lambda split: iter([]))
-    with pytest.raises(UserError, match="no usable image in 'train'"):
+    with pytest.raises(UserError, match="no usable image in 'digits/train'"):
         sources.prepare(config.human, config.path, tmp_path / "empty")
