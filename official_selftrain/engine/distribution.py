@@ -104,8 +104,9 @@ class Distribution:
         with self.readable_worker_errors():
             sizes = self._gather(np.array([len(data)], "int32"))
             everything = self._gather(np.frombuffer(data + bytes(-len(data) % 4), "int32"))
-        ends = np.cumsum(-(-sizes // 4))
-        starts = ends - -(-sizes // 4)
+        lengths = (sizes + 3) // 4
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
         parts = [
             everything[start:end].tobytes()[:size]
             for start, end, size in zip(starts, ends, sizes, strict=True)
