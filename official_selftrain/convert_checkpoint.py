@@ -42,12 +42,14 @@ def main() -> None:
             "give --config_file, the released YAML or JSON file: a checkpoint alone does not "
             "determine activation, batch-norm epsilon, and fusion"
         )
+    # The released files repeat keys, of which the last one counts for the release.
     values = config_lib.load_file(FLAGS.config_file, last_wins=True)
     size = cli.image_size(FLAGS.image_size)
 
     from official_selftrain.conversion import checkpoint
 
     result = checkpoint.convert(FLAGS.checkpoint, values, size)
+    # Before anything is written, because it refuses a network that returns NaN.
     summary = checkpoint.forward_summary(result.model)
     output = pathlib.Path(FLAGS.output)
     _save(result.model, output)

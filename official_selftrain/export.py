@@ -36,9 +36,11 @@ def main() -> None:
     # Not `changed`: a network can be exported at a size that training refuses.
     task = task.model_copy(update={"image_size": size})
 
+    # Imported late, so that wrong flags are answered without the seconds that TensorFlow takes.
     from official_selftrain.conversion import serving
     from official_selftrain.models import build_model
 
+    # Before the network is built, which takes long for the large ones.
     serving.check_output(FLAGS.output, FLAGS.format)
     try:
         model = build_model(task)
@@ -74,6 +76,7 @@ def num_classes(config: Config, weights: StrPath) -> int:
         )
     values = files.read_json(file, "class list")
     count = values.get("num_classes") if isinstance(values, dict) else None
+    # Not `isinstance`, for which true is a whole number.
     if type(count) is not int or count < 2:
         raise UserError(
             f"num_classes in {file} must be a whole number of at least 2, but is {count!r}; give "

@@ -13,7 +13,7 @@ from helpers import two_replicas
 from test_self_training import Regression, batch, trainer
 
 from official_selftrain.engine import checkpoints, guards, loop, summaries
-from official_selftrain.engine.distribution import Distribution
+from official_selftrain.engine.distribution import Distribution, JaxDistribution
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.utils.errors import TrainingInterrupted, UserError
 
@@ -169,6 +169,16 @@ def test_a_signal_is_noted_and_a_ctrl_c_after_it_ends_at_once(first, caplog):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_local_joins_the_parts_of_the_replicas_in_order():
+    two = two_replicas()
+    parts = two.strategy.experimental_distribute_values_from_function(
+        lambda context: tf.fill([2], context.replica_id_in_sync_group)
+    )
+    np.testing.assert_array_equal(two.local(parts), [0, 0, 1, 1])
+    np.testing.assert_array_equal(ONE.local(tf.range(3)), [0, 1, 2])
+    np.testing.assert_array_equal(JaxDistribution().local(np.arange(3)), [0, 1, 2])
 
 
 def test_mirrored_loop_equals_one_device():

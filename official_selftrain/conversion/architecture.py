@@ -70,6 +70,7 @@ def _count(shapes: Shapes, pattern: str) -> int:
 
 def _retinanet(shapes: Shapes) -> dict[str, Any]:
     # The last layer has one output per class and anchor, and 9 anchors per position.
+    # A name that is missing gets a default here; `assign` reports it later.
     predict = shapes.get("retinanet/class_net/class-predict/bias", (0,))[0]
     return {
         "num_classes": predict // 9,
@@ -115,6 +116,7 @@ def _spinenet(shapes: Shapes) -> dict[str, Any]:
     )
     sizes = spinenet.Variant(endpoints, scale, 0.5 if resampled[-1] < filters[64] else 1.0, repeats)
     for name, known in spinenet.VARIANTS.items():
+        # By the filters, because the exact scale cannot be recovered from rounded numbers.
         same = all(known.filters(level) == sizes.filters(level) for level in spinenet.FILTERS)
         rest = ("endpoint_filters", "resample_alpha", "block_repeats")
         if same and all(getattr(known, key) == getattr(sizes, key) for key in rest):
@@ -132,6 +134,7 @@ def _efficientnet(shapes: Shapes) -> dict[str, Any]:
 
     scope = next(name for name in shapes if name.startswith("efficientnet-")).split("/")[0]
     blocks = _count(shapes, rf"{scope}/blocks_\d+/depthwise_conv2d/depthwise_kernel")
+    # Output channels block by block, which tell all sizes apart.
     channels = [shapes.get(f"{scope}/stem/conv2d/kernel", (0,))[-1]]
     for index in range(blocks):
         path = f"{scope}/blocks_{index}"

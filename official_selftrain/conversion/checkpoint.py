@@ -108,6 +108,7 @@ def _read_arrays(prefix: pathlib.Path, where: StrPath) -> Arrays:
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        # Object-based checkpoints of TF2 store a description of their objects as a string.
         names = [name for name, dtype in types.items() if dtype != tf.string]
         # A damaged index may hold shapes for which no memory suffices.
         wanted = sum(np.prod(shapes[name], dtype=float) * types[name].size for name in names)
@@ -163,6 +164,7 @@ def load_backbone(model: keras.Model, backbone: str, path: StrPath) -> None:
     inside = f"{backbone}/"
     wanted = {n: v for n, v in variables_by_name(model).items() if n.startswith(inside)}
     found = {name: array for name, array in (arrays | averages).items() if name in wanted}
+    # The rest of the checkpoint, the classifier's head and its optimizer, is not an error.
     _refuse_misfits(wanted, found, [])
     for name, variable in wanted.items():
         variable.assign(found[name])
@@ -215,6 +217,7 @@ def _unpack(path: pathlib.Path, folder: pathlib.Path) -> list[str]:
         others = []
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for number, member in enumerate(archive):
+                # The size in the header: a sparse file unpacks to more bytes than the archive has.
                 stream.count(member.size)
                 if number >= MOST_MEMBERS:
                     raise UserError(f"it holds more than {MOST_MEMBERS:,} files")
@@ -421,6 +424,7 @@ def write_checkpoint(model: keras.Model, prefix: StrPath) -> None:
     variables = variables_by_name(model)
     try:
         pathlib.Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        # The savers of TF2 write object-based checkpoints, which TF1 cannot restore by name.
         tf.raw_ops.SaveV2(
             prefix=str(prefix),
             tensor_names=list(variables),

@@ -171,6 +171,7 @@ _SCHEMA = {
 
 def _group(name: str, fields: Mapping[str, Any]) -> type[pydantic.BaseModel]:
     """A pydantic model of nested `{key: type}`, all of which are optional."""
+    # Released files hold many more keys; and pydantic would reserve names such as `model_id`.
     settings = pydantic.ConfigDict(extra="allow", protected_namespaces=())
     kinds: Values = {
         key: (_group(key, kind) if isinstance(kind, dict) else kind, None)
@@ -198,9 +199,11 @@ def _checked(values: Values) -> Values:
         UserError: naming the key of each fault.
     """
     try:
+        # Only the given values, so that defaults can fill in the others.
         return _Released.model_validate(values).model_dump(exclude_unset=True)
     except pydantic.ValidationError as error:
         faults = [_explain(fault) for fault in error.errors()]
+        # One wrong section can have dozens of faults.
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise UserError(f"the released config: {'; '.join(faults[:5])}{more}") from None
 
@@ -228,9 +231,11 @@ def experiment(values: Values, found: Values | None = None) -> Values:
         raise UserError(
             f"the config is for a {model!r} model; only retinanet and segmentation can be converted"
         )
+    # A partial configuration may not say what it is for.
     kind = kind or found.get("kind") or "detection"
     if found and kind != found["kind"]:
         raise UserError(f"the config is for {kind}, but the checkpoint is for {found['kind']}")
+    # The defaults depend on the kind, which the checkpoint may have decided.
     values = config_lib.merge(_DEFAULTS[kind], values)
     task = {"kind": kind, **_network(values, kind, found), **_head(values, kind, found)}
     train, parser = values["train"], _parser(values, kind)
@@ -271,8 +276,10 @@ def _optimizer(train: Values) -> Values:
         "clip_norm": train["gradient_clip_norm"],
         "schedule": rate["type"],
         "learning_rate": rate["init_learning_rate"],
+        # Nothing in the release keeps a warmup shorter than the training; this package refuses it.
         "warmup_steps": min(rate["warmup_steps"], train["total_steps"]),
         "warmup_learning_rate": rate["warmup_learning_rate"],
+        # A cosine configuration may still hold the steps of the file that it was copied from.
         "step_boundaries": rate["learning_rate_steps"] if step_schedule else (),
         "step_rates": rate["learning_rate_levels"] if step_schedule else (),
     }
@@ -302,6 +309,7 @@ def _params(values: Values) -> tuple[Values, str | None]:
 def _network(values: Values, kind: str, found: Values) -> Values:
     """Settings of the network except for its head."""
     backbone = _backbone(values, found)
+    # The released defaults, COCO and PASCAL with the background.
     classes = 91 if kind == "detection" else 21
     return {
         "num_classes": _section(values, "architecture").get(
@@ -320,6 +328,7 @@ def _backbone(values: Values, found: Values) -> str:
     """The name of the backbone, one of `config.BACKBONES`."""
     backbone = _section(values, "architecture").get("backbone", found.get("backbone", "resnet"))
     if backbone == "spinenet":
+        # The released 143l is called 143L in this package.
         model_id = str(_section(values, "spinenet").get("model_id", "")).replace("l", "L")
         backbone = f"spinenet{model_id}"
         if backbone not in config_lib.BACKBONES:  # not given, or without a name

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import keras
 
 SUFFIXES = {"tflite": ".tflite", "onnx": ".onnx"}
+# What an export may replace; a folder with any other file is left alone.
 SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 
 
@@ -87,6 +88,7 @@ def save_model(
     def answer(images, info):
         return {**serve(images, info), "image_info": info}
 
+    # `model.export` writes the network only; decoding images needs signatures of our own.
     archive = keras.export.ExportArchive()
     archive.track(model)
     signatures = _signatures(answer, size, batch_size)
@@ -122,6 +124,7 @@ def _signatures(
         return tf.ensure_shape(geometry.resize_image(image, info, size), [*size, 3]), info
 
     def prepared(inputs, decode):
+        # `map_fn`, because images have different sizes until they are resized.
         specs = (tf.TensorSpec([*size, 3]), tf.TensorSpec([4, 2]))
         return tf.map_fn(lambda x: prepare(decode(x)), inputs, fn_output_signature=specs)
 
@@ -203,6 +206,7 @@ def save_network(
     check_finite(model)
     shape = (batch_size, *model.input.shape[1:])
     signature = [keras.InputSpec(shape=shape, dtype="float32", name="images")]
+    # Keras calls the format by the name of its new runtime.
     format_ = {"tflite": "litert", "onnx": "onnx"}[kind]
     with _appearing(file, SUFFIXES[kind]) as temporary, _quiet():
         try:
@@ -226,6 +230,7 @@ def check_finite(model: keras.Model) -> None:
     for variable in model.weights:
         if not np.isfinite(np.asarray(variable)).all():
             raise UserError(f"the weights {variable.path} are not finite; {NOT_FINITE}")
+    # Finite weights can give NaN, such as the root of a negative variance.
     image = np.random.default_rng(0).standard_normal((1, *model.input.shape[1:]))
     for name, value in model(image.astype("float32"), training=False).items():
         if not np.isfinite(np.asarray(value)).all():

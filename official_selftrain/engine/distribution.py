@@ -104,16 +104,19 @@ class Distribution:
         with self.readable_worker_errors():
             sizes = self._gather(np.array([len(data)], "int32"))
             everything = self._gather(np.frombuffer(data + bytes(-len(data) % 4), "int32"))
-        ends = np.cumsum(-(-sizes // 4))
-        starts = ends - -(-sizes // 4)
+        lengths = (sizes + 3) // 4
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
         parts = [
             everything[start:end].tobytes()[:size]
             for start, end, size in zip(starts, ends, sizes, strict=True)
         ]
+        # All replicas of a worker have sent its value; one of them is enough.
         return [pickle.loads(part) for part in parts[:: self.local_replicas]]
 
     def _gather(self, numbers: np.ndarray) -> np.ndarray:
         """Concatenates the int32 `[n]` of all replicas."""
+        # Every replica gets the same result.
         result = self._gather_function(numbers)
         return np.asarray(self.strategy.experimental_local_results(result)[0])
 
@@ -156,6 +159,7 @@ class Distribution:
             return
         from tensorflow import errors
 
+        # Which one TensorFlow raises depends on the operation that was interrupted.
         gone = (
             errors.AbortedError, errors.CanceledError, errors.DeadlineExceededError,
             errors.FailedPreconditionError, errors.InternalError, errors.UnavailableError,
@@ -164,6 +168,7 @@ class Distribution:
         try:
             yield
         except gone as error:
+            # TensorFlow nests its messages; the cause comes last.
             reason = " ".join(str(error).split("is aborted by:")[-1].split())[:150]
             raise UserError(
                 "another worker of this job has died or does not answer. Start the same command on "
@@ -186,6 +191,7 @@ class Distribution:
         import tensorflow as tf
 
         compiled = tf.function(function, autograph=False, jit_compile=self.compile)
+        # A TPU only runs what is called through `strategy.run`.
         if self.local_replicas == 1 and not isinstance(self.strategy, tf.distribute.TPUStrategy):
             return compiled
         step = tf.function(lambda *part: self.strategy.run(function, part), autograph=False)

@@ -38,6 +38,7 @@ class GracefulShutdown:
             signal.signal(number, handler)
 
     def _record(self, number: int, _: FrameType | None) -> None:
+        # Schedulers repeat SIGTERM, but only a person presses Ctrl-C again.
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -67,6 +68,7 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if self.seconds:
+            # A daemon, so that it does not keep a process alive that ends with an error.
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 

@@ -78,6 +78,7 @@ class TensorFlowLoop:
         self.iterator = iter(dataset)
         compiled = {"autograph": False, "jit_compile": True}
         step = trainer.train_step if micro_batches == 1 else trainer.accumulate_step
+        # XLA compiles the step but not the loop, because it cannot compile the input iterator.
         self._first = tf.function(step, **compiled) if distribution.compile else step
 
         # Without AutoGraph, which Keras code does not need: it would trace the step twice.
@@ -113,6 +114,7 @@ class TensorFlowLoop:
             function()
             return (done + 1,)
 
+        # Updates depend on each other; parallel iterations would only fetch batches too early.
         tf.while_loop(lambda done: done < count, body, (0,), parallel_iterations=1)
 
     def steps(self, count: int, report: bool = True) -> dict[str, float]:
@@ -156,6 +158,7 @@ class JaxLoop:
     def __init__(self, trainer: GradientTrainer, dataset: Iterable):
         self.trainer = trainer
         self._rows: list[dict[str, float]] = []
+        # JAX does not accept TensorFlow's tensors.
         numpy = getattr(dataset, "as_numpy_iterator", None)
         self.iterator = numpy() if numpy else iter(dataset)
 
@@ -164,6 +167,7 @@ class JaxLoop:
         self._rows += [self.step(self.batch()) for _ in range(count)]
         if not report:
             return {}
+        # `step` resets the trackers, so the means have to be taken here.
         rows, self._rows = self._rows, []
         names = dict.fromkeys(name for row in rows for name in row)
         return {n: float(np.mean([row[n] for row in rows if n in row])) for n in names}
@@ -213,6 +217,7 @@ class _Pace:
         number(loop.trainer.optimizer.iterations)  # waits for the device
         self.calls += 1
         if self.calls > 1:
+            # Never 0, by which the next call would divide.
             self.seconds = max((time.perf_counter() - began) / count, 1e-9)
         return step + count, scalars
 
@@ -260,6 +265,7 @@ def run_loop(
     ):
         while step < steps:
             if step in skipped:
+                # The batch is used up, because the position in the data follows from the step.
                 loop.batch()
                 step += 1
                 progress.update(1)
@@ -284,6 +290,7 @@ def run_loop(
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             seconds = time.perf_counter() - began
             scalars["images_per_second"] = (end - first) * images_per_step / seconds
+            # Before `on_loop`, which would save a checkpoint with the broken weights.
             check_finite(scalars, step)
             summaries.write(step, scalars)
             progress.set_postfix_str(_postfix(scalars), refresh=False)

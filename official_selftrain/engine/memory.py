@@ -37,6 +37,7 @@ def registered() -> set[str]:
 def forget(before: set[str]) -> None:
     """Removes the gradient functions of traced calls, except for those in `before`."""
     registry = _registry()
+    # The others belong to TensorFlow's own operations, which are registered on import.
     for name in [n for n in list(registry) if n not in before and n.startswith("CustomGradient-")]:
         registry.pop(name, None)
 

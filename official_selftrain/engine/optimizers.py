@@ -64,6 +64,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32")
         warmup = float(s["warmup_steps"])
         if s["kind"] == "cosine":
+            # A training that consists of warmup only must not divide by 0.
             done = (step - warmup) / max(s["total_steps"] - warmup, 1.0)
             rate = s["rate"] * (ops.cos(math.pi * done) + 1.0) / 2.0
         else:
@@ -92,6 +93,7 @@ class MomentumSGD(keras.optimizers.SGD):
     ) -> None:
         """Updates one variable; called by Keras."""
         rate = ops.cast(learning_rate, variable.dtype)
+        # A private method of Keras, which its own optimizers use; there is no public one.
         velocity = self.momentums[self._get_variable_index(variable)]
         gradient = ops.cast(gradient, variable.dtype)
         self.assign(velocity, self.momentum * velocity + gradient)
@@ -116,6 +118,7 @@ def make_optimizer(
         rates=config.step_rates,
     )
     optimizer = MomentumSGD(schedule, momentum=config.momentum)
+    # bfloat16 has the exponent range of float32, so its gradients need no scaling.
     if precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer

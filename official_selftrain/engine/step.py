@@ -59,6 +59,7 @@ class GradientTrainer(keras.Model):
         ema_decay: float,
         scalars: Sequence[str],
     ):
+        # A 16-bit policy is for the student only: sums of losses would lose digits.
         super().__init__(dtype="float32")
         self.student = student
         self.l2 = l2
@@ -76,6 +77,7 @@ class GradientTrainer(keras.Model):
 
     def l2_share(self) -> Tensor:
         """This replica's part of the L2 term of the loss, a float32 scalar."""
+        # The sum over replicas must contain the term once.
         return self.l2 * half_squared_kernels(self.student) / replicas()
 
     if keras.backend.backend() == "tensorflow":
@@ -182,11 +184,14 @@ class GradientTrainer(keras.Model):
             (_, (_, _, others, metrics)), gradients = differentiate(
                 trainable, others, metrics, images, labels, None, True, optimizer
             )
+            # Inside this function, the optimizer's variables hold old values; the state has the
+            # current ones.
             before = zip(self.optimizer.variables, optimizer, strict=True)
             with keras.StatelessScope(state_mapping=before):
                 scale = ops.convert_to_tensor(_loss_scale(self.optimizer))
             norm = ops.sqrt(sum(ops.sum(ops.square(gradient)) for gradient in gradients)) / scale
             if self.clip_norm:
+                # The norm is that of unscaled gradients, but the ratio is the same for scaled ones.
                 factor = self.clip_norm / ops.maximum(norm, self.clip_norm)
                 gradients = [gradient * factor for gradient in gradients]
             trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
@@ -207,6 +212,8 @@ class GradientTrainer(keras.Model):
 
     def _track_norm(self, norm: Tensor) -> None:
         """Tracks the gradient norm, except for an update that is skipped because of overflow."""
+        # Without a loss scale, infinity is no overflow but a divergence, which `check_finite` must
+        # see.
         if hasattr(self.optimizer, "dynamic_scale"):
             finite = ops.isfinite(norm)
             weight = ops.cast(finite, "float32")

@@ -43,6 +43,8 @@ class Detector:
         if not self.suppress:
             outputs = self.model(images, training=False)
             boxes, scores = self.task.decode(outputs, info)
+            # Boxes are clipped to the network's input so far, whose padding is outside of the
+            # image.
             boxes = tf.minimum(boxes / tf.tile(info[:, 2], [1, 2])[:, None], size)
             return {
                 "raw_boxes": boxes[:, :, None],

@@ -142,7 +142,7 @@ def test_a_wrong_cluster_is_told(monkeypatch, text, message):
 def test_what_this_machine_cannot_do_is_told():
     with pytest.raises(UserError, match="devices=9, but this process has only 4"):
         distribution.make_distribution(RuntimeConfig(strategy="mirrored", devices=9))
-    with pytest.raises(UserError, match="`jax` needs KERAS_BACKEND=jax"):
+    with pytest.raises(UserError, match="`jax` needs the environment variable KERAS_BACKEND=jax"):
         distribution.make_distribution(RuntimeConfig(strategy="jax"))
     for wrong, message in (
         (
