@@ -6,8 +6,9 @@
 PYTHON ?= python3
 # `tensorflow` and `tensorflow-cpu` own the same folder: exactly one of them.
 TF ?= $(shell command -v nvidia-smi > /dev/null && echo tf || echo tf-cpu)
-# Versions to install; `CONSTRAINTS=` takes the newest.
-CONSTRAINTS ?= constraints.txt
+# Versions to install; `CONSTRAINTS=` takes the newest, as Python 3.10 does, which many have left.
+CONSTRAINTS ?= $(shell $(PYTHON) -c \
+	'import sys; print("constraints.txt" if sys.version_info >= (3, 11) else "")')
 SEED ?= 0
 TASK ?= detection
 DEMO_detection := demo
@@ -19,7 +20,10 @@ LAUNCH := $(VENV)/python
 PYTEST = $(LAUNCH) -m pytest --durations=20
 PARALLEL := --numprocesses=auto
 # Tests that train nothing and build no large network, for `make check`.
-FAST := $(addprefix tests/,ops tasks test_architecture.py test_config.py)
+FAST := tests/ops tests/applications/test_layers.py $(addprefix tests/data/, \
+	test_augment.py test_embedded.py test_image_ops.py) $(addprefix tests/test_, \
+	architecture.py config.py experiments.py extras.py losses.py metrics.py optimization.py \
+	setup.py visualize.py)
 
 .PHONY: demo check test coverage test-installs lint types tests
 
