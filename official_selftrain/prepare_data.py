@@ -1,9 +1,15 @@
-"""Turns images and labels into sharded TFRecords, with a JSON summary and an index of the images.
+r"""Turns images and labels into sharded TFRecords, with a JSON summary and an index of the images.
 
-python -m official_selftrain.prepare_data --images=DIR [--annotations=COCO.json] --output=OUT/train
+The flags in the group "Source" are the fields of a source in an experiment.
 
-The flags that say where the data comes from are the fields of a source in an experiment:
-docs/data.md.
+Examples:
+  python -m official_selftrain.prepare_data --images=data/images --annotations=data/train.json \
+      --output=out/train
+  python -m official_selftrain.prepare_data --images=data/images --masks=data/masks \
+      --output=out/train --splits=1,10,50 --preview=8
+  python -m official_selftrain.prepare_data --output=out/train --verify
+
+Documentation: docs/data.md
 """
 
 import json
@@ -14,32 +20,33 @@ from official_selftrain import cli, config
 from official_selftrain.utils.errors import UserError
 
 FLAGS = flags.FLAGS
-# What of the summary is printed; PREFIX.json has the rest, such as each skipped record.
+# The part of the summary that is printed. PREFIX.json has all of it, with each skipped record.
 SHOWN = (
     "images", "boxes", "masks", "empty", "most_boxes", "turned", "classes", "left_out", "content",
 )  # fmt: skip
 
 
-def main():
-    if not FLAGS.output:
-        raise UserError("give --output=FOLDER/PREFIX")
+def main() -> None:
+    """Runs the command; its flags are parsed."""
+    cli.require("output")
     percentages = _percentages()
     if FLAGS.verify:
         from official_selftrain.data import sources
 
-        print(f"{sources.verify(FLAGS.output)} files are as they were written")
+        print(f"files whose checksums match: {sources.verify(FLAGS.output)} (all)")
         return
     source = config.model_from_dict(
         config.SourceConfig, {name: FLAGS[name].value for name in config.SourceConfig.model_fields}
     )
     if not source.given:
-        raise UserError("say where the images are: --images, --records or --tfds")
+        raise UserError("no source is given: use --images, --records, --tfds or --embedded")
 
     from official_selftrain.data import sources, splits
     from official_selftrain.data.sources.record_errors import hints
 
     if FLAGS.disjoint_from:
-        next(sources.read_index(FLAGS.disjoint_from), None)  # a wrong name is told before the work
+        # Fails now on a wrong name, not after all images have been read.
+        next(sources.read_index(FLAGS.disjoint_from), None)
     with hints("--"):
         summary = sources.prepare(
             source, str, FLAGS.output, workers=FLAGS.workers or None, beam_args=FLAGS.beam or None
@@ -74,38 +81,97 @@ def _preview(files, names):
     visualize.augmentation_sheet(path, records.read(files), FLAGS.preview, names, FLAGS.seed)
 
 
-def define_source_flags():
-    """A flag for each field of a source."""
-    flags.DEFINE_string("records", None, "TFRecord files: a glob, or several joined by commas")
-    flags.DEFINE_string("images", None, "a folder of images, a glob, or tar files")
-    flags.DEFINE_string("annotations", None, "COCO JSON, or a folder of VOC XML or YOLO txt files")
-    flags.DEFINE_string("masks", None, "folder, glob or tars of PNG masks, named as the images")
-    flags.DEFINE_string("image_list", None, "text file of names or stems to take, one a line")
-    flags.DEFINE_list("exclude_lists", [], "such files of images to leave out")
-    flags.DEFINE_string("class_list", None, "one class a line, or data.yaml; the first is 1, or 0 "
-                        "with masks")  # fmt: skip
-    flags.DEFINE_bool("label_by_folder", False, "the class of an image is the folder it lies in")
-    flags.DEFINE_string("tfds", None, "a data set of tensorflow-datasets, such as coco/2017")
-    flags.DEFINE_string("split", "train", "of tfds")
-    flags.DEFINE_enum("embedded", None, ["train", "unlabeled", "val"], "the embedded digits")
-    flags.DEFINE_enum("on_bad_record", "stop", ["stop", "skip"], "skip names and counts bad ones")
+def define_source_flags() -> None:
+    """Defines a flag for each field of a source."""
+    flags.DEFINE_string(
+        "records",
+        None,
+        "TFRecord files: a glob, or several joined by commas. Example: data/train-*.tfrecord",
+    )
+    flags.DEFINE_string(
+        "images", None, "A folder of images, a glob, or tar files. Example: data/images"
+    )
+    flags.DEFINE_string(
+        "annotations",
+        None,
+        "A COCO JSON file, or a folder of VOC XML or YOLO txt files. Example: data/train.json",
+    )
+    flags.DEFINE_string(
+        "masks",
+        None,
+        "A folder, glob or tar files of PNG masks named like the images. Example: data/masks",
+    )
+    flags.DEFINE_string(
+        "image_list",
+        None,
+        "Text file with one file name or stem per line; other images are left out. "
+        "Example: train.txt",
+    )
+    flags.DEFINE_list(
+        "exclude_lists", [], "Text files of images to leave out. Example: test.txt,broken.txt"
+    )
+    flags.DEFINE_string(
+        "class_list",
+        None,
+        "Text file with one class name per line, or a YOLO data.yaml; the first class gets id 1 "
+        "(id 0 with --masks). Example: classes.txt",
+    )
+    flags.DEFINE_bool(
+        "label_by_folder", False, "Whether the class of an image is the name of its folder."
+    )
+    flags.DEFINE_string(
+        "tfds", None, "A data set of tensorflow-datasets to read. Example: coco/2017"
+    )
+    flags.DEFINE_string("split", "train", "Split of the --tfds data set. Example: validation")
+    flags.DEFINE_enum(
+        "embedded", None, ["train", "unlabeled", "val"], "Split of the embedded digits to read."
+    )
+    flags.DEFINE_enum(
+        "on_bad_record",
+        "stop",
+        ["stop", "skip"],
+        "Whether to stop at the first unreadable image or label, or to skip and log it.",
+    )
 
 
 if __name__ == "__main__":
-    define_source_flags()
-    flags.DEFINE_string("output", None, "FOLDER/PREFIX of the files written")
-    flags.DEFINE_list("splits", [], "percentages of nested labeled subsets to list, as 1,10,50")
-    flags.DEFINE_integer("seed", 0, "of the splits and the preview", 0)
-    flags.DEFINE_bool("stratified", False, "every subset keeps every class, in proportion")
-    flags.DEFINE_integer(
-        "preview", 0, "draw this many images and their S1 to S4 to PREFIX-preview.png", 0
-    )
-    flags.DEFINE_string(
-        "disjoint_from", None, "PREFIX of another prepared source that must share no image"
-    )
-    flags.DEFINE_integer("workers", 0, "shards written at a time; 0: one a core", 0)
-    flags.DEFINE_multi_string(
-        "beam", [], "write with Apache Beam; an argument of its pipeline, repeatable"
-    )
-    flags.DEFINE_bool("verify", False, "only compare the files of --output with their checksums")
+    with cli.group("Source"):
+        define_source_flags()
+    with cli.group("Output"):
+        flags.DEFINE_string(
+            "output", None, "FOLDER/PREFIX of the files to write. Example: out/train"
+        )
+        flags.DEFINE_list(
+            "splits", [], "Percentages of nested labeled subsets to list. Example: 1,10,50"
+        )
+        flags.DEFINE_bool(
+            "stratified", False, "Whether every subset keeps the proportions of the classes."
+        )
+        flags.DEFINE_integer("seed", 0, "Seed of the splits and the preview. Example: 1", 0)
+        flags.DEFINE_integer(
+            "preview",
+            0,
+            "Number of images to draw, each with its policies S1 to S4, in PREFIX-preview.png. "
+            "Example: 8",
+            0,
+        )
+        flags.DEFINE_string(
+            "disjoint_from",
+            None,
+            "FOLDER/PREFIX of a prepared source that must have no image in common with this one. "
+            "Example: out/val",
+        )
+        flags.DEFINE_bool(
+            "verify", False, "Only compares the files of --output with their checksums."
+        )
+    with cli.group("Speed"):
+        flags.DEFINE_integer(
+            "workers", 0, "Shards written at the same time; 0 means one per core. Example: 4", 0
+        )
+        flags.DEFINE_multi_string(
+            "beam",
+            [],
+            "Writes with Apache Beam; each value is an argument of its pipeline. "
+            "Example: --runner=DirectRunner",
+        )
     cli.main(main)

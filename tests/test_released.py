@@ -511,19 +511,25 @@ RUN_CODE = "import pathlib; pathlib.Path('ran').touch()"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config.json": b"[1, 2]"}, "is no network"),
-        ({"config.json": b"{}"}, "is no network"),
-        ({"config.json": b"null"}, "is no network"),
-        ({"config.json": b"{"}, "is no network"),
-        ({"config.json": b"[" * 100_000}, "is no network"),
-        ({"config.json": None}, "is no network"),
-        ({"model.weights.h5": None}, "is no network"),
-        ({"model.weights.h5": b"text"}, "is no network"),
-        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "is no network"),
-        ({"config.json": class_config("os", "system", command="touch ran")}, "is no network"),
-        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "is no network"),
-        ({"config.json": class_config("subprocess", "Popen", args=["touch", "ran"])}, "no network"),
-        ({"config.json": class_config("keras.layers", "Lambda", function=RUN_CODE)}, "no network"),
+        ({"config.json": b"[1, 2]"}, "not a network"),
+        ({"config.json": b"{}"}, "not a network"),
+        ({"config.json": b"null"}, "not a network"),
+        ({"config.json": b"{"}, "not a network"),
+        ({"config.json": b"[" * 100_000}, "not a network"),
+        ({"config.json": None}, "not a network"),
+        ({"model.weights.h5": None}, "not a network"),
+        ({"model.weights.h5": b"text"}, "not a network"),
+        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "not a network"),
+        ({"config.json": class_config("os", "system", command="touch ran")}, "not a network"),
+        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "not a network"),
+        (
+            {"config.json": class_config("subprocess", "Popen", args=["touch", "ran"])},
+            "not a network",
+        ),
+        (
+            {"config.json": class_config("keras.layers", "Lambda", function=RUN_CODE)},
+            "not a network",
+        ),
     ],
 )
 def test_strange_keras_files_are_told_in_one_line_and_run_nothing(
