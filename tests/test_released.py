@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
+from conftest import concatenate_levels, load
+from golden_networks import hashed_weight, set_hashed_weights
 
 from official_selftrain import config as config_lib
 from official_selftrain import convert_checkpoint
