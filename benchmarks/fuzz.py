@@ -1,10 +1,10 @@
-"""Random faults in files that people bring; whatever they are, the answer is one line.
+"""Tests readers on files with random faults: each must be read or refused with one line.
 
     python benchmarks/fuzz.py [coco|voc|yolo|tfrecord|image|config ...] --minutes=10
 
-Each example takes a good file, puts arbitrary values or bytes into it, and reads it as
-`prepare_data` would, once stopping at faults and once skipping them. Exceptions other than a
-`UserError` are shrunk by hypothesis and printed. Exit status 1 if there was one.
+Each example takes a valid file, puts arbitrary values or bytes into it, and reads it as
+`prepare_data` would, once stopping at faults and once skipping them. Examples that raise
+anything but a `UserError` are shrunk by Hypothesis and printed, and the exit status is 1.
 """
 
 import argparse
@@ -70,7 +70,7 @@ YAML = "names: [cat, dog]\nnc: 2\nkpt_shape: [3, 2]\n"
 
 
 def read(folder, **fields):
-    """Reads a source twice: stopping at faults, and skipping them."""
+    """Reads a source twice: once stopping at faults, once skipping them."""
     for rule in ("stop", "skip"):
         source = config_lib.SourceConfig(**fields, on_bad_record=rule)
         try:
@@ -87,7 +87,7 @@ def read(folder, **fields):
 
 
 def paths(value, path=()):
-    """Every place in nested lists and dicts."""
+    """Yields the path of every value in nested lists and dicts."""
     yield path
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
@@ -228,7 +228,7 @@ def tfrecord(folder):
 
 
 def image(folder):
-    """Images and masks of several formats, spoiled."""
+    """Reads damaged images and masks of several formats."""
     pixels = np.random.default_rng(0).integers(0, 3, (*SIZE, 3), "uint8")
     files = []
     for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"):
@@ -253,7 +253,7 @@ def image(folder):
 
 
 def config(folder):
-    """YAML on top of an experiment."""
+    """Resolves damaged YAML on top of an experiment."""
     good = config_lib.dump(config_lib.resolve("demo"))
 
     def check(data):
@@ -273,9 +273,9 @@ READERS = {f.__name__: f for f in (coco, voc, yolo, tfrecord, image, config)}
 
 
 def fuzz(name, minutes, seed):
-    """Tries a reader; returns the number of examples."""
+    """Tests one reader; returns the number of examples."""
     count = 0
-    # In memory: most of an example's time would be spent syncing files to a disk.
+    # In memory, because syncing files to a disk would take most of the time.
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=memory) as scratch:
         folder = pathlib.Path(scratch)
@@ -304,9 +304,9 @@ def fuzz(name, minutes, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("readers", nargs="*", default=list(READERS), choices=[*READERS, []])
-    parser.add_argument("--minutes", type=float, default=10, help="for each reader")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes per reader")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)

@@ -1,29 +1,29 @@
-"""Images/s per core from 640 x 480 JPEG TFRecords to ready 512 x 512 training batches.
+"""Measures images/s per core from 640 x 480 JPEG TFRecords to 512 x 512 training batches.
 
     python benchmarks/input_pipeline.py [PEER_PYTHON] [ROUNDS]
 
-PEER_PYTHON is of an environment with TensorFlow Model Garden, whose RetinaNet input is then
-measured in the same run:
+PEER_PYTHON is the Python of an environment with TensorFlow Model Garden, whose RetinaNet input is
+then measured in the same run:
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install tf-models-official
 
-Every line is a process of its own on one core, lines in turn over the rounds; printed are medians
-of images per CPU second, and the ratio to decoding JPEG alone, which is the ceiling. The lines from
-"S1 unbatched" on leave out one part of the pipeline after the other, so that differences tell where
+Every line is measured in a process of its own on one core, and all lines once per round. Printed
+are medians of images per CPU second and the ratio to only decoding the JPEG, the upper bound. "S1
+unbatched" and "S1 resized only" leave out parts of the pipeline, so that the differences show where
 the time goes.
 
-    python benchmarks/input_pipeline.py --operations        # ms of each image operation
+    python benchmarks/input_pipeline.py --operations        # milliseconds per image operation
     python benchmarks/input_pipeline.py --memory MINUTES    # resident memory while S4 runs
 """
 
 import io
-import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+
+import harness
 
 IMAGES, BATCH, SIZE, WARM_UP = 320, 16, (512, 512), 64
 
@@ -32,7 +32,7 @@ PEER = ["peer S1", "peer autoaugment", "peer randaugment"]
 
 
 def write_records(file):
-    """Noisy photographs of 130 kB with seven boxes each."""
+    """Writes noisy images of 130 kB with seven boxes each."""
     import numpy as np
     from PIL import Image
 
@@ -135,7 +135,7 @@ def measure(name, file):
     for _ in range(IMAGES // size):
         next(iterator)
     rate = IMAGES // size * size / (time.process_time() - began)
-    print("RESULT " + json.dumps(rate))
+    harness.report(rate)
 
 
 def time_operations(repeats=30):
@@ -174,30 +174,19 @@ def one_core():
 
 
 def watch_memory(file, minutes):
-    """Resident memory, every minute, while S4 runs on all cores."""
+    """Prints the resident memory every minute while S4 runs on all cores."""
     data, size = our_dataset("S4", file)
     began = shown = time.time()
     for step, _ in enumerate(data):
         if time.time() - shown >= 60 or step == 50:
             shown = time.time()
-            with open("/proc/self/statm", encoding="ascii") as file:
-                pages = int(file.read().split()[1])
-            megabytes = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
             print(
-                f"{(shown - began) / 60:.0f} min, {step * size} images, {megabytes:.0f} MB",
+                f"{(shown - began) / 60:.0f} min, {step * size} images, "
+                f"{harness.resident_megabytes():.0f} MB",
                 flush=True,
             )
         if time.time() - began > 60 * minutes:
             break
-
-
-def run(python, name, file):
-    command = [python, __file__, "--one", name, file]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(lines[0].removeprefix("RESULT "))
 
 
 def main():
@@ -208,11 +197,12 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "a.tfrecord")
         write_records(file)
-        print(f"{os.path.getsize(file) / IMAGES / 1000:.0f} kB an image")
+        print(f"{os.path.getsize(file) / IMAGES / 1000:.0f} kB per image")
         for _ in range(rounds):
             for name in names:
                 python = peer if name.startswith("peer") else sys.executable
-                rates[name].append(run(python, name, file))
+                rate = harness.measured(__file__, "--one", name, file, python=python)
+                rates[name].append(rate)
     ceiling = statistics.median(rates["decode"])
     print(f"{'':<18}{'images/s':>10}{'ms':>8}{'to decode':>11}")
     for name, values in rates.items():

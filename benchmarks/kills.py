@@ -1,13 +1,13 @@
-"""Kills a small run at random moments of all its stages, and compares it with an undisturbed one.
+"""Kills a small run at random moments in all stages and compares it with an uninterrupted run.
 
     python benchmarks/kills.py --kills=24 --seed=0
 
-The run has every kind of file: two kinds of policy, averaged and best weights, evaluations on the
-way, three shards of pseudo labels, a control. Each kill (SIGKILL) comes a random time after the run
-has written the next of a list of files that go through all stages; `--inside` more come while a
-temporary file is there, in the middle of writing a checkpoint, weights or a shard. Then the command
-is repeated to its end. Prints what was killed where, and what equals the undisturbed run bit for
-bit; exit status 1 if anything differs. Some 10 minutes on two cores.
+The run has every kind of file: two policies, averaged and best weights, evaluations during
+training, three shards of pseudo labels, a control. Each kill (SIGKILL) comes a random time
+after the run has written the next file of a list that covers all stages. `--inside` more kills come
+while a temporary file exists, in the middle of writing a checkpoint, weights or a shard. Then the command is repeated
+until it finishes. Prints where the run was killed and which files equal those of the uninterrupted
+run bit for bit; the exit status is 1 if any differs. Takes about 10 minutes on two cores.
 """
 
 import argparse
@@ -44,7 +44,7 @@ EXPERIMENTS = {"kills": {
 }}
 """
 IMAGES = {"train": 30, "val": 12, "unlabeled": 1100}
-# Files whose appearance says how far a run is, in its order.
+# Files that show how far a run has come, in the order in which they appear.
 TRAINING = ("ckpt-00000000.npz", "ckpt-00000004.npz", "ckpt-00000008.npz", "ckpt-00000012.npz")
 MARKS = (
     "config.yaml",
@@ -103,7 +103,7 @@ def start(data, run):
     ]
     log = open(f"{run}.log", "a", encoding="utf-8")  # noqa: SIM115
     print(STARTED, file=log, flush=True)
-    # One thread for each operation: sums in another order would differ in the last bit.
+    # Without this, sums in another order would differ in the last bit.
     env = os.environ | {"TF_DETERMINISTIC_OPS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
 
@@ -118,7 +118,7 @@ def finish(data, run):
 
 
 def kill(process, due):
-    """Kills the process as soon as `due()`; returns whether it still ran."""
+    """Kills the process as soon as `due()` is true; returns whether it was still running."""
     while process.poll() is None:
         if due():
             process.send_signal(signal.SIGKILL)
@@ -129,14 +129,14 @@ def kill(process, due):
 
 
 def stage(run):
-    """The stage that the process killed last had told last, "start" before the first."""
+    """The stage that the last process had logged last; "start" before the first stage."""
     log = pathlib.Path(f"{run}.log").read_text(encoding="utf-8").rpartition(STARTED)[2]
     stages = [line.rpartition("stage ")[2] for line in log.splitlines() if " stage " in line]
     return stages[-1] if stages else "start"
 
 
 def kill_after(data, run, mark, seconds):
-    """A kill some time after a file has appeared, or after the start if it is there already."""
+    """Kills some time after a file has appeared, or after the start if it already exists."""
     process = start(data, run)
     appeared = []
 
@@ -149,7 +149,7 @@ def kill_after(data, run, mark, seconds):
 
 
 def kill_inside(data, run, pattern):
-    """A kill while a file of a pattern is there; whether one was, before its stage ended."""
+    """Kills while a file that matches a pattern exists; returns whether one did in its stage."""
     before = set(run.glob(pattern))  # left by an earlier kill
     place = pattern.partition("/")[0]
     end = {"data": "teacher", "labels": "labels/statistics.json"}.get(
@@ -182,7 +182,7 @@ def arrays_of(file):
 
 
 def equal(first, second):
-    """Whether two files of runs hold the same, to the bit, but for speeds."""
+    """Whether two files of runs are equal bit for bit, except for speeds."""
     if not second.exists():
         return False
     if first.suffix in (".npz", ".h5"):
@@ -204,13 +204,13 @@ KINDS = {
     "best evaluations": "*/best.json",
     "histories": "*/history.jsonl",
     "pseudo labels": "labels/*.tfrecord",
-    "reports of labels": "labels/statistics.json",
+    "label statistics": "labels/statistics.json",
     "comparisons": "comparison.json",
 }
 
 
 def compare(whole, killed):
-    """Prints what is equal, by kind; returns the number of files that differ."""
+    """Prints how many files of each kind are equal; returns the number that differ."""
     wrong = []
     for kind, pattern in KINDS.items():
         files = sorted(whole.glob(pattern))
@@ -226,11 +226,13 @@ def compare(whole, killed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="at random moments")
-    parser.add_argument("--inside", type=int, default=6, help="while something is written")
-    parser.add_argument("--seed", type=int, default=0, help="of data, stages and moments")
-    parser.add_argument("--longest", type=float, default=4.0, help="seconds after a file appeared")
-    parser.add_argument("--folder", type=pathlib.Path, help="for data and runs; kept if given")
+    parser.add_argument("--kills", type=int, default=20, help="kills at random moments")
+    parser.add_argument("--inside", type=int, default=6, help="kills while a file is being written")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, stages and moments")
+    parser.add_argument(
+        "--longest", type=float, default=4.0, help="longest wait before a kill, in s"
+    )
+    parser.add_argument("--folder", type=pathlib.Path, help="keeps data and runs in this folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or pathlib.Path(scratch)
@@ -242,8 +244,8 @@ def main():
 def test(folder, arguments):
     rng = random.Random(arguments.seed)
     whole, killed = folder / "whole", folder / "killed"
-    print(f"undisturbed: {finish(folder, whole):.0f} s")
-    # Every part of the list equally often, and in its order.
+    print(f"uninterrupted: {finish(folder, whole):.0f} s")
+    # Covers all parts of the list equally often, in order.
     marks = [MARKS[i * len(MARKS) // arguments.kills] for i in range(arguments.kills)]
     plan = [(mark, rng.uniform(0, arguments.longest)) for mark in marks]
     inside = [INSIDE[i % len(INSIDE)] for i in range(arguments.inside)]

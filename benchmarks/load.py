@@ -1,19 +1,19 @@
-"""Seconds and memory of large sources, each read in a process of its own.
+"""Measures seconds and memory for large sources, each read in a process of its own.
 
     python benchmarks/load.py [images boxes many_boxes]
 
-`images`: 20,000 JPEGs of 32 pixels. `boxes`: a COCO file of 200,000 boxes in 1,000 classes on 4,000
-images. `many_boxes`: the same with 2,000,000 boxes.
+`images`: 20,000 JPEGs of 32 x 32 pixels. `boxes`: a COCO file with 200,000 boxes in 1,000 classes
+on 4,000 images. `many_boxes`: the same with 2,000,000 boxes.
 """
 
 import json
 import multiprocessing
 import pathlib
-import re
 import sys
 import tempfile
 import time
 
+import harness
 import numpy as np
 from PIL import Image
 
@@ -21,7 +21,7 @@ COUNTS = {"images": (20_000, 0), "boxes": (4_000, 200_000), "many_boxes": (4_000
 
 
 def write(folder, images, boxes):
-    """Images, and a COCO file if there are boxes; returns the fields of a source."""
+    """Writes images, and a COCO file if there are boxes; returns the fields of a source."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for index in range(images):
@@ -52,24 +52,15 @@ def write(folder, images, boxes):
     return {"images": "images", "annotations": "t.json"}
 
 
-def peak():
-    """The most megabytes that this process had in memory (Linux).
-
-    `ru_maxrss` would begin at what the parent had, which wrote the data.
-    """
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) / 1024
-
-
 def measure(folder, fields, sender):
     from official_selftrain.config import SourceConfig
     from official_selftrain.data import sources
 
-    imports = peak()
+    imports = harness.peak_megabytes()
     began, cpu = time.perf_counter(), time.process_time()
     summary = sources.prepare(SourceConfig(**fields), lambda p: str(folder / p), f"{folder}/o/x")
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    memory = peak()
+    memory = harness.peak_megabytes()
     began = time.perf_counter()
     sources.prepare(SourceConfig(**fields), lambda p: str(folder / p), f"{folder}/o/x")
     again = time.perf_counter() - began
@@ -87,7 +78,8 @@ def main():
             images, boxes, seconds, cpu, memory, imports, again = receiver.recv()
         print(
             f"{name}: {images} images, {boxes} boxes: {seconds:.1f} s ({cpu:.1f} s of CPU), peak "
-            f"{memory:.0f} MB ({imports:.0f} by imports); finished folder again {again:.2f} s",
+            f"{memory:.0f} MB ({imports:.0f} MB for imports); a second call on the finished folder "
+            f"{again:.2f} s",
             flush=True,
         )
 

@@ -1,32 +1,27 @@
-"""What evaluations and trainings leave in the memory of a process (Linux).
+"""Measures how much memory evaluations and trainings leave behind in a process (Linux).
 
     python benchmarks/memory.py [--network=resnet18] [--trainings=10] [--evaluations=50]
 
-Trains on the built-in digits, and prints the resident memory after each evaluation on the way of
-one training, then after each of several trainings, which are evaluated at their end. Training k
-then shows what k trainings leave behind.
+Trains on the built-in digits and prints the resident memory after each evaluation during one
+training, then after each of several trainings, which are evaluated at their end. The line of
+training k thus shows what k trainings leave behind.
 """
 
 import argparse
 import logging
-import os
 import pathlib
 import tempfile
 
+import harness
+
 NETWORKS = {
     "demo": "trainer.init=null",  # SpineNet-49 in miniature, 128 px
-    "segmentation": "task.eval_scales=[0.5,1.0]",  # two scales: a network of its own predicts
+    "segmentation": "task.eval_scales=[0.5,1.0]",  # two scales, for which a second network is built
     "resnet18": (
         "task={backbone: resnet18, backbone_sizes: null, neck: fpn, neck_filters: 64,"
         " head_filters: 64, image_size: [256, 256]}"
     ),
 }
-
-
-def resident():
-    """Megabytes of this process that are in memory."""
-    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def settings(network, steps, interval):
@@ -40,7 +35,7 @@ def settings(network, steps, interval):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=NETWORKS, default="demo")
     parser.add_argument("--trainings", type=int, default=10)
     parser.add_argument("--evaluations", type=int, default=50)
@@ -52,12 +47,12 @@ def main():
     logging.getLogger().setLevel(logging.ERROR)
     evaluate = training.Training._evaluate
 
-    def evaluate_and_tell(self, step):
+    def evaluate_and_print(self, step):
         result = evaluate(self, step)
-        print(f"evaluation {step:3d} {resident():6.0f} MB", flush=True)
+        print(f"evaluation {step:3d} {harness.resident_megabytes():6.0f} MB", flush=True)
         return result
 
-    training.Training._evaluate = evaluate_and_tell
+    training.Training._evaluate = evaluate_and_print
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
         config = settings(arguments.network, 3, 0)
@@ -68,7 +63,7 @@ def main():
             training.train_stage(workspace.stage("evaluations", once), evaluate_after=False)
         for number in range(arguments.trainings):
             training.train_stage(workspace.stage(f"training-{number}", config))
-            print(f"training {number:5d} {resident():6.0f} MB", flush=True)
+            print(f"training {number:5d} {harness.resident_megabytes():6.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,32 +1,29 @@
-"""SpineNet-49 RetinaNet at 256 px beside that of TensorFlow Model Garden, in one run.
+"""Compares our SpineNet-49 RetinaNet at 256 px with TensorFlow Model Garden's, in one run.
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install tf-models-official
     python benchmarks/model_garden.py /tmp/peer/bin/python [ROUNDS]
 
-Each side runs in a process of its own, in turns, and prints the medians over the rounds: seconds of
-CPU to build, for a forward pass of one image (network only) and for a training step of two images,
-and the largest memory. Our step also matches anchors; there that is part of the input pipeline.
+The two run in turn, each in a process of its own. Printed are medians over the rounds: CPU seconds
+to build the network, for a forward pass of one image (network only) and for a training step of two
+images, and peak memory. Our step includes matching the anchors, which Model Garden does in its
+input pipeline.
 """
 
-import json
 import math
-import resource
 import statistics
-import subprocess
 import sys
 import time
+
+import harness
 
 SIZE, REPEATS = 256, 5
 
 
-def cpu_seconds(function, repeats=1):
-    """CPU seconds of a call, after one that traces."""
-    if repeats > 1:
-        function()
+def built(function):
+    """CPU seconds of a call, and its result."""
     began = time.process_time()
-    for _ in range(repeats):
-        result = function()
-    return (time.process_time() - began) / repeats, result
+    result = function()
+    return time.process_time() - began, result
 
 
 def ours():
@@ -42,7 +39,7 @@ def ours():
     settings = config.resolve("coco_spinenet49", overrides=overrides)
     distribution.make_distribution(settings.runtime)
     task = make_task(settings.task)
-    build, trainer = cpu_seconds(lambda: training.make_trainer(settings, task))
+    build, trainer = built(lambda: training.make_trainer(settings, task))
     images, data = train_step.batch(task, 1)[0]["human"], train_step.batch(task, 2)
     forward = tf.function(lambda: trainer.student(images, training=False), autograph=False)
     step = tf.function(lambda: trainer.train_step(data), autograph=False)
@@ -70,12 +67,12 @@ def peer():
 
     def make():
         model = task.build_model()
-        model(tf_keras.Input([SIZE, SIZE, 3]), training=True)  # makes the head's variables
+        model(tf_keras.Input([SIZE, SIZE, 3]), training=True)  # creates the variables of the head
         optimizer = tf_keras.optimizers.SGD(0.01, momentum=0.9)
         optimizer.build(model.trainable_variables)
         return model, optimizer
 
-    build, (model, optimizer) = cpu_seconds(make)
+    build, (model, optimizer) = built(make)
     images = tf.random.normal([2, SIZE, SIZE, 3])
     levels = {str(level): -(-SIZE // 2**level) for level in range(3, 8)}
     anchors = 9 * sum(side**2 for side in levels.values())
@@ -99,22 +96,12 @@ def measure(side):
     build, forward, step, model = {"ours": ours, "peer": peer}[side]()
     row = {
         "build": build,
-        "forward": cpu_seconds(forward, REPEATS)[0],
-        "step": cpu_seconds(step, REPEATS)[0],
-        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "forward": harness.timed(forward, REPEATS).cpu,
+        "step": harness.timed(step, REPEATS).cpu,
+        "gigabytes": harness.peak_megabytes() / 2**10,
         "parameters": sum(math.prod(weight.shape) for weight in model.weights),
     }
-    print("RESULT " + json.dumps(row))
-
-
-def run(python, side):
-    done = subprocess.run(
-        [python, __file__, "--side", side], capture_output=True, text=True, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{side} failed:\n{done.stderr[-2000:]}")
-    return json.loads(lines[0].removeprefix("RESULT "))
+    harness.report(row)
 
 
 def main():
@@ -122,7 +109,7 @@ def main():
     rows = {"ours": [], "peer": []}
     for _ in range(rounds):
         for side, python in (("ours", sys.executable), ("peer", sys.argv[1])):
-            rows[side].append(run(python, side))
+            rows[side].append(harness.measured(__file__, "--side", side, python=python))
     print(f"{'':<12}{'ours':>10}{'peer':>10}{'peer / ours':>13}")
     for name in rows["ours"][0]:
         mine, theirs = (

@@ -1,23 +1,19 @@
-"""Every released network: size, cost, exactness, build time, latency and memory on this CPU.
+"""Measures every released network: size, cost, exactness, build time, latency, memory (CPU).
 
     python benchmarks/networks.py [NAME ...]
 
-Prints a Markdown table, each row measured in a process of its own: trainable parameters and
-multiply-adds at the native size beside the published ones, the largest difference from the golden
-outputs in standard deviations (where the golden numbers are beside the checkout), seconds to build,
-for one image at the native size and at 256 px, and the largest memory at the native size.
+Prints a Markdown table. Each row is measured in a process of its own: trainable parameters and
+multiply-adds at the native size next to the published ones; the largest difference from the golden
+outputs in standard deviations, where the golden numbers are next to the checkout; seconds to build
+the network and to process one image at the native size and at 256 px; peak memory at the native
+size.
 """
 
-import json
-import pathlib
-import resource
-import subprocess
 import sys
 import time
 
+import harness
 import numpy as np
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # name: (golden case, published parameters in millions, multiply-adds in 10^9)
 ROWS = {
@@ -70,15 +66,15 @@ def measure(name):
     row["parameters"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables) / 1e6
     row["multiply_adds"] = multiply_adds(model) / 1e9
     row["native"] = latency(model)
-    row["gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    row["gigabytes"] = harness.peak_megabytes() / 2**10
     del model
     keras.backend.clear_session()
     row["small"] = latency(build_model(task_config(name, 256)))
-    print("RESULT " + json.dumps(row))
+    harness.report(row)
 
 
 def latency(model):
-    """Seconds of a forward pass of one image, the better of two after one that traces."""
+    """Seconds of a forward pass of one image: the faster of two, after one that traces."""
     import tensorflow as tf
 
     images = tf.random.normal([1, *model.input.shape[1:]])
@@ -94,27 +90,15 @@ def latency(model):
 
 def difference(case):
     """Largest difference from the golden outputs, in standard deviations of each output."""
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/models")]
-    import conftest
-    import test_golden
-
-    golden = ROOT.parent / "shared" / "golden"
-    _, model = test_golden.golden_network(golden, case)
-    expected = conftest.load(golden / f"forward/{case}_infer.npz")
-    model, stages = test_golden.with_stages(model, expected)
+    networks = harness.golden_networks()
+    _, model = networks.golden_network(harness.GOLDEN, case)
+    with np.load(harness.GOLDEN / f"forward/{case}_infer.npz") as arrays:
+        expected = dict(arrays)
+    model, stages = networks.with_stages(model, expected)
     outputs = model(expected["image"], training=False)
-    pairs = test_golden.comparisons(expected, outputs, stages)
+    pairs = networks.comparisons(expected, outputs, stages)
     worst = max(float(np.abs(ours - wanted).max() / wanted.std()) for _, wanted, ours in pairs)
-    print("RESULT " + json.dumps({"difference": worst}))
-
-
-def run(*arguments):
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        sys.exit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(lines[0].removeprefix("RESULT "))
+    harness.report(worst)
 
 
 def main():
@@ -122,11 +106,12 @@ def main():
         "| network | M parameters (published) | G multiply-adds (published) | from golden | build "
         "| one image | at 256 px | memory |\n| --- " + "| --- " * 7 + "|"
     )
-    golden = (ROOT.parent / "shared" / "golden").is_dir()
     for name in sys.argv[1:] or ROWS:
         case, parameters, cost = ROWS[name]
-        row = run("--measure", name)
-        exact = f"{run('--golden', case)['difference']:.0e} σ" if golden and case else "–"
+        row = harness.measured(__file__, "--measure", name)
+        exact = "–"
+        if case and harness.GOLDEN.is_dir():
+            exact = f"{harness.measured(__file__, '--golden', case):.0e} σ"
         print(
             f"| {name} | {row['parameters']:.2f} ({parameters}) "
             f"| {row['multiply_adds']:.2f} ({cost}) | {exact} | {row['build']:.1f} s "

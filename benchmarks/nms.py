@@ -1,14 +1,13 @@
-"""Class-wise suppression of one 512 px image: 49,104 anchors, 90 classes.
+"""Times class-wise non-maximum suppression of one 512 px image: 49,104 anchors, 90 classes.
 
     python benchmarks/nms.py
 
-Prints CPU seconds (all cores) a call, and the ratio to TensorFlow's combined suppression, which
-has no Soft-NMS, on the same input. Scores are those of a trained detector in kind: nearly all
-near 0, a few thousand above 0.05.
+Prints CPU seconds per call, summed over all cores, and the ratio to TensorFlow's combined
+suppression, which has no Soft-NMS, on the same input. The scores resemble those of a trained
+detector: nearly all are close to 0, a few thousand are above 0.05.
 """
 
-import time
-
+import harness
 import keras
 import numpy as np
 import tensorflow as tf
@@ -23,7 +22,7 @@ def scene(rng):
     boxes = anchors.anchor_boxes((512, 512)) + rng.normal(0, 2, (49_104, 4)).astype("float32")
     boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     logits = rng.normal(-7, 1.2, (len(boxes), CLASSES)).astype("float32")
-    for _ in range(40):  # objects: their anchors agree on a class
+    for _ in range(40):  # objects, whose anchors agree on a class
         center = boxes[rng.integers(len(boxes))].mean()
         near = rng.permutation(np.argsort(np.abs(boxes.mean(axis=1) - center))[:60])
         logits[near, rng.integers(CLASSES)] += rng.uniform(3, 8, len(near))
@@ -32,11 +31,7 @@ def scene(rng):
 
 def cpu_seconds(function, *arguments):
     compiled = tf.function(function, autograph=False)
-    compiled(*arguments)
-    began = time.process_time()
-    for _ in range(REPEATS):
-        compiled(*arguments)
-    return (time.process_time() - began) / REPEATS
+    return harness.timed(lambda: compiled(*arguments), REPEATS).cpu
 
 
 def main():

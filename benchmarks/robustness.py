@@ -1,10 +1,10 @@
-"""Inputs that people bring and machines break, each tried, and how it ended.
+"""Tries faulty and unusual inputs and compares how each ended with what should happen.
 
     python benchmarks/robustness.py [--group=coco] [--markdown=CASES.md]
 
-A case writes its files into a fresh folder, reads them as `prepare_data` would, and is compared
-with what should happen: numbers of images and boxes, or words of the one line that refuses it. Any
-exception other than a `UserError` is a traceback, and a failure. Exit status 1 if a case failed.
+A case writes its files to a new folder and reads them as `prepare_data` would. Expected are numbers
+of images and boxes, or words of the one-line message that refuses the input. Any exception other
+than a `UserError` counts as a traceback and a failure. The exit status is 1 if a case failed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from official_selftrain import config as config_lib
 from official_selftrain.data import records, sources
 from official_selftrain.utils.errors import UserError
 
-# A case that reads without end fails alone, and does not take the machine with it.
+# Limits per case, so that one that reads without end fails without exhausting the machine.
 MEMORY, SECONDS = 8 * 2**30, 40
 CASES = []
 BOX = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [30, 20, 50, 40]}
@@ -41,10 +41,10 @@ def case(group, what, **expected):
     """Registers a function folder -> fields of a source.
 
     Args:
-        group: of the table.
-        what: the input, in words.
-        expected: `told`, words that the refusal must have, separated by |; or numbers of the
-            summary: `images`, `boxes`, `skipped`, `left_out`.
+        group: group of the case in the table.
+        what: description of the input.
+        expected: `told`, the words that the refusal must contain, separated by |; or numbers in
+            the summary: `images`, `boxes`, `skipped`, `left_out`.
     """
 
     def register(function):
@@ -144,7 +144,7 @@ def _(folder):
 
 
 def _coco_annotation(what, change, told=None, **skipped):
-    """An annotation with a fault beside a good one: told, and skipped alone where allowed."""
+    """A faulty annotation next to a valid one: reported, or only it is skipped if allowed."""
     annotations = [BOX, BOX | {"id": 2} | change]
     if told:
         case("coco", what, told=told)(lambda folder: coco(folder, annotations=annotations))
@@ -948,9 +948,9 @@ def as_expected(kind, text, found, expected):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--group", help="these cases alone")
-    parser.add_argument("--markdown", help="file for a table of all cases")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--group", help="run only this group of cases")
+    parser.add_argument("--markdown", help="file to write a table of all cases to")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
     counts, rows = collections.defaultdict(collections.Counter), []

@@ -1,19 +1,22 @@
-"""Devices, XLA, precision, resuming, Beam, and the cost of labels on paper.
+"""Measures devices, XLA, precision, resuming and Beam, and estimates the cost of labels.
 
     python benchmarks/scale.py [train|resume|labels|cost ...]
 
-`train`: images/s of the demo's teacher on one and two parts of the CPU, with and without XLA, and
-in bfloat16, each in a process of its own, as ratios to the first. `resume`: seconds to save, to
-restore, and from the command to the next step. `labels`: pseudo labels/s of one process and of
-Apache Beam. `cost`: multiply-adds of an image, and what a million images would cost on an H100.
+`train`: images/s of the demo's teacher on one and two logical devices of the CPU, with and without
+XLA, and in bfloat16, each in a process of its own and as a ratio to the first. `resume`: seconds to
+save, to restore, and from the command to the next step. `labels`: pseudo labels/s of one process
+and of Apache Beam. `cost`: multiply-adds per image, and an estimate of what a million images would
+cost on an H100.
 """
 
-import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+
+import harness
 
 STEPS, BATCH = 20, 16
 BF16 = "task.precision=mixed_bfloat16"
@@ -27,9 +30,10 @@ SETTINGS = {
     "jax, 1 device": "runtime={strategy: jax, devices: 1}",
     "jax, 2 devices": "runtime={strategy: jax, devices: 2}",
 }
-# An H100 SXM's dense bfloat16 peak, the share of it that inference of these networks is taken to
-# reach, and a price, all assumptions: multiply-adds are counted, nothing here ran on one.
-PEAK, SHARE, DOLLARS_AN_HOUR = 989e12, 0.3, 3.0
+# The dense bfloat16 peak of an H100 SXM in FLOP/s, the fraction of it that inference of these
+# networks is assumed to reach, and an assumed price. Multiply-adds are counted; nothing was run
+# on an H100.
+PEAK, UTILIZATION, DOLLARS_PER_HOUR = 989e12, 0.3, 3.0
 TEACHERS = {
     "SpineNet-190, 1280 px": ("coco_spinenet190", "task.image_size=[1280,1280]", 1.0),
     "EfficientNet-B7, 640 px, six scales": (
@@ -48,9 +52,7 @@ def settings(*overrides):
 
 
 def train(name):
-    """Prints a row of JSON: seconds of the first two steps, then images/s."""
-    import os
-
+    """Reports seconds of the first two steps, then images/s and CPU seconds per image."""
     if name.startswith("jax"):
         os.environ["KERAS_BACKEND"] = "jax"
     from official_selftrain.pipeline import training
@@ -68,20 +70,17 @@ def train(name):
         loop.steps(STEPS)
         rate = STEPS * BATCH / (time.perf_counter() - began)
         cpu = (time.process_time() - cpu) / (STEPS * BATCH)
-    print(json.dumps({"first": first, "rate": rate, "cpu": cpu}))
+    harness.report({"first": first, "rate": rate, "cpu": cpu})
 
 
 def all_trainings():
     rates = {}
     for name in SETTINGS:
-        command = [sys.executable, __file__, "train", name]
-        row = json.loads(
-            subprocess.check_output(command, stderr=subprocess.DEVNULL).splitlines()[-1]
-        )
+        row = harness.measured(__file__, "train", name)
         rates[name] = row["rate"]
         print(
             f"{name}: {row['rate']:.1f} images/s, {rates[name] / rates['default']:.2f} of default, "
-            f"{1000 * row['cpu']:.0f} CPU ms an image, first two steps {row['first']:.0f} s"
+            f"{1000 * row['cpu']:.0f} CPU ms per image, first two steps {row['first']:.0f} s"
         )
 
 
@@ -169,12 +168,12 @@ def cost():
     for name, (experiment, override, passes) in TEACHERS.items():
         task = make_task(resolve(experiment, overrides=[override]).task)
         operations = 2 * passes * multiply_adds(task.build_model())
-        rate = SHARE * PEAK / operations
+        rate = UTILIZATION * PEAK / operations
         hours = 1e6 / rate / 3600
         print(
-            f"{name}: {operations / 1e12:.2f} TFLOP an image; at {SHARE:.0%} of {PEAK / 1e12:.0f} "
-            f"TFLOP/s {rate:.0f} images/s, a million in {hours:.1f} hours, "
-            f"{hours * DOLLARS_AN_HOUR:.0f} dollars at {DOLLARS_AN_HOUR:.0f} an hour"
+            f"{name}: {operations / 1e12:.2f} TFLOP per image; at {UTILIZATION:.0%} of "
+            f"{PEAK / 1e12:.0f} TFLOP/s {rate:.0f} images/s, a million in {hours:.1f} hours, "
+            f"{hours * DOLLARS_PER_HOUR:.0f} dollars at {DOLLARS_PER_HOUR:.0f} dollars per hour"
         )
 
 

@@ -1,17 +1,18 @@
-"""Training and pseudo-labeling speed and memory of EfficientNet + NAS-FPN at 512 px.
+"""Measures speed and memory of EfficientNet + NAS-FPN at 512 px: training and pseudo labeling.
 
     python benchmarks/segmentation.py [VARIANT ...]      # b0 and b7 unless given
 
-For each network, in a process of its own: images/s of a train step; of labeling a PASCAL-sized
-image at one scale (the baseline) and at the paper's six; peak memory after labeling it and after
-labeling an image of 12 megapixels.
+Each network is measured in a process of its own: images/s of a training step; images/s of labeling
+a PASCAL-sized image at one scale (the baseline) and at the paper's six scales; peak memory after
+labeling it and after labeling an image of 12 megapixels.
 """
 
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+
+import harness
 
 SIZE, STEPS, CLASSES = 512, 3, 21
 BATCH = {"b0": 2, "b7": 1}
@@ -44,8 +45,8 @@ def training(variant):
     data = {"human": images}, {"human": {"mask": masks}}
     step = tf.function(lambda: trainer.train_step(data), autograph=False)
     forward = tf.function(lambda: trainer.student(images, training=False), autograph=False)
-    whole = measure(f"{variant}: train step, batch {size}", step, size)
-    alone = measure(f"{variant}: forward, batch {size}", forward, size)
+    whole = harness.print_speed(f"{variant}: train step, batch {size}", step, size, STEPS)
+    alone = harness.print_speed(f"{variant}: forward, batch {size}", forward, size, STEPS)
     print(f"{variant}: a step costs {whole / alone:.1f} forward passes; {peak()}")
 
 
@@ -54,7 +55,7 @@ def labeling(variant):
 
     task = make_task(settings(variant).task)
     model = task.build_model()
-    print(f"{variant}: the network alone, {peak()}")
+    print(f"{variant}: network built, {peak()}")
     pascal = write_image(375, 500)
     one = label(task.config.model_copy(update={"label_scales": (1.0,)}), model, pascal)
     print(f"{variant}: 500 x 375, one scale {1 / one:.3f} images/s, {peak()}")
@@ -78,7 +79,7 @@ def write_image(height, width):
 
 
 def label(config, model, files):
-    """Seconds an image, from the second on, records and PNGs included."""
+    """Seconds per image, from the second image on, including records and PNGs."""
     from official_selftrain import teacher
     from official_selftrain.tasks import make_task
 
@@ -89,18 +90,8 @@ def label(config, model, files):
     return (times[-1] - times[0]) / STEPS
 
 
-def measure(name, function, images):
-    function()
-    wall = time.perf_counter()
-    for _ in range(STEPS):
-        function()
-    wall = (time.perf_counter() - wall) / STEPS
-    print(f"{name}: {wall:.2f} s, {images / wall:.3f} images/s")
-    return wall
-
-
 def peak():
-    return f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB"
+    return f"peak {harness.peak_megabytes() / 2**10:.2f} GB"
 
 
 def main():

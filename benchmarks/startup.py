@@ -1,9 +1,9 @@
-"""Seconds from a command to its answer.
+"""Measures the seconds from a command to its answer.
 
     python benchmarks/startup.py
 
-Times `--experiment=list`, a misspelt experiment, `import tensorflow` alone as the baseline, and
-training SpineNet-49 at 256 px to the end of its first step.
+Times `--help`, `--experiment=list`, a misspelled experiment, `import tensorflow` as the baseline,
+and a training of SpineNet-49 at 256 px up to the end of its first step.
 """
 
 import os
@@ -32,7 +32,7 @@ def timed(name, command):
 
 
 def until(name, command, file):
-    """Prints the time until a command has written `file`, and lets it finish (Linux)."""
+    """Prints the time until a command has written `file`, then waits for its end (Linux)."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not file.exists():
@@ -47,8 +47,9 @@ def until(name, command, file):
 
 
 def main():
+    timed("--help", [*TRAIN, "--help"])
     timed("--experiment=list", [*TRAIN, "--experiment=list"])
-    timed("misspelt experiment", [*TRAIN, "--experiment=coco_spinent49"])
+    timed("misspelled experiment", [*TRAIN, "--experiment=coco_spinent49"])
     timed("import tensorflow", [sys.executable, "-c", "import tensorflow"])
     with tempfile.TemporaryDirectory() as folder:
         command = [

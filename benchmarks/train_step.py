@@ -1,14 +1,15 @@
-"""Training speed of SpineNet-49 RetinaNet at 256 px.
+"""Measures the training speed of the SpineNet-49 RetinaNet at 256 px.
 
     python benchmarks/train_step.py [BATCH] [VARIANT]
 
-Prints seconds from nothing to the first step, and images/s and CPU seconds a step after it, with
-the forward pass alone in the same run as the baseline.
+Prints the seconds to build the network and to the first step, then images/s and CPU seconds per
+step. The forward pass, measured in the same run, is the baseline.
 """
 
 import sys
 import time
 
+import harness
 import keras
 import numpy as np
 import tensorflow as tf
@@ -33,21 +34,6 @@ def batch(task, size):
     return {"human": to_tensor(images)}, {"human": tf.nest.map_structure(to_tensor, labels)}
 
 
-def measure(name, function, images):
-    began = time.perf_counter()
-    function()
-    first = time.perf_counter() - began
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(STEPS):
-        function()
-    wall, cpu = (time.perf_counter() - wall) / STEPS, (time.process_time() - cpu) / STEPS
-    print(
-        f"{name}: first {first:.1f} s, then {wall:.2f} s, {cpu:.2f} CPU s, "
-        f"{images / wall:.2f} images/s"
-    )
-    return wall
-
-
 def main():
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     variant = sys.argv[2] if len(sys.argv) > 2 else "49"
@@ -65,8 +51,8 @@ def main():
     forward = tf.function(
         lambda: trainer.student(data[0]["human"], training=False), autograph=False
     )
-    whole = measure(f"train step, batch {size}", step, size)
-    alone = measure(f"forward, batch {size}", forward, size)
+    whole = harness.print_speed(f"train step, batch {size}", step, size, STEPS)
+    alone = harness.print_speed(f"forward, batch {size}", forward, size, STEPS)
     print(f"a step costs {whole / alone:.1f} forward passes")
 
 

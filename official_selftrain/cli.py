@@ -1,51 +1,98 @@
-"""Flags shared by the commands, logging, and how errors are shown."""
+"""Flags that the commands share, their help, logging, and how errors are shown.
 
+Imports in the modules of the commands follow one rule: the standard library, `cli`, `config` and
+`utils` are imported at the top; whatever imports Keras or TensorFlow is imported inside `main`,
+after the flags and the config have been checked. Help, a list of experiments and an answer to a
+misspelled flag then take half a second and not half a minute.
+"""
+
+import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import textwrap
 import traceback
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 
 from official_selftrain import config as config_lib
-from official_selftrain.utils.errors import TrainingInterrupted, UserError, did_you_mean, printable
+from official_selftrain.utils.errors import (
+    TrainingInterrupted,
+    UserError,
+    did_you_mean,
+    nearest,
+    or_nearest,
+    printable,
+)
 
 FLAGS = flags.FLAGS
 
-BACKENDS = {"tensorflow": "tf-cpu", "jax": "jax"}  # the extra that brings it
+BACKENDS = {"tensorflow": "tf-cpu", "jax": "jax"}  # package: the extra that installs it
+WIDTH = 100  # columns of the help
 
 
-def define_flags(model_dir_help="folder of the run; made if missing, resumed if not"):
-    """The flags that every command has."""
-    flags.DEFINE_string(
-        "experiment",
-        None,
-        "name of an experiment, FILE.py:NAME, or `list`. FILE.py is Python and is executed",
-    )
-    flags.DEFINE_string("config_file", None, "YAML or JSON file on top of the experiment")
-    flags.DEFINE_multi_string(
-        "params_override", [], "a.b=1,c=[1,2], inline YAML or a file, on top of both; repeatable"
-    )
-    flags.DEFINE_string("model_dir", None, model_dir_help)
-    flags.DEFINE_string("data_dir", None, "folder that relative data paths start from")
-    flags.DEFINE_enum(
-        "strategy", None, config_lib.STRATEGIES, "what it runs on, runtime.strategy: docs/scale.md"
-    )
-    flags.DEFINE_string("tpu", None, "name or address of a TPU, or `local`, with --strategy=tpu")
+def define_flags(
+    model_dir_help: str = "Folder of the run. It is created if it is missing; a run that it holds "
+    "is resumed. Example: runs/demo",
+) -> None:
+    """Defines the flags that every command has."""
+    with group("Experiment"):
+        flags.DEFINE_string(
+            "experiment",
+            None,
+            "Name of an experiment, or FILE.py:NAME for one of your own; `list` prints all names. "
+            "A FILE.py is executed as Python. Example: demo",
+        )
+        flags.DEFINE_string(
+            "config_file",
+            None,
+            "YAML or JSON file whose settings replace those of the experiment. Example: mine.yaml",
+        )
+        flags.DEFINE_multi_string(
+            "params_override",
+            [],
+            "Settings that replace those of the experiment and of --config_file: a list such as "
+            "a.b=1,c=[1,2], inline YAML, or a YAML file. Example: trainer.steps=1000",
+        )
+        flags.DEFINE_string(
+            "data_dir", None, "Folder that relative paths of data start from. Example: data"
+        )
+    with group("Run folder"):
+        flags.DEFINE_string("model_dir", None, model_dir_help)
+    with group("Devices"):
+        flags.DEFINE_enum(
+            "strategy",
+            None,
+            config_lib.STRATEGIES,
+            "How the work is distributed over devices; sets runtime.strategy, which is described "
+            "in docs/scale.md. Example: mirrored",
+        )
+        flags.DEFINE_string(
+            "tpu",
+            None,
+            "Name or address of a TPU, or `local`; used with --strategy=tpu. Example: local",
+        )
 
 
-def config_from_flags(needs_folder=True, folder=None):
-    """The resolved config; with `--experiment=list` prints all and leaves.
+def config_from_flags(
+    needs_folder: bool = True, folder: str | os.PathLike | None = None
+) -> config_lib.Config:
+    """The resolved config. With `--experiment=list` it prints all experiments and exits.
 
     Args:
-        needs_folder: insist on --model_dir.
-        folder: whose config.yaml is taken where no flag names a config; None takes --model_dir.
+        needs_folder: whether --model_dir is required.
+        folder: folder whose config.yaml is used if no flag names a config; --model_dir by default.
+
+    Raises:
+        UserError: if a flag is missing or the config is invalid.
     """
     if FLAGS.experiment == "list":
         print(listing())
@@ -62,15 +109,25 @@ def config_from_flags(needs_folder=True, folder=None):
     config = config_lib.resolve(FLAGS.experiment, config_file, overrides, FLAGS.data_dir)
     if config.runtime.strategy == "jax":
         os.environ["KERAS_BACKEND"] = "jax"  # Keras, which reads it, is not imported yet
-    if needs_folder and not FLAGS.model_dir:
-        raise UserError(
-            f"give --model_dir, the folder for this run, such as runs/{config.experiment}"
-        )
+    if needs_folder:
+        require("model_dir")
     return config
 
 
-def image_size(text):
-    """`(height, width)` from "640" or "512,768"; None stays None."""
+def require(*names: str) -> None:
+    """Raises a UserError for the first of the flags that was not given."""
+    for name in names:
+        if not FLAGS[name].value:
+            text, example = _described(FLAGS[name])
+            raise UserError(f"--{name} is required, for example {example}. {text}")
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """`(height, width)` in pixels from "640" or "512,768"; None stays None.
+
+    Raises:
+        UserError: for another form, or a side that is too long.
+    """
     if text is None:
         return None
     sides = text.split(",")
@@ -84,8 +141,8 @@ def image_size(text):
     return size
 
 
-def listing():
-    """One line an experiment: name, published AP, description."""
+def listing() -> str:
+    """One line per experiment: name, published AP or mIoU, description."""
     rows = []
     for name, values in config_lib.load_experiments().items():
         published = values.get("published")
@@ -97,14 +154,14 @@ def listing():
     return "\n".join(lines)
 
 
-def main(command):
-    """Runs a command, and ends the process with its exit status.
+def main(command: Callable[[], None]) -> NoReturn:
+    """Runs a command and ends the process with its exit status.
 
-    A mistake in what was given is one line and status 2, an error of this package one line and
-    status 1; its stack trace is in a file that the line names.
+    A mistake of the user gives one line and status 2; an error of this package gives one line and
+    status 1, and the line names the file that holds the stack trace.
 
     Args:
-        command: function without arguments, called when flags are parsed.
+        command: function that is called once the flags are parsed.
     """
     _set_up_output()
     try:
@@ -121,7 +178,7 @@ def _run(command):
         _set_up_logging()
         signal.signal(signal.SIGTERM, _end)
         if len(arguments) > 1:
-            raise UserError(f"unexpected argument {arguments[1]!r}; flags are --name=value")
+            raise UserError(_unexpected(arguments[1]))
         command()
 
     try:
@@ -134,8 +191,8 @@ def _run(command):
         return _tell(f"error: {error}", 2)
     except MemoryError:
         return _tell(
-            "error: the memory of this machine is not enough; take a smaller batch_size, "
-            "image_size or shuffle_buffer, or fewer workers",
+            "error: this machine has too little memory; reduce batch_size, image_size, "
+            "shuffle_buffer or the number of workers",
             2,
         )
     except ImportError as error:
@@ -143,25 +200,26 @@ def _run(command):
         if package is None:
             return _internal(error)
         return _tell(
-            f"error: {package} is not installed, or broken ({error}): pip install "
-            f"'official_selftrain[{BACKENDS[package]}]'",
+            f"error: {package} is not installed or cannot be loaded ({error}); install it with "
+            f"pip install 'official_selftrain[{BACKENDS[package]}]'",
             2,
         )
     except TrainingInterrupted as stopped:
         return _tell(stopped, 128 + stopped.signal)
     except KeyboardInterrupt as interrupted:
-        return _tell(str(interrupted) or f"Ctrl-C: {GOES_ON}", 128 + signal.SIGINT)
+        return _tell(str(interrupted) or f"Ctrl-C: {RESUME}", 128 + signal.SIGINT)
     except Exception as error:  # the last net
         return _internal(error)
     return 0
 
 
 def _backend_of(error):
-    """The backend that an ImportError names, or that raised it when this package imported it."""
+    """The backend that an ImportError names, or that raised it while being imported from here."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame in frames]
     ours = [i for i, name in enumerate(packages) if name in ("official_selftrain", "__main__")]
-    beyond = packages[max(ours, default=-1) + 1 :]  # the fault of what our last frame imported
+    # Frames before our last one only called what could not be imported: it is not their fault.
+    beyond = packages[max(ours, default=-1) + 1 :]
     names = [(error.name or "").split(".")[0], *beyond]
     return next((name for name in names if name in BACKENDS), None)
 
@@ -172,7 +230,7 @@ def _tell(message, status):
 
 
 def _internal(error):
-    """Tells of an error that is none of the user's."""
+    """Reports an error that is not the user's; the stack trace goes to a file."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     trace = "".join(traceback.format_exception(error))
     try:
@@ -189,28 +247,74 @@ def _internal(error):
     return _tell(f"internal error at {place}: {reason}; {kept}; please report it", 1)
 
 
-# --- Flags -----------------------------------------------------------------------------------
+# --- Flags and help --------------------------------------------------------------------------
+
+# Whatever is known about a flag is in its definition: name, type, default and text from absl; the
+# example at the end of the text, after "Example: "; the group from the `with group(...)` around it.
+
+_EXAMPLE = " Example: "
+_HELP = re.compile(r"--?(h|\?|help|helpshort|helpfull|helpxml)(=true)?")
+_groups: dict[str, str] = {}  # flag: title of its group
+
+
+@contextlib.contextmanager
+def group(title: str) -> Iterator[None]:
+    """Lists the flags that are defined inside under a title of their own in the help."""
+    before = set(FLAGS)
+    yield
+    _groups.update(dict.fromkeys(set(FLAGS) - before, title))
 
 
 def _parse(arguments):
-    """Parses flags; `--help` shows those of the command alone.
+    """Parses the flags; `--help` prints the help of the command and exits.
 
     Raises:
-        UserError: for a flag that does not exist, with the nearest, or a value that is not one.
+        UserError: for an unknown flag, with the nearest known one, or a wrong value.
     """
     for argument in arguments[1:]:
         if argument == "--":
             break
-        if argument in ("--help", "-help", "-h", "--h", "-?", "--help=true"):
-            print(_help())
+        if asked := _HELP.fullmatch(argument):
+            print(_help(with_absl=asked[1] == "helpfull"))
             sys.exit(0)
     try:
         return FLAGS(arguments)
     except flags.UnrecognizedFlagError as error:
         hint = did_you_mean(f"--{error.flagname}", [f"--{f}" for f in _own_flags()])
         raise UserError(f"unknown flag --{error.flagname}{hint}") from None
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+    except (flags.Error, ValueError) as error:  # ValueError: as for --noverify=1
+        raise UserError(_wrong_value(error)) from None
+
+
+def _wrong_value(error):
+    """The message for a missing value, or one that the flag cannot take."""
+    text = " ".join(str(error).split())
+    found = re.match(r"(?:flag|Missing value for flag) --(\w+)(=?)", text)
+    if not found or found[1] not in FLAGS:
+        return text
+    flag = FLAGS[found[1]]
+    if not found[2]:
+        return f"--{flag.name} takes {_expected(flag)}; no value is given"
+    # absl writes "flag --NAME=VALUE: REASON"; the reason is the error that it caught.
+    value = str(error)[found.end() :].removesuffix(f": {error.__context__}")
+    near = or_nearest(value, getattr(flag.parser, "enum_values", []))
+    return f"--{flag.name} takes {_expected(flag)}; given {value!r}{near}"
+
+
+def _unexpected(argument):
+    """The message for an argument that is not a flag."""
+    near = nearest(argument.partition("=")[0], _own_flags())
+    hint = f"; did you mean '--{near}'?" if near else ""
+    return f"unexpected argument {argument!r}: flags are written --name=value{hint}"
+
+
+def _expected(flag):
+    """What a flag takes, in words."""
+    if flag.boolean:
+        return "true or false"
+    if values := getattr(flag.parser, "enum_values", None):
+        return f"one of {', '.join(values)}"
+    return flag.parser.syntactic_help or "text"
 
 
 def _own_flags():
@@ -223,26 +327,87 @@ def _own_flags():
     ]
 
 
-def _help():
-    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+def _help(with_absl=False):
+    """The help of the command, made from its docstring and the definitions of its flags."""
+    text = (sys.modules["__main__"].__doc__ or "").strip()
+    # The pointer to the documentation is the last paragraph, and belongs at the end.
+    text, _, pages = text.partition("\n\nDocumentation: ")
+    sections: dict[str, list[str]] = {}
     for name in _own_flags():
-        flag = FLAGS[name]
-        kind = "" if flag.boolean else "=..."
-        text = (flag.help or "").split(";\n")[0]  # absl adds that a list may be repeated
-        if getattr(flag.parser, "enum_values", None):
-            text = f"{'|'.join(flag.parser.enum_values)}: {text}"
-        if flag.default not in (None, [], "", False):
-            text += f" (default: {flag.default})"
-        lines.append(f"  --{name}{kind}")
-        lines += textwrap.wrap(text, 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join([*lines, "", "--helpfull shows those of absl too."])
+        sections.setdefault(_groups.get(name, "This command"), []).append(name)
+    if with_absl:  # by the flag's own name, as some have a short one too
+        sections["absl"] = sorted({FLAGS[name].name for name in FLAGS} - set(_own_flags()))
+        end = []
+    else:
+        end = ["--helpfull also lists the flags of absl, the library that reads the flags."]
+    lines = [text]
+    for title, names in sections.items():
+        lines += ["", f"{title}:"]
+        for name in names:
+            lines += _flag_help(name)
+    return "\n".join([*lines, "", *end, f"Documentation: {pages or 'README.md'}"])
+
+
+def _flag_help(name):
+    """The lines of a flag: type, text, default and example."""
+    flag = FLAGS[name]
+    text, example = _described(flag)
+    default = flag.default
+    if isinstance(default, bool):
+        default = str(default).lower()
+    elif isinstance(default, list):
+        default = ",".join(default)
+    facts = "Default: none." if default in (None, "") else f"Default: {default}."
+    if example:
+        facts += f" Example: {example}"
+    indent = " " * 6
+    return [
+        f"  {_usage(flag)}",
+        *textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent),
+        f"{indent}{facts}",
+    ]
+
+
+def _usage(flag):
+    """A flag and its type, such as `--seed=INTEGER`."""
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    if values := getattr(flag.parser, "enum_values", None):
+        return f"--{flag.name}={'|'.join(values)}"
+    kind = flag.flag_type()
+    name = {"int": "INTEGER", "float": "NUMBER"}.get(kind, "TEXT")
+    if "comma" in kind:
+        name = "TEXT,TEXT,..."
+    elif limits := _limits(flag.parser):
+        name += f" ({limits})"
+    return f"--{flag.name}={name}" + (" (repeatable)" if isinstance(flag, flags.MultiFlag) else "")
+
+
+def _limits(parser):
+    """The range of a number, in words; empty where it is not limited."""
+    low, high = (getattr(parser, f"{side}_bound", None) for side in ("lower", "upper"))
+    if low is None or high is None:
+        return f"{low} or more" if low is not None else ""
+    return f"{low} to {high}"
+
+
+def _described(flag):
+    """Text and example of a flag."""
+    text = (flag.help or "").split(";\n")[0]  # absl adds there that a flag is repeatable
+    text = re.sub(r"^<[^>]*>: ", "", text)  # and here what an enumeration takes
+    text, _, example = " ".join(text.split()).partition(_EXAMPLE)
+    if flag.boolean:
+        return text, f"--{'no' if flag.default else ''}{flag.name}"
+    if values := getattr(flag.parser, "enum_values", None):
+        example = example or next(value for value in values if value != flag.default)
+    return text, example and f"--{flag.name}={example}"
 
 
 # --- Terminal --------------------------------------------------------------------------------
 
 
 class _Printable(io.TextIOWrapper):
-    """An output in which only line breaks and tabs control anything."""
+    """An output that escapes control characters, except for line breaks and tabs."""
 
     def write(self, text):
         shown = "\n".join(
@@ -253,7 +418,7 @@ class _Printable(io.TextIOWrapper):
 
 
 class _Formatter(logging.Formatter):
-    """Time and message of a log line; stack traces follow in lines of their own."""
+    """Formats a log line as time and message; stack traces follow on lines of their own."""
 
     def format(self, record):
         level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
@@ -266,7 +431,7 @@ class _Formatter(logging.Formatter):
 
 
 def _set_up_output():
-    """Standard output cannot fail for a name that its encoding lacks."""
+    """Escapes characters that the encoding of standard output lacks, instead of failing."""
     out = sys.stdout
     if type(out) is io.TextIOWrapper:
         buffering, encoding = out.line_buffering, out.encoding
@@ -275,11 +440,11 @@ def _set_up_output():
         )
 
 
-GOES_ON = "what was finished is kept; the same command goes on there, a training at its checkpoint"
+RESUME = "finished work is kept; the same command resumes it, a training from its last checkpoint"
 
 
 def _end(number, _):
-    raise TrainingInterrupted(f"SIGTERM: {GOES_ON}", number)
+    raise TrainingInterrupted(f"SIGTERM: {RESUME}", number)
 
 
 def _set_up_logging():
@@ -288,14 +453,14 @@ def _set_up_logging():
     logging.getLogger().setLevel(logging.INFO)
 
 
-def print_metrics(name, metrics):
-    """The headline of an evaluation."""
+def print_metrics(name: str, metrics: Mapping[str, float] | None) -> None:
+    """Prints the first three metrics of an evaluation, in percent."""
     if metrics:
         names = [key for key in metrics if "/" not in key][:3]
         line = ", ".join(f"{key} {100 * metrics[key]:.1f}" for key in names)
         print(f"{name}: {line}")
 
 
-def print_rows(rows):
-    """Lines of (name, text)."""
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
+    """Prints (name, text) as one line each."""
     print("\n".join(f"{name}: {text}" for name, text in rows))

@@ -1,10 +1,15 @@
-"""COCO metrics or mIoU of trained weights, each also per class.
+r"""Measures COCO metrics or mIoU of trained weights, overall and per class.
 
-python -m official_selftrain.evaluate --model_dir=RUN     (a training, or all those of `run`)
-python -m official_selftrain.evaluate --experiment=NAME --model_dir=OUT --weights=FILE
+With only --model_dir the weights in that folder are measured with their own config, or those of
+every stage in the folder of a `run`. The metrics are written to metrics.json. Metrics of other
+weights or other data than those of the run folder are written to its subfolder evaluations/.
 
-They are written to metrics.json. The metrics.json of a run is of its own weights and its own data:
-what other weights or other data give is written to RUN/evaluations/.
+Examples:
+  python -m official_selftrain.evaluate --model_dir=runs/demo
+  python -m official_selftrain.evaluate --experiment=demo --model_dir=runs/other \
+      --weights=runs/demo/student
+
+Documentation: docs/method.md
 """
 
 import pathlib
@@ -14,7 +19,8 @@ from absl import flags
 from official_selftrain import cli
 
 
-def main():
+def main() -> None:
+    """Runs the command; its flags are parsed."""
     folder, weights = cli.FLAGS.model_dir, cli.FLAGS.weights
     stages = {}
     if folder and not (weights or cli.FLAGS.experiment or cli.FLAGS.config_file):
@@ -31,10 +37,17 @@ def main():
     for stage, metrics in results.items():
         print(f"\n{stage}" if stage else "")
         for name, value in metrics.items():
-            print(f"{name:<16} {100 * value:6.2f}" if value >= 0 else f"{name:<16}    none")
+            # pycocotools returns -1 where there is nothing to measure, such as no small object.
+            print(f"{name:<16} {100 * value:6.2f}" if value >= 0 else f"{name:<16}    n/a")
 
 
 if __name__ == "__main__":
-    cli.define_flags("folder for metrics.json; a run folder is evaluated with its own config")
-    flags.DEFINE_string("weights", None, "a run folder or .weights.h5 file, instead of model_dir's")
+    cli.define_flags("Run folder to evaluate; metrics.json is written to it. Example: runs/demo")
+    with cli.group("Evaluation"):
+        flags.DEFINE_string(
+            "weights",
+            None,
+            "Run folder or .weights.h5 file to evaluate instead of the weights in --model_dir. "
+            "Example: runs/demo/student",
+        )
     cli.main(main)

@@ -1,8 +1,16 @@
-"""Exports a trained network as SavedModel (images to detections or class maps), TFLite, or ONNX.
+r"""Writes a trained network as a SavedModel, a TFLite or an ONNX file.
 
-python -m official_selftrain.export --model_dir=RUN --output=DIR [--nms=soft] [--batch_size=1]
-python -m official_selftrain.export --config_file=MODEL.yaml --weights=MODEL.keras --output=DIR
-python -m official_selftrain.export --model_dir=RUN --output=MODEL.onnx --format=onnx
+A SavedModel takes images and returns detections or class maps; the other formats hold the network
+without preprocessing and postprocessing.
+
+Examples:
+  python -m official_selftrain.export --model_dir=runs/demo/student --output=exported
+  python -m official_selftrain.export --model_dir=runs/demo/student --format=onnx \
+      --output=model.onnx
+  python -m official_selftrain.export --config_file=model.yaml --weights=model.keras \
+      --output=exported --nms=soft
+
+Documentation: docs/models.md
 """
 
 import pathlib
@@ -11,7 +19,6 @@ from absl import flags
 
 from official_selftrain import cli
 from official_selftrain.config import Config, changed
-from official_selftrain.engine import checkpoints
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.types import StrPath
@@ -20,27 +27,25 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """Runs the command."""
-    if not FLAGS.output:
-        raise UserError("give --output, the folder (saved_model) or file (tflite, onnx) to write")
+    """Runs the command; its flags are parsed."""
+    cli.require("output")
     config = cli.config_from_flags(needs_folder=False)
     weights = FLAGS.weights or FLAGS.model_dir
     if not weights:
-        raise UserError("give --weights=FILE, or --model_dir=RUN with a finished training")
+        raise UserError("--model_dir (a finished training) or --weights is required")
     size = cli.image_size(FLAGS.image_size) or config.task.image_size
     task = changed(
         config.task,
         num_classes=num_classes(config, weights),
-        precision="float32",  # as the weights; TFLite and ONNX do not support mixed precision
+        precision="float32",  # that of the weights, and the only one of the other formats
     )
-    # Not `changed`: a network can be exported at a size that training refuses.
+    # Not `changed`: a network may be exported at a size that training refuses.
     task = task.model_copy(update={"image_size": size})
 
-    # Imported late, so that wrong flags are answered without the seconds that TensorFlow takes.
     from official_selftrain.conversion import serving
+    from official_selftrain.engine import checkpoints
     from official_selftrain.models import build_model
 
-    # Before the network is built, which takes long for the large ones.
     serving.check_output(FLAGS.output, FLAGS.format)
     try:
         model = build_model(task)
@@ -56,14 +61,10 @@ def main() -> None:
 
 
 def num_classes(config: Config, weights: StrPath) -> int:
-    """The number of classes, background included, from the config or next to the weights.
-
-    Args:
-        config: the experiment.
-        weights: a weights file or a run folder.
+    """The number of classes in the config, or else of the training that wrote the weights.
 
     Raises:
-        UserError: if neither of them says it.
+        UserError: if neither holds it.
     """
     if config.task.num_classes is not None:
         return config.task.num_classes
@@ -71,37 +72,49 @@ def num_classes(config: Config, weights: StrPath) -> int:
     file = (folder if folder.is_dir() else folder.parent) / "classes.json"
     if not file.is_file():
         raise UserError(
-            f"the number of classes is unknown, because {file} is missing; give "
+            f"the number of classes is unknown because {file} is missing; give "
             "--params_override=task.num_classes=N"
         )
     values = files.read_json(file, "class list")
     count = values.get("num_classes") if isinstance(values, dict) else None
-    # Not `isinstance`, for which true is a whole number.
     if type(count) is not int or count < 2:
         raise UserError(
-            f"num_classes in {file} must be a whole number of at least 2, but is {count!r}; give "
-            "--params_override=task.num_classes=N"
+            f"{file} must hold the number of classes as num_classes, 2 or more; found "
+            f"{count!r}; give --params_override=task.num_classes=N"
         )
     return count
 
 
 if __name__ == "__main__":
-    cli.define_flags("run folder of a finished training")
-    flags.DEFINE_string(
-        "weights", None, "weights file, .weights.h5 or .keras; default: those in --model_dir"
-    )
-    flags.DEFINE_string(
-        "output", None, "where to write: a folder for saved_model, a file for tflite and onnx"
-    )
-    flags.DEFINE_enum("format", "saved_model", ["saved_model", "tflite", "onnx"], "file format")
-    flags.DEFINE_integer("batch_size", None, "fixed number of images per call; default: any", 1)
-    flags.DEFINE_string(
-        "image_size",
-        None,
-        "input size in pixels, SIDE or HEIGHT,WIDTH, such as 640 or 512,1024; default: the "
-        "config's",
-    )
-    flags.DEFINE_enum(
-        "nms", "hard", ["hard", "soft", "none"], "non-maximum suppression of a detector's boxes"
-    )
+    cli.define_flags("Folder of a finished training. Example: runs/demo/student")
+    with cli.group("Export"):
+        flags.DEFINE_string(
+            "weights",
+            None,
+            "A .weights.h5 or .keras file to export instead of the weights in --model_dir. "
+            "Example: model.keras",
+        )
+        flags.DEFINE_string(
+            "output",
+            None,
+            "Folder of the SavedModel, or the .tflite or .onnx file. Example: exported",
+        )
+        flags.DEFINE_enum(
+            "format", "saved_model", ["saved_model", "tflite", "onnx"], "Format to write."
+        )
+        flags.DEFINE_integer(
+            "batch_size", None, "Images per call; any number if it is not given. Example: 1", 1
+        )
+        flags.DEFINE_string(
+            "image_size",
+            None,
+            "Size of the network's input as SIDE or HEIGHT,WIDTH in pixels; that of the config if "
+            "it is not given. Example: 512,768",
+        )
+        flags.DEFINE_enum(
+            "nms",
+            "hard",
+            ["hard", "soft", "none"],
+            "Non-maximum suppression of duplicate detections in a SavedModel.",
+        )
     cli.main(main)

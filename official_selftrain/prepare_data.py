@@ -1,9 +1,15 @@
-"""Turns images and labels into sharded TFRecords, with a JSON summary and an index of the images.
+r"""Turns images and labels into sharded TFRecords, with a JSON summary and an index of the images.
 
-python -m official_selftrain.prepare_data --images=DIR [--annotations=COCO.json] --output=OUT/train
+The flags in the group "Source" are the fields of a source in an experiment.
 
-The flags that say where the data comes from are the fields of a source in an experiment:
-docs/data.md.
+Examples:
+  python -m official_selftrain.prepare_data --images=data/images --annotations=data/train.json \
+      --output=out/train
+  python -m official_selftrain.prepare_data --images=data/images --masks=data/masks \
+      --output=out/train --splits=1,10,50 --preview=8
+  python -m official_selftrain.prepare_data --output=out/train --verify
+
+Documentation: docs/data.md
 """
 
 import json
@@ -14,32 +20,33 @@ from official_selftrain import cli, config
 from official_selftrain.utils.errors import UserError
 
 FLAGS = flags.FLAGS
-# What of the summary is printed; PREFIX.json has the rest, such as each skipped record.
+# The part of the summary that is printed. PREFIX.json has all of it, with each skipped record.
 SHOWN = (
     "images", "boxes", "masks", "empty", "most_boxes", "turned", "classes", "left_out", "content",
 )  # fmt: skip
 
 
-def main():
-    if not FLAGS.output:
-        raise UserError("give --output=FOLDER/PREFIX")
+def main() -> None:
+    """Runs the command; its flags are parsed."""
+    cli.require("output")
     percentages = _percentages()
     if FLAGS.verify:
         from official_selftrain.data import sources
 
-        print(f"{sources.verify(FLAGS.output)} files are as they were written")
+        print(f"files whose checksums match: {sources.verify(FLAGS.output)} (all)")
         return
     source = config.model_from_dict(
         config.SourceConfig, {name: FLAGS[name].value for name in config.SourceConfig.model_fields}
     )
     if not source.given:
-        raise UserError("say where the images are: --images, --records or --tfds")
+        raise UserError("no source is given: use --images, --records, --tfds or --builtin")
 
     from official_selftrain.data import sources, splits
     from official_selftrain.data.sources.record_errors import hints
 
     if FLAGS.disjoint_from:
-        next(sources.read_index(FLAGS.disjoint_from), None)  # a wrong name is told before the work
+        # Fails now on a wrong name, not after all images have been read.
+        next(sources.read_index(FLAGS.disjoint_from), None)
     with hints("--"):
         summary = sources.prepare(
             source, str, FLAGS.output, workers=FLAGS.workers or None, beam_args=FLAGS.beam or None
@@ -91,20 +98,43 @@ def define_source_flags() -> None:
 
 
 if __name__ == "__main__":
-    define_source_flags()
-    flags.DEFINE_string("output", None, "FOLDER/PREFIX of the files written")
-    flags.DEFINE_list("splits", [], "percentages of nested labeled subsets to list, as 1,10,50")
-    flags.DEFINE_integer("seed", 0, "of the splits and the preview", 0)
-    flags.DEFINE_bool("stratified", False, "every subset keeps every class, in proportion")
-    flags.DEFINE_integer(
-        "preview", 0, "draw this many images and their S1 to S4 to PREFIX-preview.png", 0
-    )
-    flags.DEFINE_string(
-        "disjoint_from", None, "PREFIX of another prepared source that must share no image"
-    )
-    flags.DEFINE_integer("workers", 0, "shards written at a time; 0: one a core", 0)
-    flags.DEFINE_multi_string(
-        "beam", [], "write with Apache Beam; an argument of its pipeline, repeatable"
-    )
-    flags.DEFINE_bool("verify", False, "only compare the files of --output with their checksums")
+    with cli.group("Source"):
+        define_source_flags()
+    with cli.group("Output"):
+        flags.DEFINE_string(
+            "output", None, "FOLDER/PREFIX of the files to write. Example: out/train"
+        )
+        flags.DEFINE_list(
+            "splits", [], "Percentages of nested labeled subsets to list. Example: 1,10,50"
+        )
+        flags.DEFINE_bool(
+            "stratified", False, "Whether every subset keeps the proportions of the classes."
+        )
+        flags.DEFINE_integer("seed", 0, "Seed of the splits and the preview. Example: 1", 0)
+        flags.DEFINE_integer(
+            "preview",
+            0,
+            "Number of images to draw, each with its policies S1 to S4, in PREFIX-preview.png. "
+            "Example: 8",
+            0,
+        )
+        flags.DEFINE_string(
+            "disjoint_from",
+            None,
+            "FOLDER/PREFIX of a prepared source that must have no image in common with this one. "
+            "Example: out/val",
+        )
+        flags.DEFINE_bool(
+            "verify", False, "Only compares the files of --output with their checksums."
+        )
+    with cli.group("Speed"):
+        flags.DEFINE_integer(
+            "workers", 0, "Shards written at the same time; 0 means one per core. Example: 4", 0
+        )
+        flags.DEFINE_multi_string(
+            "beam",
+            [],
+            "Writes with Apache Beam; each value is an argument of its pipeline. "
+            "Example: --runner=DirectRunner",
+        )
     cli.main(main)

@@ -1,19 +1,23 @@
-"""Labels images with a trained teacher and reports on the labels.
+r"""Labels images with a trained teacher and prints statistics of the pseudo labels.
 
-python -m official_selftrain.pseudo_label --experiment=NAME --model_dir=OUT --weights=TEACHER \
-    [--params_override=unlabeled.images=FOLDER]
+Examples:
+  python -m official_selftrain.pseudo_label --experiment=demo --model_dir=runs/labels \
+      --weights=runs/demo/teacher
+  python -m official_selftrain.pseudo_label --experiment=demo --model_dir=runs/labels \
+      --weights=runs/demo/teacher --beam=--runner=DirectRunner
+
+Documentation: docs/method.md
 """
 
 from absl import flags
 
 from official_selftrain import cli
-from official_selftrain.utils.errors import UserError
 
 
-def main():
+def main() -> None:
+    """Runs the command; its flags are parsed."""
     config = cli.config_from_flags()
-    if not cli.FLAGS.weights:
-        raise UserError("give --weights, the teacher's run folder or .weights.h5 file")
+    cli.require("weights")
 
     from official_selftrain import pipeline
     from official_selftrain.tasks import make_task
@@ -26,16 +30,29 @@ def main():
         beam_args=cli.FLAGS.beam or None,
     )
     cli.print_rows(make_task(config.task).label_rows(report))
-    print(f"{files[0]} and {len(files) - 1} more")
+    print(f"wrote the pseudo labels to {cli.FLAGS.model_dir} (TFRecord files: {len(files)})")
 
 
 if __name__ == "__main__":
-    cli.define_flags("folder for the pseudo labels and statistics.json")
-    flags.DEFINE_string("weights", None, "the teacher: a run folder or a .weights.h5 file")
-    flags.DEFINE_float(
-        "score_threshold", None, "for the report; the student's by default", 0.0, 1.0
-    )
-    flags.DEFINE_multi_string(
-        "beam", [], "label with Apache Beam; an argument of its pipeline, repeatable"
-    )
+    cli.define_flags("Folder for the pseudo labels and statistics.json. Example: runs/labels")
+    with cli.group("Labeling"):
+        flags.DEFINE_string(
+            "weights",
+            None,
+            "The teacher: its run folder or a .weights.h5 file. Example: runs/demo/teacher",
+        )
+        flags.DEFINE_float(
+            "score_threshold",
+            None,
+            "Score from which a label counts in the statistics; the student's threshold if it is "
+            "not given. Example: 0.5",
+            0.0,
+            1.0,
+        )
+        flags.DEFINE_multi_string(
+            "beam",
+            [],
+            "Labels with Apache Beam; each value is an argument of its pipeline. "
+            "Example: --runner=DirectRunner",
+        )
     cli.main(main)

@@ -1,8 +1,14 @@
-"""The whole method: teacher, pseudo labels, student, comparison. Repeat the command to resume.
+"""Runs the whole method: teacher, pseudo labels, student, comparison. Repeat it to resume.
 
-python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
+With --mode=check nothing is run: data, step time, memory and disk space are checked before a long
+run.
 
-`--mode=check` runs nothing: it looks at data, time, memory and disk before a long run.
+Examples:
+  python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
+  python -m official_selftrain.run --experiment=demo --model_dir=runs/demo --mode=check
+  python -m official_selftrain.run --experiment=folder --data_dir=data --model_dir=runs/mine
+
+Documentation: docs/method.md
 """
 
 from absl import flags
@@ -10,7 +16,8 @@ from absl import flags
 from official_selftrain import cli
 
 
-def main():
+def main() -> None:
+    """Runs the command; its flags are parsed."""
     config = cli.config_from_flags()
 
     from official_selftrain import pipeline
@@ -25,5 +32,11 @@ def main():
 
 if __name__ == "__main__":
     cli.define_flags()
-    flags.DEFINE_enum("mode", "run", ("run", "check"), "what to do")
+    with cli.group("Run"):
+        flags.DEFINE_enum(
+            "mode",
+            "run",
+            ("run", "check"),
+            "Whether to run all stages, or only to check that they can start.",
+        )
     cli.main(main)

@@ -1,8 +1,14 @@
-"""Trains one model, teacher or student.
+"""Trains one model: a teacher, a student or a supervised baseline.
 
-python -m official_selftrain.train --experiment=NAME --model_dir=DIR [--mode=train_and_eval]
+The training starts from the last checkpoint in --model_dir if there is one. With --mode=check
+nothing is trained: data, step time, memory and disk space are checked before a long run.
 
-`--mode=check` trains nothing: it looks at data, time, memory and disk before a long run.
+Examples:
+  python -m official_selftrain.train --experiment=list
+  python -m official_selftrain.train --experiment=demo --model_dir=runs/teacher
+  python -m official_selftrain.train --experiment=demo --model_dir=runs/teacher --mode=check
+
+Documentation: docs/method.md
 """
 
 from absl import flags
@@ -12,7 +18,8 @@ from official_selftrain import cli
 MODES = ("train", "eval", "train_and_eval", "check")
 
 
-def main():
+def main() -> None:
+    """Runs the command; its flags are parsed."""
     config = cli.config_from_flags()
 
     from official_selftrain import pipeline
@@ -31,5 +38,12 @@ def main():
 
 if __name__ == "__main__":
     cli.define_flags()
-    flags.DEFINE_enum("mode", "train_and_eval", MODES, "what to do")
+    with cli.group("Training"):
+        flags.DEFINE_enum(
+            "mode",
+            "train_and_eval",
+            MODES,
+            "Whether to train, to evaluate the trained weights, both, or to check that a training "
+            "can start. Example: check",
+        )
     cli.main(main)

@@ -12,7 +12,7 @@ import sys
 
 import keras
 import numpy as np
-from conftest import set_hashed_weights
+from golden_networks import set_hashed_weights
 from helpers import update_error
 
 from official_selftrain.config import DetectionConfig, OptimizerConfig, SegmentationConfig

@@ -1,10 +1,9 @@
-"""Shared fixtures: golden numbers of the released implementation, and TF1-named weights."""
+"""Shared fixtures: golden numbers of the released implementation, data, and memory."""
 
 import contextlib
 import os
 import pathlib
 import resource
-import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -12,7 +11,6 @@ import mini
 import numpy as np
 import pytest
 
-from official_selftrain.conversion.checkpoint import variables_by_name
 from official_selftrain.engine import memory as memory_lib
 
 try:
@@ -105,28 +103,6 @@ def masks(data):
 def load(path):
     with np.load(path) as arrays:
         return {key: arrays[key] for key in arrays}
-
-
-def hashed_weight(name, shape, gain):
-    """The weight of the golden cases: normal numbers seeded by the variable's name."""
-    z = np.random.default_rng(zlib.crc32(name.encode("utf-8"))).standard_normal(shape)
-    kind = name.rsplit("/", 1)[-1]
-    if kind == "gamma":
-        value = 1 + 0.1 * z
-    elif kind in ("beta", "bias", "moving_mean"):
-        value = 0.1 * z
-    elif kind == "moving_variance":
-        value = np.exp(0.2 * z)
-    elif kind == "depthwise_kernel":
-        value = z * np.sqrt(gain / (shape[0] * shape[1]))
-    else:
-        value = z * np.sqrt(gain / np.prod(shape[:-1]))
-    return value.astype("float32")
-
-
-def set_hashed_weights(model, gain):
-    for name, variable in variables_by_name(model).items():
-        variable.assign(hashed_weight(name, tuple(variable.shape), gain))
 
 
 def concatenate_levels(arrays, prefix, depth):

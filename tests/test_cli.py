@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -30,12 +31,19 @@ def command(name, *arguments):
     ("name", "arguments", "message"),
     [
         ("train", [], "say what to run: --experiment=NAME"),
-        ("train", ["--experiment=demo"], "give --model_dir"),
+        ("train", ["--experiment=demo"], "--model_dir is required"),
         ("run", ["--experiment=dmo", "--model_dir=x"], "did you mean 'demo'"),
         ("run", ["--experiment=demo", "list"], "unexpected argument 'list'"),
         ("train", ["--experiment=demo", "--params_override=trainer.step=1"], "mean 'steps'"),
-        ("pseudo_label", ["--experiment=demo", "--model_dir=x"], "give --weights"),
-        ("prepare_data", ["--images=x"], "give --output=FOLDER/PREFIX"),
+        ("pseudo_label", ["--experiment=demo", "--model_dir=x"], "--weights is required"),
+        ("prepare_data", ["--images=x"], "--output is required, for example --output=out/train"),
+        ("prepare_data", ["--output=x"], "no source is given: use --images"),
+        ("export", ["--experiment=demo"], "--output is required"),
+        ("export", ["--experiment=demo", "--output=x"], "--model_dir (a finished training) or"),
+        ("convert_checkpoint", ["--output=x"], "--checkpoint is required"),
+        ("convert_checkpoint", ["--checkpoint=x"], "--output is required"),
+        ("convert_checkpoint", ["--checkpoint=x", "--output=x.keras"], "is required: a checkpoint"),
+        ("report", ["--experiment=demo"], "--model_dir is required"),
         ("evaluate", ["--config_file=nowhere.yaml"], "cannot read the config file"),
     ],
 )
@@ -50,8 +58,12 @@ def test_mistakes_take_one_line(name, arguments, message):
     ("arguments", "message"),
     [
         (["--experimnt=demo"], "unknown flag --experimnt; did you mean '--experiment'?"),
-        (["--mode=evaluate"], "--mode=evaluate: value should be one of <train|eval|"),
-        (["--mode"], "Missing value for flag --mode"),
+        (["--zzzzzzzz=demo"], "unknown flag --zzzzzzzz; known: --experiment, --config_file, "),
+        (["--mode=evaluate"], "check; given 'evaluate'; did you mean 'eval'?"),
+        (["--mode=a: b"], "--mode takes one of train, eval, train_and_eval, check; given 'a: b'"),
+        (["--mode"], "--mode takes one of train, eval, train_and_eval, check; no value is given"),
+        (["--mode=check", "mode=eval"], "unexpected argument 'mode=eval': flags are written --na"),
+        (["experimnt=demo"], "--name=value; did you mean '--experiment'?"),
         (["--flagfile=/nowhere"], "Unable to open flagfile"),
         (["--experiment=\x1b]0;title\x07\udcff\n"], r"'\x1b]0;title\x07\udcff\n'"),
     ],
@@ -64,6 +76,24 @@ def test_mistakes_in_flags_take_one_line_and_status_2(arguments, message):
     assert not set(done.stderr) & {"\x1b", "\x07"}
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--seed=-1", "--seed takes a non-negative integer; given '-1'"),
+        ("--seed=1.5", "--seed takes a non-negative integer; given '1.5'"),
+        ("--verify=maybe", "--verify takes true or false; given 'maybe'"),
+        ("--noverify=1", "--noverify=1 does not take an argument"),
+        ("--on_bad_record=skipp", "one of stop, skip; given 'skipp'; did you mean 'skip'?"),
+        ("--splits=1,x", "--splits takes percentages such as 1,10,50; given '1,x'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_takes_one_line_and_status_2(argument, message):
+    done = command("prepare_data", "--output=x", argument)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.endswith(f"{message}\n")
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_broken_backend_is_one_line_even_where_its_error_names_nothing(tmp_path):
     (tmp_path / "jax").mkdir()
     (tmp_path / "jax/__init__.py").write_text("raise ImportError('libcudart.so.12: no such file')")
@@ -74,7 +104,7 @@ def test_a_broken_backend_is_one_line_even_where_its_error_names_nothing(tmp_pat
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "error: jax is not installed, or broken (libcudart.so.12: no" in done.stderr
+    assert "error: jax is not installed or cannot be loaded (libcudart.so.12" in done.stderr
     assert "pip install 'official_selftrain[jax]'" in done.stderr
 
 
@@ -102,16 +132,65 @@ def test_a_backend_is_at_fault_only_where_it_raised_the_error(modules, backend):
     assert cli._backend_of(told.value) == backend
 
 
-def test_help_shows_the_flags_of_the_command_and_none_of_absl():
+COMMANDS = (
+    "train", "run", "pseudo_label", "evaluate", "report", "prepare_data", "export",
+    "convert_checkpoint",
+)  # fmt: skip
+# Prints the names of the flags that a command defines, instead of running it.
+ACCEPTED = """
+import runpy, sys
+sys.argv[0] = "-m"  # as for a command: without Keras, and the flags of TensorFlow
+from official_selftrain import cli
+cli.main = lambda command: print(*cli._own_flags())
+runpy.run_module("official_selftrain.{name}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_every_flag_with_type_default_and_example(name):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", f"official_selftrain.{name}", "--help"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].endswith(".") and lines[0][0].isupper()
+    assert lines[-1].startswith("Documentation: ")
+    assert (ROOT / lines[-1].removeprefix("Documentation: ")).is_file()
+    # Backends take half a minute, which an answer does not need.
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "absl.app" in imported and not {"keras", "tensorflow", "jax"} & imported
+    accepted = subprocess.run(
+        [sys.executable, "-c", ACCEPTED.format(name=name)], capture_output=True, text=True, cwd=ROOT
+    )
+    flags = accepted.stdout.split()
+    assert "output" in flags or "model_dir" in flags, accepted.stderr
+    entries = dict(re.findall(r"^  --(?:\[no\])?(\w+)(.*\n(?: {6}.*\n)+)", done.stdout, re.M))
+    assert list(entries) == flags
+    for flag, entry in entries.items():
+        usage, *text, facts = entry.splitlines()
+        assert re.fullmatch(r"|=(TEXT|INTEGER|NUMBER|[a-z_]+\|).*", usage), (flag, usage)
+        assert text and text[0].strip()[0].isupper() and text[-1].endswith("."), (flag, text)
+        assert re.fullmatch(rf" +Default: .+\. Example: --(no)?{flag}(=\S+)?", facts), facts
+    examples = re.findall(r"^  python -m (?:.*\\\n)*.*$", done.stdout, re.M)
+    assert 2 <= len(examples) <= 3
+    for example in examples:
+        assert f"official_selftrain.{name} --" in example
+        assert set(re.findall(r" --(\w+)", example)) <= set(flags), example
+
+
+def test_help_has_several_names_and_shows_the_flags_of_absl_only_when_asked():
     done = command("train", "--help")
-    assert done.returncode == 0 and done.stderr == ""
-    assert done.stdout.startswith("Trains one model")
-    for text in ("--experiment=", "--params_override=", "train|eval|train_and_eval|check"):
-        assert text in done.stdout
-    assert "default: train_and_eval" in done.stdout
+    assert done.stderr == "" and "\n  --mode=train|eval|train_and_eval|check\n" in done.stdout
+    assert "Default: train_and_eval. Example: --mode=check" in done.stdout
     assert "--pdb" not in done.stdout and "repeat this option" not in done.stdout
-    assert "FILE.py is Python and is executed" in " ".join(done.stdout.split())
-    assert "--pdb" in command("train", "--helpfull").stdout
+    for other in ("-h", "--helpshort"):
+        assert command("train", "--mode=eval", other).stdout == done.stdout
+    full = command("train", "--helpfull")
+    assert full.returncode == 0 and full.stderr == ""
+    assert "\n  --[no]pdb\n" in full.stdout and "\n  --mode=train|" in full.stdout
+    assert max(map(len, full.stdout.splitlines())) <= 100
 
 
 PROGRAM = """
@@ -144,8 +223,8 @@ def program(body, **environment):
         ("pass", 0, None),
         ("raise UserError('a\\nb')", 2, r"error: a\nb"),
         ("open('/nowhere/file')", 2, "error: [Errno 2] No such file or directory: '/nowhere/file'"),
-        ("raise MemoryError", 2, "error: the memory of this machine is not enough"),
-        ("raise KeyboardInterrupt", 130, "Ctrl-C: what was finished is kept"),
+        ("raise MemoryError", 2, "error: this machine has too little memory; reduce"),
+        ("raise KeyboardInterrupt", 130, "Ctrl-C: finished work is kept; the same"),
         ("raise TrainingInterrupted('stopped at step 7')", 143, "stopped at step 7"),
         ("sys.modules['jax'] = None; import jax", 2, "pip install 'official_selftrain[jax]'"),
         ("sys.modules['tensorflow'] = None; import tensorflow", 2, "official_selftrain[tf-cpu]'"),
@@ -241,9 +320,9 @@ def test_prepare_data_writes_shards_summary_and_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "message"), [("SIGTERM", 143, "SIGTERM: what"), ("SIGINT", 130, "Ctrl-C:")]
+    ("number", "status", "message"), [("SIGTERM", 143, "SIGTERM: fin"), ("SIGINT", 130, "Ctrl-C:")]
 )
-def test_a_command_that_is_asked_to_end_anywhere_says_where_it_goes_on(
+def test_a_command_that_is_asked_to_end_anywhere_says_how_to_resume(
     number, status, message, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys, "argv", ["train"])
@@ -257,4 +336,4 @@ def test_a_command_that_is_asked_to_end_anywhere_says_where_it_goes_on(
         signal.signal(signal.SIGTERM, before)
     error = capsys.readouterr().err
     assert left.value.code == status and error.startswith(message) and error.count("\n") == 1
-    assert "the same command goes on" in error
+    assert "the same command resumes it" in error

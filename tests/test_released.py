@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import concatenate_levels, hashed_weight, load, set_hashed_weights
+from conftest import concatenate_levels, load
+from golden_networks import hashed_weight, set_hashed_weights
 
 from official_selftrain import config as config_lib
 from official_selftrain import convert_checkpoint
@@ -522,17 +523,17 @@ RUN_CODE = "import pathlib; pathlib.Path('ran').touch()"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"config.json": b"[1, 2]"}, "is not a network"),
-        ({"config.json": b"{}"}, "is not a network"),
-        ({"config.json": b"null"}, "is not a network"),
-        ({"config.json": b"{"}, "is not a network"),
-        ({"config.json": b"[" * 100_000}, "is not a network"),
-        ({"config.json": None}, "is not a network"),
-        ({"model.weights.h5": None}, "is not a network"),
-        ({"model.weights.h5": b"text"}, "is not a network"),
-        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "is not a network"),
-        ({"config.json": class_config("os", "system", command="touch ran")}, "is not a network"),
-        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "is not a network"),
+        ({"config.json": b"[1, 2]"}, "not a network"),
+        ({"config.json": b"{}"}, "not a network"),
+        ({"config.json": b"null"}, "not a network"),
+        ({"config.json": b"{"}, "not a network"),
+        ({"config.json": b"[" * 100_000}, "not a network"),
+        ({"config.json": None}, "not a network"),
+        ({"model.weights.h5": None}, "not a network"),
+        ({"model.weights.h5": b"text"}, "not a network"),
+        ({"config.json": class_config("keras.layers", "Dense", units=2)}, "not a network"),
+        ({"config.json": class_config("os", "system", command="touch ran")}, "not a network"),
+        ({"config.json": class_config("builtins", "exec", source=RUN_CODE)}, "not a network"),
         (
             {"config.json": class_config("subprocess", "Popen", args=["touch", "ran"])},
             "not a network",

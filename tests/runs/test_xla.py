@@ -8,7 +8,7 @@ import backend_steps
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import set_hashed_weights
+from golden_networks import set_hashed_weights
 
 from official_selftrain import teacher
 from official_selftrain.config import OptimizerConfig
