@@ -6,8 +6,9 @@
 Data:     COCO train2017 and val2017 as TFRecords, written by `prepare_data` (docs/data.md).
 Machine:  batches of 256 images of 640 to 1280 pixels need several accelerators (docs/scale.md).
 Hours:    unknown; not run yet.
-Expected: `published`, the AP on val2017 of the released configurations, with hard NMS. The rows of
-          the paper's table 5 (50.9 and 52.6) are other trainings: batch 128, measured with Soft-NMS.
+Expected: `published`, the AP on val2017 of the released configurations, with hard NMS. The
+          baselines in table 5 of the paper (50.9 and 52.6) are other trainings, of batch 128,
+          measured with Soft-NMS.
 
 Every setting is that of the released configuration; tests/test_experiments.py compares them. A
 released checkpoint can be measured without training: docs/models.md.

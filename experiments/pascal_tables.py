@@ -68,7 +68,7 @@ def _supervised(model, init, policy, published, labeled=TRAIN):
 
 
 def _selftrain(model, policy, unlabeled, published):
-    """A student from ImageNet++; its teacher is the supervised cell of the same model and policy."""
+    """A student whose teacher is the supervised cell of the same model and policy."""
     batch_size = MODELS[model][0]
     cell = _supervised(model, "imagenet++", policy, published)
     return cell | {
