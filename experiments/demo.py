@@ -1,9 +1,15 @@
-"""The whole method on built-in data, in minutes on a CPU.
+"""The whole method on built-in data, with boxes or with masks.
 
     python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
+    python -m official_selftrain.run --experiment=demo_segmentation --model_dir=runs/demo_masks
 
-Handwritten digits pasted on photographs (`data/sources/digits.py`). Measured numbers are in
-docs/results/demo.md.
+Data:     handwritten digits pasted on photographs, made on the spot (`data/sources/digits.py`) with
+          the extra `[demo]`: 60 labeled images, 1,000 unlabeled ones, 250 for evaluation.
+Machine:  two CPU cores.
+Hours:    0.2.
+Expected: the student beats its control, which trains on the human labels only. Means of three
+          seeds: 59.1 AP to 56.1 for `demo`, 65.3 mIoU to 60.6 for `demo_segmentation`
+          (docs/results/demo.md).
 """
 
 TASK = {
@@ -30,8 +36,8 @@ DEMO = {
         "cache": True,
     },
     "unlabeled": {"builtin": "digits/unlabeled"},
-    # 60 images make a teacher too sure of itself: above 0.5 two of three boxes are right, above 0.7
-    # four of five. The paper's 0.5 is the default elsewhere.
+    # A teacher of 60 images is overconfident: of its boxes above 0.5 two thirds are right, above
+    # 0.7 four fifths. Everywhere else the default is the paper's 0.5.
     "pseudo": {
         "batch_size": 12,
         "score_threshold": 0.7,
@@ -55,17 +61,17 @@ DEMO = {
     "trainer": {"steps": 600, "steps_per_loop": 50, "checkpoint_interval": 200},
 }
 
-# The images are small: at the paper's magnitude digits would leave them.
+# The paper's magnitude of 10 would move the digits out of images as small as these.
 S4 = {"policy": "S4", "magnitude": 4.0, "num_ops": 1}
 
 SEGMENTATION = {
     **DEMO,
-    "description": "the same, the class of every pixel in place of boxes",
+    "description": "digits on photographs, with masks instead of boxes",
     "task": {
         "kind": "segmentation",
         "image_size": (128, 128),
         "backbone": "resnet10",
-        # Digits in training are 0.7 to 1.3 times as large; much smaller ones make labels worse.
+        # In training digits are scaled by 0.7 to 1.3. Labels made at much smaller scales are worse.
         "label_scales": (0.75, 1.0, 1.25, 1.5),
         "neck": "fpn",
         "neck_filters": 32,
@@ -80,7 +86,8 @@ SEGMENTATION = {
         **DEMO["self_training"],
         "teacher": {"trainer.steps": 1600, "human.batch_size": 16},
     },
-    # Nineteen of twenty pixels are easy background, so the mean over pixels is small.
+    # Nineteen of twenty pixels are easy background, so the mean loss is small, and so is its
+    # gradient: the rate is ten times that of detection.
     "optimizer": {
         "learning_rate": 2.0,
         "warmup_steps": 100,

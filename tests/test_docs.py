@@ -1,5 +1,6 @@
 """What README and docs print runs: Python, YAML, command lines, names of flags and settings."""
 
+import ast
 import os
 import pathlib
 import re
@@ -23,6 +24,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+EXPERIMENTS = {
+    str(path.relative_to(ROOT)): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    for path in sorted((ROOT / "experiments").glob("*.py"))
 }
 COMMANDS = (
     "train", "run", "pseudo_label", "evaluate", "prepare_data", "report", "convert_checkpoint",
@@ -132,6 +137,18 @@ def test_tables_of_settings_are_those_of_the_config():
         assert fields["filled"](text) == text, f"{page} is out of date: run python docs/fields.py"
 
 
+def test_links_lead_to_files_and_headings():
+    for file in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", file.read_text(encoding="utf-8")):
+            path, _, anchor = target.partition("#")
+            linked = file.parent / path if path else file
+            assert linked.exists(), f"{file.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.M)
+                anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings]
+                assert anchor in anchors, f"{file.name}: {target}"
+
+
 def test_layouts_of_data_are_possible_sources():
     layouts = re.findall(r"\| `(\{images: .*\})` \|", PAGES["docs/data.md"])
     assert len(layouts) >= 8
@@ -171,9 +188,9 @@ def flags_of():
 
 
 def command_lines():
-    """`page, command, arguments` of all command lines."""
+    """`page, command, arguments` of all command lines, those of the experiments included."""
     found = []
-    for page, text in PAGES.items():
+    for page, text in (PAGES | EXPERIMENTS).items():
         whole = re.sub(r"\\\n\s*", " ", text)
         for command, rest in re.findall(r"python -m official_selftrain\.(\w+)([^`\n]*)", whole):
             arguments = [a for a in shlex.split(rest, comments=True) if a != "..."]

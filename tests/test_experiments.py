@@ -1,10 +1,14 @@
 """The released configurations, value by value."""
 
 import json
+import pathlib
+import shutil
 
+import mini
 import pytest
 
 from official_selftrain import config as config_lib
+from official_selftrain.data import numpy_inputs
 
 
 @pytest.mark.parametrize("variant", ["49S", "49", "96", "143", "190"])
@@ -132,3 +136,30 @@ def test_every_cell_of_the_pascal_tables_is_an_experiment():
     for name in found:
         config = config_lib.resolve(name)
         assert config.human.policy == name.split("_")[3].upper()
+
+
+def test_every_experiment_is_found_by_a_plain_search():
+    folder = pathlib.Path(__file__).parents[1] / "experiments"
+    texts = [file.read_text() for file in folder.glob("*.py")]
+    for name in config_lib.load_experiments():
+        assert sum(f'"{name}": ' in text for text in texts) == 1, name
+
+
+def test_own_boxes_and_masks_are_read_from_the_documented_folders(tmp_path, monkeypatch):
+    mini.write_boxes(tmp_path)  # train/, train.json, unlabeled/
+    mini.write_masks(tmp_path)  # masks/, classes.txt
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    shutil.copy(tmp_path / "train.json", tmp_path / "val.json")
+    shutil.copytree(tmp_path / "masks", tmp_path / "train_masks")
+    shutil.copytree(tmp_path / "masks", tmp_path / "val_masks")
+    monkeypatch.chdir(tmp_path)
+    for name, label in (("folder", "boxes"), ("folder_masks", "mask")):
+        config = config_lib.resolve(name)
+        human, evaluation, unlabeled = (
+            numpy_inputs.read_records(source)
+            for source in (config.human, config.evaluation, config.unlabeled)
+        )
+        assert (len(human), len(evaluation), len(unlabeled)) == (6, 6, 5)
+        for record in (*human, *evaluation):
+            assert getattr(record, label) is not None
+        assert config.self_training.control and config.pseudo.batch_size == 8
