@@ -14,7 +14,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from official_selftrain import config as config_lib
-from official_selftrain.utils.errors import TrainingInterrupted, UserError, did_you_mean, printable
+from official_selftrain.utils.errors import (
+    TrainingInterrupted,
+    UserError,
+    did_you_mean,
+    one_line,
+    printable,
+)
 
 FLAGS = flags.FLAGS
 
@@ -210,7 +216,7 @@ def _parse(arguments):
         hint = did_you_mean(f"--{error.flagname}", [f"--{f}" for f in _own_flags()])
         raise UserError(f"unknown flag --{error.flagname}{hint}") from None
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(one_line(error, None)) from None
 
 
 def _own_flags():

@@ -14,7 +14,7 @@ import numpy as np
 from official_selftrain import config as config_lib
 from official_selftrain.conversion.architecture import describe, detect
 from official_selftrain.conversion.released_config import experiment
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 
 AVERAGE = "/ExponentialMovingAverage"
 # Variables that a network for inference or training does not need, and why.
@@ -98,7 +98,7 @@ def _read_arrays(prefix, where):
             raise UserError(f"{wanted:,.0f} bytes of weights in a file of {there:,}")
         return {name: reader.get_tensor(name) for name in names}
     except Exception as error:  # TensorFlow raises many kinds for damaged files
-        reason = _one_line(error).replace(str(prefix), prefix.name)
+        reason = one_line(error).replace(str(prefix), prefix.name)
         raise UserError(
             f"the checkpoint {where} is damaged or cut short ({reason}); fetch it again"
         ) from None
@@ -107,10 +107,6 @@ def _read_arrays(prefix, where):
 def _literal(name):
     """A name as a pattern that matches it alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _one_line(error):
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def is_checkpoint(path):
@@ -176,7 +172,7 @@ def _read_archive(path):
             raise UserError(f"cannot unpack {path}: {error}") from None
         except Exception as error:  # tarfile, gzip and zlib raise many kinds for damaged files
             raise UserError(
-                f"cannot unpack {path}: {getattr(error, 'strerror', None) or _one_line(error)}; "
+                f"cannot unpack {path}: {getattr(error, 'strerror', None) or one_line(error)}; "
                 "fetch it again"
             ) from None
         try:
@@ -372,4 +368,4 @@ def write_checkpoint(model, prefix):
             tensors=[tf.convert_to_tensor(variable) for variable in variables.values()],
         )
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"cannot write the checkpoint {prefix}: {_one_line(error)}") from None
+        raise UserError(f"cannot write the checkpoint {prefix}: {one_line(error)}") from None

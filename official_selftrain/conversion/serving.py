@@ -7,7 +7,6 @@ output names of the released code (reference section 22); the others hold the ne
 import contextlib
 import logging
 import pathlib
-import shutil
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +15,7 @@ from official_selftrain.config import changed
 from official_selftrain.data.augmentation import geometry
 from official_selftrain.ops import nms as nms_ops
 from official_selftrain.utils import extras, files
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 
 SOFT_SIGMA = 0.3  # the paper's Soft-NMS
 NMS = ("hard", "soft", "none")
@@ -160,10 +159,11 @@ def save_model(model, config, folder, batch_size=None, nms="hard"):
     signatures = _signatures(answer, size, batch_size)
     for name, (function, spec) in signatures.items():
         archive.add_endpoint(name, function, [spec])
-    with _appearing(folder) as temporary, _quiet():
-        archive.write_out(temporary, verbose=False)
+    pathlib.Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(folder) as temporary, _quiet():
+        archive.write_out(str(temporary), verbose=False)
         function = signatures["raw_image_tensor"][0]
-        difference = _difference(function, temporary, [batch_size or 1, *size, 3])
+        difference = _difference(function, str(temporary), [batch_size or 1, *size, 3])
         if not np.isfinite(difference):
             raise UserError(f"the written file returns numbers that are not finite; {NOT_FINITE}")
     return difference
@@ -252,11 +252,12 @@ def save_network(model, file, kind, batch_size=None):
     shape = (batch_size, *model.input.shape[1:])
     signature = [keras.InputSpec(shape=shape, dtype="float32", name="images")]
     format_ = {"tflite": "litert", "onnx": "onnx"}[kind]
-    with _appearing(file, SUFFIXES[kind]) as temporary, _quiet():
+    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(file, SUFFIXES[kind]) as temporary, _quiet():
         try:
-            model.export(temporary, format=format_, input_signature=signature, verbose=False)
+            model.export(str(temporary), format=format_, input_signature=signature, verbose=False)
         except Exception as error:  # each converter raises its own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = one_line(f"{type(error).__name__}: {error}", 300)
             raise UserError(f"the network cannot be written as {kind}: {reason}") from None
 
 
@@ -305,26 +306,6 @@ def check_output(path, kind):
             )
     elif path.exists():
         raise UserError(f"{path} is a file; a SavedModel is a folder")
-
-
-@contextlib.contextmanager
-def _appearing(path, suffix=""):
-    """A temporary name that becomes `path` when the block ends without an error."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(files.temporary_name(path) + suffix)
-    try:
-        yield str(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        if temporary.is_dir():
-            temporary.rename(path)
-        else:
-            files.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ pickled. All workers must see the files under the same paths.
 
 import pathlib
 
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.extras import import_extra
 
 
@@ -29,7 +29,7 @@ def run(jobs, arguments):
         with beam.Pipeline(options=options.PipelineOptions(arguments)) as pipeline:
             _ = pipeline | beam.Create(waiting, reshuffle=True) | beam.Map(_run)
     except Exception as error:
-        raise UserError(f"Apache Beam stopped: {' '.join(str(error).split())[:500]}") from None
+        raise UserError(f"Apache Beam stopped: {one_line(error, 500)}") from None
     return [_finished(job) for job in jobs]
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from official_selftrain.data import records
 from official_selftrain.data.augmentation import geometry, simclr
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 
 
 def training_dataset(
@@ -173,6 +173,6 @@ def find_bad_record(files, check=None):
             except tf.errors.OpError as error:
                 raise UserError(
                     f"record {index} of {file} ({record.name or record.image_id}) cannot be "
-                    f"decoded: {' '.join(error.message.split())[-160:]}"
+                    f"decoded: {one_line(error.message, None)[-160:]}"
                 ) from None
     logging.info("all images of %d files can be decoded", len(files))

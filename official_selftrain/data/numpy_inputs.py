@@ -4,11 +4,10 @@ Policy S1 alone: mirroring, scale jitter, crop. Resizing is PIL's, which smooths
 so that images differ a little from those of `data.inputs`.
 """
 
-import io
-
 import numpy as np
 from PIL import Image
 
+from official_selftrain.data import png
 from official_selftrain.data.records import IGNORE_LABEL
 from official_selftrain.data.sources.readers import open_reader
 from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
@@ -86,7 +85,7 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
         canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
         return canvas
 
-    picture = Image.open(io.BytesIO(record.encoded)).convert("RGB")
+    picture = png.decode(record.encoded).convert("RGB")
     image = cut(picture, Image.Resampling.BILINEAR, np.nan)
     boxes = (
         record.boxes[:, [0, 3, 2, 1]] * (1, -1, 1, -1) + (0, 1, 0, 1) if mirrored else record.boxes
@@ -98,9 +97,9 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
         "image_info": np.stack([whole, size, scaled / whole, offset]).astype("float32"),
     }
     if record.mask:
-        mask = np.array(Image.open(io.BytesIO(record.mask)))
+        mask = np.array(png.decode(record.mask))
         if record.confidence:
-            confident = np.asarray(Image.open(io.BytesIO(record.confidence)))
+            confident = np.asarray(png.decode(record.confidence))
             mask[confident < np.rint(255 * threshold)] = IGNORE_LABEL
         mask = cut(Image.fromarray(mask), Image.Resampling.NEAREST, IGNORE_LABEL)
         scene["mask"] = mask.astype("int32")

@@ -6,7 +6,6 @@ subset from the same data set. The paper does not say how it chose its 20 % and 
 
 import collections
 import hashlib
-import json
 import logging
 
 import numpy as np
@@ -124,5 +123,5 @@ def write(images, prefix, percentages, seed=0, stratified=False, names=None):
             "images_per_class": {str(c): found[c] for c in sorted(everything)},
         }
     content = {"seed": seed, "stratified": stratified, "images": len(ordered), "subsets": summary}
-    files.write_text(f"{prefix}_splits_seed{seed}.json", json.dumps(content, indent=1))
+    files.write_json(f"{prefix}_splits_seed{seed}.json", content)
     return written

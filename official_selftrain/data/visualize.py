@@ -1,10 +1,11 @@
 """Pictures: boxes on images, contact sheets, curves and histograms."""
 
-import io
 import unicodedata
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
+
+from official_selftrain.data import png
 
 COLORS = (
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#f032e6", "#9a6324",
@@ -83,7 +84,7 @@ def draw_record(record, side, names=None, threshold=0.0, masks=False):
         threshold: smallest score, or confidence of a pixel, that is drawn.
         masks: draw the mask, not the boxes.
     """
-    image = Image.open(io.BytesIO(record.encoded))  # as stored: labels refer to that
+    image = png.decode(record.encoded)  # as stored: labels refer to that
     factor = side / max(image.size)
     image = image.resize([max(1, round(length * factor)) for length in image.size])
     if masks:
@@ -97,10 +98,10 @@ def draw_record(record, side, names=None, threshold=0.0, masks=False):
 
 def _mask_above(record, threshold, size):
     """The mask of a record at `size`, ignored where its confidence is below `threshold`."""
-    mask = np.asarray(Image.open(io.BytesIO(record.mask)).resize(size, Image.Resampling.NEAREST))
+    mask = np.asarray(png.decode(record.mask).resize(size, Image.Resampling.NEAREST))
     if not record.confidence:
         return mask
-    confidence = Image.open(io.BytesIO(record.confidence)).resize(size, Image.Resampling.NEAREST)
+    confidence = png.decode(record.confidence).resize(size, Image.Resampling.NEAREST)
     return np.where(np.asarray(confidence) < 255 * threshold, 255, mask)
 
 
@@ -209,11 +210,4 @@ def preview(path, records, count, names=None, threshold=0.0, columns=4, side=240
 
 def _write_png(path, image):
     with open(path, "wb") as file:
-        file.write(png(image))
-
-
-def png(image):
-    """PNG bytes of a PIL image."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+        file.write(png.encode(image))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Distribution:
         try:
             yield
         except gone as error:
-            reason = " ".join(str(error).split("is aborted by:")[-1].split())[:150]
+            reason = one_line(str(error).split("is aborted by:")[-1], 150)
             raise UserError(
                 "another worker of this job is gone, or does not answer. Start the same command on "
                 f"all workers again: it goes on from the last checkpoint. ({reason})"
@@ -239,7 +239,7 @@ def _multi_worker(tf):
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"cannot join the workers {', '.join(addresses)}: {reason}") from None
     return Distribution(strategy, strategy.num_replicas_in_sync, worker, len(addresses))
 
@@ -251,7 +251,7 @@ def _tpu(tf, name):
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"no TPU found as {name or 'default'!r} (--tpu takes a name, an address or `local`; "
             f"docs/tpu.md): {reason}"

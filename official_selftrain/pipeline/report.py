@@ -12,7 +12,7 @@ import pathlib
 
 from official_selftrain import teacher
 from official_selftrain.config import rounds, stages
-from official_selftrain.data import records, visualize
+from official_selftrain.data import png, records, visualize
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.pipeline import curves
 from official_selftrain.utils.errors import UserError
@@ -197,7 +197,7 @@ def _history(folder):
 
 
 def _picture(file, sheet):
-    encoded = visualize.png(sheet)
+    encoded = png.encode(sheet)
     file.write_bytes(encoded)
     return f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
 

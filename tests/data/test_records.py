@@ -189,7 +189,7 @@ def flip(content, place):
         (lambda c, n: c[: 3 * n + 5], [0, 1, 2], ["breaks off at record 3"]),
         (lambda c, n: c[: 3 * n], [0, 1, 2], []),
         (lambda c, n: c + b"text", [0, 1, 2, 3, 4], ["breaks off at record 5"]),
-        (lambda c, n: b"text" * 99, [], ["breaks off at record 0.* is no TFRecord file"]),
+        (lambda c, n: b"text" * 99, [], ["breaks off at record 0.* is not a TFRecord file"]),
         (lambda c, n: b"", [], []),
         (lambda c, n: gzip.compress(c), [0, 1, 2, 3, 4], []),
         (lambda c, n: zlib.compress(c), [0, 1, 2, 3, 4], []),
