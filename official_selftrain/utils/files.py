@@ -237,8 +237,12 @@ def write_json(path: StrPath, values: Any) -> None:
 
 def sha256(path: StrPath) -> str:
     """Hexadecimal SHA-256 of a file."""
+    # `hashlib.file_digest` does the same, but does not exist in Python 3.10.
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
