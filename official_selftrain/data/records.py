@@ -30,6 +30,7 @@ IGNORE_LABEL = 255  # pixels of a mask that do not count
 ROUNDING = 1e-4
 # The fields that belong to the image and stay when its labels are replaced.
 IMAGE = ("image_id", "encoded", "height", "width", "name", "dataset")
+SIDES = ("ymin", "xmin", "ymax", "xmax")
 # Labels of pixels, all stored as PNGs.
 PNGS = {
     "mask": "image/segmentation/class/encoded",
@@ -190,7 +191,7 @@ def to_example(record: ImageRecord) -> bytes:
     }
     if record.texts:
         features["image/object/class/text"] = bytes_(*(text.encode() for text in record.texts))
-    for column, side in enumerate(("ymin", "xmin", "ymax", "xmax")):
+    for column, side in enumerate(SIDES):
         features[f"image/object/bbox/{side}"] = floats(record.boxes[:, column])
     if record.label >= 0:
         features["image/class/label"] = ints(record.label)
@@ -261,10 +262,7 @@ def _record(features: Any) -> ImageRecord:
     if not encoded:
         raise UserError("it has no image (feature 'image/encoded')")
     height, width = _size(encoded, "image")
-    sides = {side: floats(f"image/object/bbox/{side}") for side in ("ymin", "xmin", "ymax", "xmax")}
-    if len({len(side) for side in sides.values()}) > 1:
-        counts = ", ".join(f"{len(values)} {side}" for side, values in sides.items())
-        raise UserError(f"its boxes have columns of different lengths: {counts}")
+    sides = {side: floats(f"image/object/bbox/{side}") for side in SIDES}
     pngs = {field: data(key) for field, key in PNGS.items()}
     for field in ("mask", "confidence"):
         if pngs[field] and (size := _size(pngs[field], field)) != (height, width):
@@ -279,7 +277,7 @@ def _record(features: Any) -> ImageRecord:
         height=int(height),
         width=int(width),
         name=text("image/filename"),
-        boxes=np.stack(list(sides.values()), axis=-1),
+        boxes=_stack_sides(sides),
         classes=ints("image/object/class/label"),
         scores=_or_none(floats("image/object/score")),
         is_crowd=_or_none(ints("image/object/is_crowd").astype(bool)),
@@ -291,6 +289,14 @@ def _record(features: Any) -> ImageRecord:
         dataset=text("image/dataset"),
         teacher=text("image/teacher"),
     )
+
+
+def _stack_sides(sides: dict[str, np.ndarray]) -> np.ndarray:
+    """Boxes `[N, 4]` from their four columns `[N]`."""
+    if len({len(side) for side in sides.values()}) > 1:
+        counts = ", ".join(f"{len(values)} {side}" for side, values in sides.items())
+        raise UserError(f"its boxes have columns of different lengths: {counts}")
+    return np.stack(list(sides.values()), axis=-1)
 
 
 def _size(encoded: bytes, what: str) -> tuple[int, int]:
@@ -336,7 +342,7 @@ def decode(serialized: Tensor) -> dict[str, Tensor]:
     """
     import tensorflow as tf
 
-    sides = [f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax")]
+    sides = [f"image/object/bbox/{side}" for side in SIDES]
     values = tf.io.parse_single_example(
         serialized,
         {
@@ -354,7 +360,7 @@ def decode(serialized: Tensor) -> dict[str, Tensor]:
     scores = values["image/object/score"].values
     is_crowd = values["image/object/is_crowd"].values > 0
 
-    def gray(encoded):
+    def gray(encoded):  # an empty string, the default of the feature, is not a PNG
         return tf.cond(
             tf.strings.length(encoded) > 0,
             lambda: tf.io.decode_png(encoded, channels=1)[..., 0],

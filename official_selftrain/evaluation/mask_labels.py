@@ -55,6 +55,7 @@ class MaskLabelStatistics(LabelStatistics):
         self.ignored_images = 0
         self.found: Counter[int] = Counter()
         self.histogram = np.zeros(20, "int64")
+        # How much better the kept pixels are than all of them shows what the threshold is good for.
         self.metric = miou.SegmentationMetric(num_classes, class_names)
         self.all_pixels = miou.SegmentationMetric(num_classes, class_names)
 
@@ -84,6 +85,7 @@ class MaskLabelStatistics(LabelStatistics):
         self.ignored_images += not keep.any()
         self.found.update(count_classes(classes))
         self.kept.update(count_classes(classes[keep]))
+        # A confidence of 255 is probability 1, which belongs to the last bin.
         bins = np.minimum(confidence.astype(int) * 20 // 255, 19)
         self.histogram += np.bincount(bins.ravel(), minlength=20)
         if truth.mask:
