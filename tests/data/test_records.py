@@ -272,7 +272,7 @@ def changed(**features):
         ({"object__bbox__xmax": [float("inf"), 1.0]}, "not a finite number"),
         ({"object__bbox__xmax": [40.0, 50.0]}, "are these pixels"),
         ({"encoded": b""}, "it has no image"),
-        ({"encoded": b"hello"}, "its image cannot be decoded: it is no image"),
+        ({"encoded": b"hello"}, "its image cannot be decoded: it is not an image"),
         ({"segmentation__class__encoded": b"hello"}, "its mask cannot be decoded"),
         ({"segmentation__class__encoded": mask_png(3, 3)}, r"its mask has \(3, 3\) pixels"),
     ],
