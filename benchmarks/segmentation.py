@@ -69,10 +69,10 @@ def write_image(height, width):
     """A TFRecord of `STEPS` + 1 images of noise."""
     import numpy as np
 
-    from official_selftrain.data import records
+    from official_selftrain.data import png, records
 
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), "uint8")
-    image = {"encoded": records.encode_png(pixels), "height": height, "width": width}
+    image = {"encoded": png.encode(pixels), "height": height, "width": width}
     file = f"{tempfile.mkdtemp()}/images.tfrecord"
     records.write(file, (records.ImageRecord(i, **image) for i in range(STEPS + 1)))
     return [file]

@@ -29,6 +29,7 @@ from official_selftrain.utils.errors import (
     UserError,
     did_you_mean,
     nearest,
+    one_line,
     or_nearest,
     printable,
 )
@@ -288,7 +289,7 @@ def _parse(arguments):
 
 def _wrong_value(error):
     """The message for a missing value, or one that the flag cannot take."""
-    text = " ".join(str(error).split())
+    text = one_line(error, None)
     found = re.match(r"(?:flag|Missing value for flag) --(\w+)(=?)", text)
     if not found or found[1] not in FLAGS:
         return text

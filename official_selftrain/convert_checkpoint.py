@@ -20,7 +20,7 @@ from absl import flags
 from official_selftrain import cli
 from official_selftrain import config as config_lib
 from official_selftrain.utils import files
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.types import StrPath
 
 if TYPE_CHECKING:
@@ -69,15 +69,12 @@ def _to_keras(output):
 def _save(model, output):
     """Writes a model, or only its weights, to a file that appears once it is complete."""
     suffix = ".keras" if output.suffix == ".keras" else ".weights.h5"
-    temporary = pathlib.Path(files.temporary_name(output) + suffix)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        model.save(temporary) if suffix == ".keras" else model.save_weights(temporary)
-        files.replace(temporary, output)
+        with files.replacing(output, suffix) as temporary:
+            model.save(temporary) if suffix == ".keras" else model.save_weights(temporary)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _back_to_tf1(file, prefix):
@@ -102,7 +99,7 @@ def load_model(file: StrPath) -> "keras.Model":
     try:
         model = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # Keras and zipfile raise many kinds for damaged files
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
         raise UserError(
             f"{file} is not a network that convert_checkpoint wrote, or is damaged ({reason})"
         ) from None

@@ -242,5 +242,5 @@ def test_flags_and_settings_in_the_text_exist(flags_of):
 def test_a_source_without_images_is_refused_instead_of_waited_for():
     from official_selftrain.data import numpy_inputs
 
-    with pytest.raises(UserError, match="no image in pseudo"):
+    with pytest.raises(UserError, match="the stream pseudo has no image"):
         next(numpy_inputs.training_batches({"pseudo": ([], 2)}, (128, 128)))

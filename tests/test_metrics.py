@@ -108,4 +108,4 @@ def test_a_broken_evaluator_gives_way_to_pycocotools(error, monkeypatch, caplog)
     coco._evaluator.cache_clear()
     assert {cls.__module__.split(".")[0] for cls in coco._evaluator()} == {"pycocotools"}
     coco._evaluator.cache_clear()
-    assert "faster_coco_eval is broken, pycocotools takes its place" in caplog.text
+    assert "faster_coco_eval is broken, pycocotools is used instead" in caplog.text

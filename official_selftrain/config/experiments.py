@@ -10,7 +10,7 @@ from official_selftrain.config.build import model_from_dict
 from official_selftrain.config.overrides import check_depth, load_file, merge, parse_override
 from official_selftrain.config.schema import Config
 from official_selftrain.config.stages import teacher_config
-from official_selftrain.utils.errors import UserError, did_you_mean, or_nearest, short
+from official_selftrain.utils.errors import UserError, did_you_mean, one_line, or_nearest, short
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENT_FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
@@ -73,7 +73,7 @@ def _execute(file):
         frames = traceback.extract_tb(error.__traceback__)
         line = next((f.lineno for f in reversed(frames) if f.filename == str(file)), None)
         where = f"{file}, line {line}" if line else str(file)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = one_line(f"{type(error).__name__}: {error}", None)
         raise UserError(f"{where}, cannot be executed: {reason}") from None
     experiments = found.get("EXPERIMENTS")
     if not isinstance(experiments, dict):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import yaml
 
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.files import read_text
 
 LARGEST, DEEPEST = 100_000, 50  # values of a file once its anchors are written out, and levels
@@ -66,7 +66,7 @@ def load_yaml(text, origin, last_wins=False):
         reason = " ".join(filter(None, (error.context, error.problem)))
         raise UserError(f"{origin}{where}: not valid YAML: {reason}") from None
     except (yaml.YAMLError, ValueError, OverflowError, TypeError) as error:
-        raise UserError(f"{origin} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{origin} is not valid YAML: {one_line(error, None)}") from None
     finally:
         if loader is not None:
             loader.dispose()

@@ -18,7 +18,7 @@ import numpy as np
 from official_selftrain import config as config_lib
 from official_selftrain.conversion.architecture import describe, detect
 from official_selftrain.conversion.released_config import experiment
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.types import StrPath
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _read_arrays(prefix: pathlib.Path, where: StrPath) -> Arrays:
             raise UserError(f"{wanted:,.0f} bytes of weights in a file of {size:,}")
         return {name: reader.get_tensor(name) for name in names}
     except Exception as error:  # TensorFlow raises many kinds for damaged files
-        reason = _one_line(error).replace(str(prefix), prefix.name)
+        reason = one_line(error).replace(str(prefix), prefix.name)
         raise UserError(
             f"the checkpoint {where} is damaged or incomplete ({reason}); download it again"
         ) from None
@@ -126,10 +126,6 @@ def _read_arrays(prefix: pathlib.Path, where: StrPath) -> Arrays:
 def _literal(name: str) -> str:
     """A glob pattern that matches only `name`."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def is_checkpoint(path: StrPath) -> bool:
@@ -197,7 +193,7 @@ def _read_archive(path: pathlib.Path) -> Arrays:
             raise UserError(f"cannot unpack {path}: {error}") from None
         except Exception as error:  # tarfile, gzip and zlib raise many kinds for damaged files
             raise UserError(
-                f"cannot unpack {path}: {getattr(error, 'strerror', None) or _one_line(error)}; "
+                f"cannot unpack {path}: {getattr(error, 'strerror', None) or one_line(error)}; "
                 "download it again"
             ) from None
         try:
@@ -432,4 +428,4 @@ def write_checkpoint(model: keras.Model, prefix: StrPath) -> None:
             tensors=[tf.convert_to_tensor(variable) for variable in variables.values()],
         )
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f"cannot write the checkpoint {prefix}: {_one_line(error)}") from None
+        raise UserError(f"cannot write the checkpoint {prefix}: {one_line(error)}") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from official_selftrain.conversion.exif import exif_orientation, upright
 from official_selftrain.data.augmentation import geometry
 from official_selftrain.tasks import make_task
 from official_selftrain.utils import extras, files
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.types import StrPath, Tensor
 
 if TYPE_CHECKING:
@@ -94,10 +93,11 @@ def save_model(
     signatures = _signatures(answer, size, batch_size)
     for name, (function, spec) in signatures.items():
         archive.add_endpoint(name, function, [spec])
-    with _appearing(folder) as temporary, _quiet():
-        archive.write_out(temporary, verbose=False)
+    pathlib.Path(folder).parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(folder) as temporary, _quiet():
+        archive.write_out(str(temporary), verbose=False)
         function = signatures["raw_image_tensor"][0]
-        difference = _difference(function, temporary, [batch_size or 1, *size, 3])
+        difference = _difference(function, str(temporary), [batch_size or 1, *size, 3])
         if not np.isfinite(difference):
             raise UserError(f"an output of the written file is not finite; {NOT_FINITE}")
     return difference
@@ -208,11 +208,12 @@ def save_network(
     signature = [keras.InputSpec(shape=shape, dtype="float32", name="images")]
     # Keras calls the format by the name of its new runtime.
     format_ = {"tflite": "litert", "onnx": "onnx"}[kind]
-    with _appearing(file, SUFFIXES[kind]) as temporary, _quiet():
+    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(file, SUFFIXES[kind]) as temporary, _quiet():
         try:
-            model.export(temporary, format=format_, input_signature=signature, verbose=False)
+            model.export(str(temporary), format=format_, input_signature=signature, verbose=False)
         except Exception as error:  # each converter raises its own
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = one_line(f"{type(error).__name__}: {error}", 300)
             raise UserError(f"cannot convert the network to {kind}: {reason}") from None
 
 
@@ -262,31 +263,6 @@ def check_output(path: StrPath, kind: str) -> None:
             )
     elif path.exists():
         raise UserError(f"{path} is a file; a SavedModel is a folder")
-
-
-@contextlib.contextmanager
-def _appearing(path: StrPath, suffix: str = "") -> Iterator[str]:
-    """Yields a temporary name that is renamed to `path` when the block ends without an error.
-
-    Args:
-        path: a file or a folder; an existing one is replaced.
-        suffix: required end of the temporary name.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(files.temporary_name(path) + suffix)
-    try:
-        yield str(temporary)
-        if path.is_dir():
-            shutil.rmtree(path)
-        if temporary.is_dir():
-            temporary.rename(path)
-        else:
-            files.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

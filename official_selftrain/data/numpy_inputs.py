@@ -1,26 +1,29 @@
-"""Batches from records in memory by NumPy and PIL, for machines with JAX and without TensorFlow.
+"""Batches from records in memory by NumPy and Pillow, for machines without TensorFlow.
 
-Policy S1 alone: mirroring, scale jitter, crop. Resizing is PIL's, which smooths where it shrinks,
-so that images differ a little from those of `data.inputs`.
+Only policy S1 is available: flip, scale jitter and crop. Images are resized by Pillow, which
+smooths them when it shrinks them, so they differ slightly from those of `data.inputs`.
 """
 
-import io
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.config import SourceConfig
+from official_selftrain.data import png
+from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
 from official_selftrain.data.sources.readers import open_reader
 from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
 from official_selftrain.ops.colors import MEAN, STDDEV
 from official_selftrain.utils.errors import UserError
 
 
-def read_records(source):
-    """All `ImageRecord`s of a `config.SourceConfig` with `images`: a folder, glob or tars.
+def read_records(source: SourceConfig) -> list[ImageRecord]:
+    """All records of a source whose `images` are a folder, a glob or tar files.
 
     Raises:
-        UserError: for anything wrong with the source.
+        UserError: if anything is wrong with the source.
     """
     reader = open_reader(source, str)
     problems = RecordErrors(source.on_bad_record == "skip")
@@ -31,48 +34,73 @@ def read_records(source):
     return found
 
 
-def training_batches(sources, size, seed=0, jitter=(0.8, 1.2), max_boxes=100, threshold=0.0):
-    """Endless batches for `SelfTrainer.train_on_batch`, shuffled anew in each epoch.
+def training_batches(
+    streams: Mapping[str, tuple[list[ImageRecord], int]],
+    size: tuple[int, int],
+    seed: int = 0,
+    jitter: tuple[float, float] = (0.8, 1.2),
+    max_boxes: int = 100,
+    threshold: float = 0.0,
+) -> Iterator[tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]]:
+    """Endless batches for `SelfTrainer.train_on_batch`, in a new order in each epoch.
 
     Args:
-        sources: `{"human" or "pseudo": (list of `ImageRecord`, images in a batch)}`.
+        streams: `{"human" or "pseudo": (records, images per batch)}`.
         size: (height, width) of the network input.
-        seed: of order and augmentation.
+        seed: seed of order and augmentation.
         jitter: smallest and largest scale.
-        max_boxes: boxes of an image that reach the loss.
-        threshold: pseudo boxes with a score at or below it are dropped, pixels below it ignored.
+        max_boxes: the most boxes of an image that reach the loss.
+        threshold: pseudo boxes whose score is not above it are dropped, and pixels whose confidence
+            is below it are ignored.
 
     Raises:
-        UserError: when the first batch is asked for, if a source has no record.
+        UserError: when the first batch is requested, if a stream has no record.
 
     Yields:
-        (`{source: images [B, h, w, 3]}`, `{source: labels}`), the labels being `boxes`
-        `[B, max_boxes, 4]` in pixels, `classes` and `scores` `[B, max_boxes]`, -1 where
-        padded; with masks also `mask` `[B, h, w]` int32.
+        (`{stream: images float32 [B, h, w, 3]}`, `{stream: labels}`). Labels are a dict of `boxes`
+        `[B, max_boxes, 4]` in pixels, `classes` and `scores` `[B, max_boxes]`, all -1 where padded;
+        with masks also `mask` `[B, h, w]` int32, 255 where ignored.
     """
-    for name, (records, _) in sources.items():
+    for name, (records, _) in streams.items():
         if not records:
-            raise UserError(f"no image in {name}: batches of it cannot be made")
-    streams = {
+            raise UserError(f"the stream {name} has no image to make batches of")
+    # Each stream has its own generator, so that one does not depend on the length of the other.
+    endless = {
         name: _scenes(records, size, np.random.default_rng([seed, index]), jitter, threshold)
-        for index, (name, (records, _)) in enumerate(sources.items())
+        for index, (name, (records, _)) in enumerate(streams.items())
     }
     while True:
         images, labels = {}, {}
-        for name, (_, count) in sources.items():
-            scenes = [next(streams[name]) for _ in range(count)]
+        for name, (_, count) in streams.items():
+            scenes = [next(endless[name]) for _ in range(count)]
             images[name] = np.stack([scene["image"] for _, scene in scenes])
             rows = [_labels(record, scene, max_boxes, threshold) for record, scene in scenes]
             labels[name] = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
         yield images, labels
 
 
-def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=0.0):
-    """A record as a network gets it; pixels of a confidence below the threshold are ignored.
+def fit(
+    record: ImageRecord,
+    size: Any,
+    scale: float = 1.0,
+    position: Any = (0.0, 0.0),
+    mirrored: bool = False,
+    threshold: float = 0.0,
+) -> dict[str, np.ndarray]:
+    """A record resized, cropped and padded to the network input.
+
+    Args:
+        record: the image with its labels.
+        size: (height, width) of the network input.
+        scale: size of the image relative to the one that just fits into the input.
+        position: (y, x) in [0, 1), where to crop an image that is too large.
+        mirrored: whether to flip the image left to right.
+        threshold: pixels of a mask with a confidence below it are ignored.
 
     Returns:
-        dict: `image` `[h, w, 3]` float32, normalized, 0 where padded; `boxes` `[N, 4]` in pixels;
-        `mask` `[h, w]` int32, 255 where padded, if the record has one; `image_info` `[4, 2]`.
+        dict: `image` float32 `[h, w, 3]`, normalized, 0 where padded; `boxes` float32 `[N, 4]`,
+        (ymin, xmin, ymax, xmax) in pixels; `mask` int32 `[h, w]`, 255 where ignored or padded, if
+        the record has one; `image_info` float32 `[4, 2]` as of `geometry.plan_resize`.
     """
     size, whole = np.array(size), np.array([record.height, record.width])
     scaled = np.maximum(np.rint(whole * (np.rint(scale * size) / whole).min()), 1).astype(int)
@@ -86,28 +114,37 @@ def fit(record, size, scale=1.0, position=(0.0, 0.0), mirrored=False, threshold=
         canvas[: pixels.shape[0], : pixels.shape[1]] = pixels
         return canvas
 
-    picture = Image.open(io.BytesIO(record.encoded)).convert("RGB")
+    picture = png.decode(record.encoded).convert("RGB")
+    # The padding is the mean color, so 0 once it is normalized; NaN marks it until then.
     image = cut(picture, Image.Resampling.BILINEAR, np.nan)
     boxes = (
         record.boxes[:, [0, 3, 2, 1]] * (1, -1, 1, -1) + (0, 1, 0, 1) if mirrored else record.boxes
     )
     pixels = boxes * np.tile(scaled, 2) - np.tile(offset, 2)
+    mean, stddev = np.array(MEAN, "float32"), np.array(STDDEV, "float32")
     scene = {
-        "image": np.nan_to_num((image / 255 - np.float32(MEAN)) / np.float32(STDDEV)),
+        "image": np.nan_to_num((image / 255 - mean) / stddev),
         "boxes": np.clip(pixels, 0, np.tile(size - 1, 2)).astype("float32"),
         "image_info": np.stack([whole, size, scaled / whole, offset]).astype("float32"),
     }
     if record.mask:
-        mask = np.array(Image.open(io.BytesIO(record.mask)))
+        mask = np.array(png.decode(record.mask))
         if record.confidence:
-            confident = np.asarray(Image.open(io.BytesIO(record.confidence)))
+            confident = np.asarray(png.decode(record.confidence))
             mask[confident < np.rint(255 * threshold)] = IGNORE_LABEL
         mask = cut(Image.fromarray(mask), Image.Resampling.NEAREST, IGNORE_LABEL)
         scene["mask"] = mask.astype("int32")
     return scene
 
 
-def _scenes(records, size, rng, jitter, threshold):
+def _scenes(
+    records: list[ImageRecord],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    jitter: tuple[float, float],
+    threshold: float,
+) -> Iterator[tuple[ImageRecord, dict[str, np.ndarray]]]:
+    """Endless (record, augmented scene), every record once per epoch."""
     while True:
         for index in rng.permutation(len(records)):
             scale, position, mirrored = (
@@ -119,14 +156,17 @@ def _scenes(records, size, rng, jitter, threshold):
             yield record, fit(record, size, scale, position, mirrored, threshold)
 
 
-def _labels(record, scene, max_boxes, threshold):
-    """The labels of a scene, boxes that were cropped away or score too low left out."""
+def _labels(
+    record: ImageRecord, scene: dict[str, np.ndarray], max_boxes: int, threshold: float
+) -> dict[str, np.ndarray]:
+    """The labels of a scene without boxes that were cropped away or score too low."""
     boxes = scene["boxes"]
+    # Crowds are groups of objects, which no single box can be learned from.
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & ~record.is_crowd
     if record.origin == "pseudo":
         keep &= record.scores > threshold
 
-    def pad(values):
+    def pad(values):  # all images of a batch have the same number of rows
         values = values[keep][:max_boxes]
         return np.concatenate([values, np.full((max_boxes - len(values), *values.shape[1:]), -1)])
 

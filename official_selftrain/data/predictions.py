@@ -1,8 +1,11 @@
 """What a task predicts for an image: boxes or a class map."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
+
+NO_MAPS: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +15,7 @@ class Detections:
     Attributes:
         boxes: `[N, 4]` float32, (ymin, xmin, ymax, xmax) as fractions of the image.
         scores: `[N]` in (0, 1].
-        classes: `[N]` int, from 1.
+        classes: `[N]` int class ids, from 1.
     """
 
     boxes: np.ndarray
@@ -27,11 +30,12 @@ class MaskPrediction:
     Attributes:
         classes: `[H, W]` uint8 class ids.
         confidence: `[H, W]` uint8, 255 times the probability of the class.
-        runner_up_classes, runner_up_confidences: the same of the second, third, ... class,
-            `[K H, W]`, one map below the other; K is 0 unless `label_classes` asks for more.
+        runner_up_classes: uint8 `[K H, W]`, the second, third, ... likeliest classes, K maps one
+            below the other; empty unless `label_classes` asks for more than one class.
+        runner_up_confidences: the same of their probabilities.
     """
 
     classes: np.ndarray
     confidence: np.ndarray
-    runner_up_classes: np.ndarray = ()
-    runner_up_confidences: np.ndarray = ()
+    runner_up_classes: np.ndarray = NO_MAPS
+    runner_up_confidences: np.ndarray = NO_MAPS

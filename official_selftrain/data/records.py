@@ -1,4 +1,4 @@
-"""`ImageRecord`, and its form on disk: the only place that knows TFRecord feature names.
+"""`ImageRecord` and its form on disk; no other module knows the TFRecord feature names.
 
 The names are those of the released code (and of Model Garden, which kept them), plus
 `image/filename`, `image/origin`, `image/dataset`, `image/teacher`, `image/object/score`,
@@ -7,37 +7,45 @@ The names are those of the released code (and of Model Garden, which kept them),
 
 import contextlib
 import dataclasses
-import io
+import hashlib
 import os
-import pathlib
 import re
 import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 
+from official_selftrain.data import png
 from official_selftrain.utils.errors import Damaged, UserError
-from official_selftrain.utils.files import matching, replace, temporary_name
+from official_selftrain.utils.files import matching, replacing
+from official_selftrain.utils.types import StrPath, Tensor
 
 LARGEST_IMAGE = 2**29 - 1  # pixels; TensorFlow decodes no more
-Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE  # Pillow's own limit is a third, less than a large panorama
+# Pillow's own limit is a third of that, less than a large panorama has.
+Image.MAX_IMAGE_PIXELS = LARGEST_IMAGE
 IGNORE_LABEL = 255  # pixels of a mask that do not count
 # Boxes may leave [0, 1] by rounding; more than this is a mistake.
 ROUNDING = 1e-4
-# What a record knows of its image, whoever labels it.
+# The fields that belong to the image and stay when its labels are replaced.
 IMAGE = ("image_id", "encoded", "height", "width", "name", "dataset")
-# Labels of pixels, all PNGs.
+SIDES = ("ymin", "xmin", "ymax", "xmax")
+# Labels of pixels, all stored as PNGs.
 PNGS = {
     "mask": "image/segmentation/class/encoded",
     "confidence": "image/segmentation/class/confidence",
     "runner_up_masks": "image/segmentation/next/encoded",
     "runner_up_confidences": "image/segmentation/next/confidence",
 }
+# Defaults of fields that hold an array once the record is made, whatever they were given.
+NO_LABELS: Any = ()
+NOT_GIVEN: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRecord:
-    """One image with its labels, human or pseudo, checked when made.
+    """One image with its labels, human or pseudo, checked when it is made.
 
     Attributes:
         image_id: integer >= 0.
@@ -48,19 +56,22 @@ class ImageRecord:
         classes: `[N]` int64, from 1; 0 is the background.
         scores: `[N]` float32 in [0, 1], 1 for human labels.
         is_crowd: `[N]` bool.
-        areas: `[N]` float32 in square pixels; computed from the boxes where not given.
-        texts: names of the classes of the boxes, or () where not known.
+        areas: `[N]` float32 in square pixels; computed from the boxes if not given.
+        texts: class names of the boxes, or () if they are not known.
         mask: gray PNG bytes of class ids, as large as the image (255 is ignored), or b"".
         confidence: gray PNG bytes, 255 times the probability of each pixel's class in a pseudo
             mask, or b"".
-        runner_up_masks, runner_up_confidences: gray PNG bytes of the second, third, ... class of
-            each pixel and of their probabilities, one map below the other, for soft labels; or b"".
+        runner_up_masks: gray PNG bytes of the second, third, ... likeliest class of each pixel, for
+            soft labels; or b"". The K maps `[H, W]` are stacked to one `[K H, W]`, because a gray
+            PNG has no channels to hold them.
+        runner_up_confidences: the same of their probabilities times 255.
         label: class of the whole image, from 0, for classification; -1 for none.
         origin: "human", "pseudo", or "none" for an image without labels.
-        dataset, teacher: where image and labels come from.
+        dataset: name of the data set that the image comes from.
+        teacher: name of the network that the pseudo labels come from.
 
     Raises:
-        UserError: naming the record and the fault.
+        UserError: naming the record and what is wrong with it.
     """
 
     image_id: int
@@ -68,12 +79,12 @@ class ImageRecord:
     height: int
     width: int
     name: str = ""
-    boxes: np.ndarray = ()
-    classes: np.ndarray = ()
-    scores: np.ndarray | None = None
-    is_crowd: np.ndarray | None = None
-    areas: np.ndarray | None = None
-    texts: tuple = ()
+    boxes: np.ndarray = NO_LABELS
+    classes: np.ndarray = NO_LABELS
+    scores: np.ndarray = NOT_GIVEN
+    is_crowd: np.ndarray = NOT_GIVEN
+    areas: np.ndarray = NOT_GIVEN
+    texts: tuple[str, ...] = ()
     mask: bytes = b""
     confidence: bytes = b""
     runner_up_masks: bytes = b""
@@ -83,7 +94,7 @@ class ImageRecord:
     dataset: str = ""
     teacher: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         boxes = self._array("boxes", "float32")
         if boxes.size % 4:
             self._fail(f"boxes have four numbers each; given {boxes.size} in all")
@@ -112,21 +123,27 @@ class ImageRecord:
         except UnicodeEncodeError:
             self._fail("its name is not UTF-8 text")
         for field, column in {**columns, "boxes": boxes}.items():
+            # A frozen dataclass refuses plain assignments, also its own.
             object.__setattr__(self, field, column)
 
-    def _array(self, field, dtype, default=()):
+    def _array(self, field: str, dtype: Any, default: Any = ()) -> np.ndarray:
         given = getattr(self, field)
         try:
             return np.asarray(default if given is None else given, dtype)
         except (TypeError, ValueError, OverflowError) as error:
             self._fail(f"{field} cannot be {np.dtype(dtype).name}: {error}")
 
-    def relabeled(self, teacher, **labels):
-        """The image with pseudo labels, fields of a record, in place of every label it has."""
+    def relabeled(self, teacher: str, **labels: Any) -> "ImageRecord":
+        """A record of the same image with pseudo labels instead of all labels that it has.
+
+        Args:
+            teacher: name of the network that made the labels.
+            **labels: the fields of the new record that hold them.
+        """
         image = {name: getattr(self, name) for name in IMAGE}
         return ImageRecord(**image, **labels, origin="pseudo", teacher=teacher)
 
-    def _check_boxes(self, boxes):
+    def _check_boxes(self, boxes: np.ndarray) -> None:
         if not np.isfinite(boxes).all():
             self._fail("a box coordinate is not a finite number")
         if boxes.size == 0:
@@ -141,12 +158,12 @@ class ImageRecord:
         if (boxes[:, 2:] < boxes[:, :2]).any():
             self._fail("a box ends before it begins; the order is (ymin, xmin, ymax, xmax)")
 
-    def _fail(self, fault):
+    def _fail(self, fault: str) -> NoReturn:
         raise UserError(f"image {self.name or self.image_id}: {fault}") from None
 
 
-def to_example(record):
-    """Serialized `tf.train.Example` of a record."""
+def to_example(record: ImageRecord) -> bytes:
+    """Serialized `tf.train.Example` of a record; equal records give equal bytes."""
     import tensorflow as tf
 
     def bytes_(*values):
@@ -174,7 +191,7 @@ def to_example(record):
     }
     if record.texts:
         features["image/object/class/text"] = bytes_(*(text.encode() for text in record.texts))
-    for column, side in enumerate(("ymin", "xmin", "ymax", "xmax")):
+    for column, side in enumerate(SIDES):
         features[f"image/object/bbox/{side}"] = floats(record.boxes[:, column])
     if record.label >= 0:
         features["image/class/label"] = ints(record.label)
@@ -185,15 +202,15 @@ def to_example(record):
     return example.SerializeToString(deterministic=True)
 
 
-def from_example(serialized, where="record"):
-    """The record of a serialized example, ours or of the released code.
+def from_example(serialized: bytes, where: str = "record") -> ImageRecord:
+    """The record of a serialized example, written by this package or by the released code.
 
     Args:
-        serialized: bytes.
-        where: named in errors.
+        serialized: a serialized `tf.train.Example`.
+        where: what errors call it.
 
     Raises:
-        UserError: if it is no example, has no image, or holds what no record can be made of.
+        UserError: if it is not an example, has no image, or has labels that a record refuses.
     """
     import tensorflow as tf
 
@@ -213,7 +230,9 @@ def from_example(serialized, where="record"):
         raise UserError(f"{where} cannot be read: {type(error).__name__}: {error}") from None
 
 
-def _record(features):
+def _record(features: Any) -> ImageRecord:
+    """The record of the features of a `tf.train.Example`."""
+
     def values(key, kind):
         found = features[key].WhichOneof("kind") if key in features else None
         content = getattr(features[key], found).value if found else []
@@ -243,15 +262,13 @@ def _record(features):
     if not encoded:
         raise UserError("it has no image (feature 'image/encoded')")
     height, width = _size(encoded, "image")
-    sides = {side: floats(f"image/object/bbox/{side}") for side in ("ymin", "xmin", "ymax", "xmax")}
-    if len({len(side) for side in sides.values()}) > 1:
-        counts = ", ".join(f"{len(values)} {side}" for side, values in sides.items())
-        raise UserError(f"its boxes have columns of different lengths: {counts}")
+    sides = {side: floats(f"image/object/bbox/{side}") for side in SIDES}
     pngs = {field: data(key) for field, key in PNGS.items()}
     for field in ("mask", "confidence"):
         if pngs[field] and (size := _size(pngs[field], field)) != (height, width):
             raise UserError(f"its {field} has {size} pixels, its image {(height, width)}")
     label = ints("image/class/label")
+    # The released code writes ids as text; other programs write them as integers.
     source_id = features["image/source_id"].int64_list.value
     source_id = str(source_id[0]) if source_id else text("image/source_id")
     return ImageRecord(
@@ -260,7 +277,7 @@ def _record(features):
         height=int(height),
         width=int(width),
         name=text("image/filename"),
-        boxes=np.stack(list(sides.values()), axis=-1),
+        boxes=_stack_sides(sides),
         classes=ints("image/object/class/label"),
         scores=_or_none(floats("image/object/score")),
         is_crowd=_or_none(ints("image/object/is_crowd").astype(bool)),
@@ -274,51 +291,58 @@ def _record(features):
     )
 
 
-def _size(encoded, what):
-    """(height, width) that the header of an image tells; what a record says may be wrong."""
+def _stack_sides(sides: dict[str, np.ndarray]) -> np.ndarray:
+    """Boxes `[N, 4]` from their four columns `[N]`."""
+    if len({len(side) for side in sides.values()}) > 1:
+        counts = ", ".join(f"{len(values)} {side}" for side, values in sides.items())
+        raise UserError(f"its boxes have columns of different lengths: {counts}")
+    return np.stack(list(sides.values()), axis=-1)
+
+
+def _size(encoded: bytes, what: str) -> tuple[int, int]:
+    """(height, width) in the header of an image; the features of a record may be wrong."""
     try:
-        return Image.open(io.BytesIO(encoded)).size[::-1]
+        width, height = png.decode(encoded).size
+        return height, width
     except Exception:
-        raise UserError(f"its {what} cannot be decoded: it is no image of a known format") from None
+        raise UserError(
+            f"its {what} cannot be decoded: it is not an image of a known format"
+        ) from None
 
 
-def _image_id(source_id, encoded):
-    """Numbers are ids; other texts are hashed, and without any the image is."""
+def _image_id(source_id: str, encoded: bytes) -> int:
+    """The id as a number; the hash of any other text, or of the image if there is none."""
     number = int(source_id) if source_id.isdecimal() else -1
     return number if 0 <= number < 2**63 else hashed_id(source_id or encoded)
 
 
-def _or_none(array):
+def _or_none(array: np.ndarray) -> Any:
     return array if array.size else None
 
 
-def encode_png(pixels):
-    """PNG bytes of pixels, `[H, W, 3]` or `[H, W]` uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def hashed_id(name):
-    """A stable 63-bit id of a name or of bytes."""
-    import hashlib
-
+def hashed_id(name: str | bytes) -> int:
+    """A stable id of a name or of bytes, in 0 to 2^63 - 1."""
     data = name.encode() if isinstance(name, str) else name
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 
-def decode(serialized):
-    """Tensors of one serialized example, inside `tf.data`.
+def decode(serialized: Tensor) -> dict[str, Tensor]:
+    """Tensors of one serialized example, for use in `tf.data`.
+
+    Inside a graph, entries that a parser does not use are not decoded.
+
+    Args:
+        serialized: string tensor `[]`.
 
     Returns:
-        dict: `image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` fractions, `classes` int32 `[N]`, `scores`
-        `[N]`, `is_crowd` bool `[N]`, `mask` and `confidence` uint8 `[H, W]`, `runner_up_masks` and
-        `runner_up_confidences` uint8 `[K H, W]` (`[0, 0]` without one), `label` int32, -1 if none.
-        What a parser leaves unread is not decoded.
+        dict: `image` uint8 `[H, W, 3]`; `boxes` float32 `[N, 4]`, (ymin, xmin, ymax, xmax) as
+        fractions; `classes` int32 `[N]`; `scores` float32 `[N]`; `is_crowd` bool `[N]`; `mask` and
+        `confidence` uint8 `[H, W]`, `runner_up_masks` and `runner_up_confidences` uint8 `[K H, W]`,
+        all `[0, 0]` if the record has none; `label` int32 `[]`, -1 if there is none.
     """
     import tensorflow as tf
 
-    sides = [f"image/object/bbox/{side}" for side in ("ymin", "xmin", "ymax", "xmax")]
+    sides = [f"image/object/bbox/{side}" for side in SIDES]
     values = tf.io.parse_single_example(
         serialized,
         {
@@ -336,7 +360,7 @@ def decode(serialized):
     scores = values["image/object/score"].values
     is_crowd = values["image/object/is_crowd"].values > 0
 
-    def gray(encoded):
+    def gray(encoded):  # an empty string, the default of the feature, is not a PNG
         return tf.cond(
             tf.strings.length(encoded) > 0,
             lambda: tf.io.decode_png(encoded, channels=1)[..., 0],
@@ -358,22 +382,23 @@ def decode(serialized):
     }
 
 
-def matching_files(patterns, path=str):
-    """TFRecord files of a path, a glob, several of them joined by commas, or a list of them.
-
-    A path that exists is that path, whatever commas, stars and brackets are in it; a folder stands
-    for the files `*.tfrecord` in it.
+def matching_files(
+    patterns: StrPath | Iterable[StrPath], path: Callable[[StrPath], str] = str
+) -> list[str]:
+    """The TFRecord files that paths and globs stand for, each once.
 
     Args:
-        patterns: see above.
-        path: function from a relative path to a real one.
+        patterns: a path, a glob, several of them joined by commas, or a list of them. A path that
+            exists is taken as it is, even if it contains commas, stars or brackets; a folder stands
+            for its files `*.tfrecord`.
+        path: function that resolves a relative path.
 
     Raises:
         UserError: naming the pattern that matches no file.
     """
     if isinstance(patterns, (str, os.PathLike)):
         patterns = _split(str(patterns), path)
-    found = []
+    found: list[str] = []
     for pattern in map(path, patterns):
         files = _files(pattern)
         if not files:
@@ -383,17 +408,19 @@ def matching_files(patterns, path=str):
     return list(dict.fromkeys(found))
 
 
-def _split(patterns, path):
-    """Parts of a text at its commas, other than those of a name that exists."""
+def _split(patterns: str, path: Callable[[StrPath], str]) -> Iterator[str]:
+    """The parts of a text between commas, except for commas in the name of a file that exists."""
     pieces = patterns.split(",")
     while pieces:
+        # Longest first: "a,b.tfrecord" may be one file although "a" is one, too.
         joined = (",".join(pieces[:count]).strip() for count in range(len(pieces), 0, -1))
         part = next((part for part in joined if _files(path(part))), pieces[0].strip())
         yield part
         pieces = pieces[part.count(",") + 1 :]
 
 
-def _files(pattern):
+def _files(pattern: str) -> list[str]:
+    """The files of one pattern; hidden ones are those of editors and of other programs."""
     folder, paths = matching(pattern)
     if os.path.isdir(pattern):
         folder, paths = paths[0], sorted(paths[0].glob("*.tfrecord"))
@@ -402,12 +429,13 @@ def _files(pattern):
         str(path) for path in paths
         if path.is_file()
         and not hidden.search(path.relative_to(folder).as_posix())
-        and not path.name.endswith(".tfrecord.json")  # the tally beside a shard
+        and not path.name.endswith(".tfrecord.json")  # the summary beside a shard
     ]  # fmt: skip
 
 
 # --- Files -----------------------------------------------------------------------------------
 
+# TensorFlow has no function for the checksum of bytes, and Python none for this polynomial.
 CRC = [0] * 256
 for _index in range(256):
     _value = _index
@@ -416,7 +444,7 @@ for _index in range(256):
     CRC[_index] = _value
 
 
-def _checksum(data):
+def _checksum(data: bytes) -> int:
     """The masked CRC-32C of TFRecords."""
     crc = 0xFFFFFFFF
     for byte in data:
@@ -425,8 +453,8 @@ def _checksum(data):
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def compression(file):
-    """ "GZIP" or "ZLIB" of a TFRecord file that is compressed as a whole, else "".
+def compression(file: StrPath) -> str:
+    """How a TFRecord file is compressed as a whole: "GZIP", "ZLIB" or "".
 
     Raises:
         UserError: if it cannot be read.
@@ -445,19 +473,21 @@ def compression(file):
     return "ZLIB" if start[0] == 0x78 and int.from_bytes(start[:2], "big") % 31 == 0 else ""
 
 
-def read(files, on_fault=None):
-    """Records of TFRecord files, in order.
+def read(
+    files: StrPath | Iterable[StrPath], on_fault: Callable[[UserError], None] | None = None
+) -> Iterator[ImageRecord]:
+    """The records of TFRecord files, in order.
 
     Args:
-        files: paths, or one; compressed ones are read, too.
-        on_fault: function of a `UserError` that is called for a record that cannot be read, and for
-            the rest of a file that breaks off; None raises it. The other records are read.
+        files: one path or several; compressed files are read as well.
+        on_fault: function that is called with the error of each record that cannot be read, and of
+            the rest of a file that breaks off. All other records are read. None raises the error.
 
     Raises:
         UserError: naming the file and the record.
     """
 
-    def fault(error):
+    def fault(error: UserError) -> None:
         if on_fault is None:
             raise error from None
         on_fault(error)
@@ -472,12 +502,13 @@ def read(files, on_fault=None):
                 yield record
 
 
-def _serialized(file, fault):
-    """(index, bytes) of the records of a file that are as they were written."""
+def _serialized(file: str, fault: Callable[[UserError], None]) -> Iterator[tuple[int, bytes]]:
+    """(index, bytes) of the undamaged records of a file."""
     import tensorflow as tf
 
     packed = compression(file)
-    # TensorFlow ends the process for lengths that do not fit into memory: lengths come first.
+    # TensorFlow ends the process if a damaged length does not fit into memory, so all lengths are
+    # checked first.
     offsets, broken = ([], None) if packed else _offsets(file)
     index = 0
     try:
@@ -488,7 +519,7 @@ def _serialized(file, fault):
     except tf.errors.OpError:
         if packed:
             broken = _breaks_off(file, index)
-        # TensorFlow leaves the rest of a file out after the first damaged record.
+        # TensorFlow reads nothing after the first damaged record; we read on without it.
         for later, offset in enumerate(offsets[index:], index):
             serialized = _undamaged(file, offset)
             if serialized is None:
@@ -499,32 +530,33 @@ def _serialized(file, fault):
         fault(broken)
 
 
-def _offsets(file):
-    """Where the records of a file begin, and a `UserError` if it breaks off, else None."""
-    found = []
+def _offsets(file: str) -> tuple[list[int], Damaged | None]:
+    """The offsets of the records of a file in bytes, and an error if the file breaks off."""
+    found: list[int] = []
     with open(file, "rb") as stream:
         end = os.fstat(stream.fileno()).st_size
-        place = 0
-        while place < end:
+        offset = 0
+        while offset < end:
             header = stream.read(12)
             if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _checksum(header[:8]):
                 return found, _breaks_off(file, len(found))
-            following = place + 16 + int.from_bytes(header[:8], "little")
+            following = offset + 16 + int.from_bytes(header[:8], "little")
             if following > end:
                 return found, _breaks_off(file, len(found))
-            found.append(place)
-            place = stream.seek(following)
+            found.append(offset)
+            offset = stream.seek(following)
     return found, None
 
 
-def _breaks_off(file, index):
+def _breaks_off(file: str, index: int) -> Damaged:
     return Damaged(
-        f"{file} breaks off at record {index}: it was cut, is damaged or is no TFRecord file; copy "
-        "it again, or remove it and repeat the command that wrote it"
+        f"{file} breaks off at record {index}: it was cut, is damaged or is not a TFRecord file; "
+        "copy it again, or delete it and repeat the command that wrote it"
     )
 
 
-def _undamaged(file, offset):
+def _undamaged(file: str, offset: int) -> bytes | None:
+    """The record at an offset, or None if its checksum is wrong."""
     with open(file, "rb") as stream:
         stream.seek(offset)
         serialized = stream.read(int.from_bytes(stream.read(12)[:8], "little"))
@@ -532,44 +564,45 @@ def _undamaged(file, offset):
     return serialized if right else None
 
 
-def proof_file(output):
-    """The file that tells the checksum of a labeled shard."""
+def proof_file(output: StrPath) -> str:
+    """The file with the checksum of a labeled shard, which proves that the shard is complete."""
     return f"{output}.json"
 
 
-def write(path, records):
-    """Writes a TFRecord file that appears only when complete; returns the number of records.
+def write(path: StrPath, records: Iterable[ImageRecord]) -> int:
+    """Writes a TFRecord file that appears only when it is complete.
+
+    Returns:
+        The number of records.
 
     Raises:
-        UserError: if the folder cannot be written or the disk is full. What the iterator `records`
-            raises passes as it is.
+        UserError: if the folder cannot be written to or the disk is full. Exceptions of the
+            iterable `records` are passed on.
     """
     import tensorflow as tf
 
     @contextlib.contextmanager
-    def writing():
+    def writing():  # only around the writes: an error of the iterable has nothing to do with `path`
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
             raise UserError(f"cannot write {path}: {error}") from None
 
-    temporary, writer = temporary_name(path), None
+    with writing():
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     count = 0
-    try:
+    with replacing(path) as temporary:
         with writing():
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-            writer = tf.io.TFRecordWriter(temporary)
-        for record in records:
-            example = to_example(record)
+            writer = tf.io.TFRecordWriter(str(temporary))
+        try:
+            for record in records:
+                example = to_example(record)
+                with writing():
+                    writer.write(example)
+                count += 1
             with writing():
-                writer.write(example)
-            count += 1
-        with writing():
-            writer.close()
-            replace(temporary, path)
-    finally:
-        with contextlib.suppress(tf.errors.OpError):
-            if writer is not None:
                 writer.close()
-        pathlib.Path(temporary).unlink(missing_ok=True)
+        finally:
+            with contextlib.suppress(tf.errors.OpError):  # a full disk has been reported above
+                writer.close()
     return count

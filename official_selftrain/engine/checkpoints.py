@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from official_selftrain.utils.errors import UserError
-from official_selftrain.utils.files import read_json_or_none, replace, temporary_name, write_json
+from official_selftrain.utils.errors import UserError, one_line
+from official_selftrain.utils.files import read_json_or_none, replacing, write_json
 from official_selftrain.utils.types import StrPath
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Checkpoints:
             try:
                 self._load(self.path(step))
             except Exception as error:  # a damaged archive fails in a dozen ways
-                reason = " ".join(str(error).split())[:120]
+                reason = one_line(error, 120)
                 logging.warning("cannot use the checkpoint %s: %s", self.path(step), reason)
                 continue
             logging.info("resumed from step %d of %s", step, self.folder)
@@ -119,15 +119,11 @@ class Checkpoints:
         """
         from keras import ops
 
-        path = self.path(step)
-        partial = pathlib.Path(temporary_name(path))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
+            with replacing(self.path(step)) as partial, open(partial, "wb") as file:
                 np.savez(file, **{k: ops.convert_to_numpy(v) for k, v in self.variables.items()})
-            replace(partial, path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise UserError(
                 f"cannot save a checkpoint in {self.folder}: {error.strerror}; the earlier "
                 "checkpoints are untouched"
@@ -152,12 +148,10 @@ def save_weights(model: keras.Model, folder: StrPath, name: str = WEIGHTS) -> st
         UserError: if the disk is full or not writable.
     """
     path = pathlib.Path(folder) / name
-    partial = pathlib.Path(f"{temporary_name(path)}.weights.h5")  # Keras requires this suffix
     try:
-        model.save_weights(partial)
-        replace(partial, path)
+        with replacing(path, ".weights.h5") as partial:  # Keras asks for this ending
+            model.save_weights(partial)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error}") from None
     return str(path)
 
@@ -237,7 +231,7 @@ def load_weights(model: keras.Model, path: StrPath) -> None:
     try:
         model.load_weights(file)
     except Exception as error:  # Keras, h5py and zipfile fail in a dozen ways
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"the weights {file} do not fit this network or are damaged: {reason}"
         ) from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.types import Tensor
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Distribution:
             yield
         except gone as error:
             # TensorFlow nests its messages; the cause comes last.
-            reason = " ".join(str(error).split("is aborted by:")[-1].split())[:150]
+            reason = one_line(str(error).split("is aborted by:")[-1], 150)
             raise UserError(
                 "another worker of this job has died or does not answer. Start the same command on "
                 f"all workers again; it resumes from the last checkpoint. ({reason})"
@@ -316,7 +316,7 @@ def _multi_worker(tf: Any) -> Distribution:
     try:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"cannot connect to the workers {', '.join(addresses)}: {reason}") from None
     return Distribution(strategy, strategy.num_replicas_in_sync, worker, len(addresses))
 
@@ -329,7 +329,7 @@ def _tpu(tf: Any, name: str | None) -> Any:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (tf.errors.OpError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"cannot connect to the TPU {name or 'default'!r} (--tpu takes a name, an address, or "
             f"`local`; see docs/tpu.md): {reason}"

@@ -1,6 +1,7 @@
 """COCO average precision, on the host.
 
-faster-coco-eval is used where it is installed: the same digits as pycocotools, 8 times faster.
+faster-coco-eval is used if it is installed: it gives the same digits as pycocotools and is 8 times
+faster.
 """
 
 import contextlib
@@ -8,9 +9,13 @@ import functools
 import io
 import logging
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from official_selftrain.data.predictions import Detections
+from official_selftrain.data.records import ImageRecord
 from official_selftrain.evaluation.label_statistics import display_names
 from official_selftrain.utils.errors import UserError
 
@@ -24,15 +29,22 @@ class DetectionMetric:
     """Collects truth and detections of images; `result` computes the 12 COCO box metrics.
 
     Args:
-        class_names: `{class id: name}` for the per-class results, or None.
+        class_names: `{class id: name}` for the results of single classes, or None.
     """
 
-    def __init__(self, class_names=None):
+    def __init__(self, class_names: Mapping[int, str] | None = None) -> None:
         self.class_names = {int(key): name for key, name in (class_names or {}).items()}
-        self._images, self._truth, self._found = [], [], []
+        self._images: list[dict[str, Any]] = []
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
 
-    def update(self, record, detections):
-        """Adds an image: an `ImageRecord` with the truth and what was detected in it."""
+    def update(self, record: ImageRecord, detections: Detections) -> None:
+        """Adds an image.
+
+        Args:
+            record: the image with its true boxes.
+            detections: what was detected in it, in fractions of the image as well.
+        """
         image_id = len(self._images) + 1
         self._images.append({"id": image_id, "height": record.height, "width": record.width})
         for box, label, area, crowd in zip(
@@ -44,7 +56,7 @@ class DetectionMetric:
         ):
             self._truth.append(
                 {
-                    "id": len(self._truth) + 1,
+                    "id": len(self._truth) + 1,  # the evaluators take a match with id 0 for none
                     "image_id": image_id,
                     "category_id": int(label),
                     "bbox": box.tolist(),
@@ -65,8 +77,9 @@ class DetectionMetric:
                 }
             )
 
-    def merge(self, other):
-        """Adds the images of another metric."""
+    def merge(self, other: "DetectionMetric") -> None:
+        """Adds the images of another metric, such as that of another worker."""
+        # Each metric has counted its images and boxes from 1.
         images, truth = len(self._images), len(self._truth)
 
         def moved(row):
@@ -76,24 +89,26 @@ class DetectionMetric:
         self._truth += [moved(row) | {"id": row["id"] + truth} for row in other._truth]
         self._found += [moved(row) for row in other._found]
 
-    def result(self):
-        """`{metric: value}` with the AP of each class under `AP/NAME`; -1 where there is no truth.
+    def result(self) -> dict[str, float]:
+        """The metrics of all images added.
 
-        Values are finite, in [0, 1] or -1.
+        Returns:
+            `{metric: value}` with the 12 of `NAMES`, and the AP of each class under `AP/NAME`.
+            Values are finite: in [0, 1], or -1 if there is no truth to compare with.
         """
         held = {row["category_id"] for row in self._truth}
         labels = sorted(held | {row["category_id"] for row in self._found} | set(self.class_names))
         if self._found and self._truth:
             stats, classes = self._evaluate(labels)
-        else:  # the evaluators fail without detections
+        else:  # the evaluators raise without detections
             stats = [0.0 if self._truth else -1.0] * len(NAMES)
             classes = {label: 0.0 if label in held else -1.0 for label in labels}
         values = dict(zip(NAMES, map(_finite, stats), strict=False))
         names = display_names(labels, self.class_names)
         return values | {f"AP/{names[c]}": _finite(value) for c, value in classes.items()}
 
-    def _evaluate(self, labels):
-        """The 12 metrics in order, and `{class id: AP}`."""
+    def _evaluate(self, labels: list[int]) -> tuple[Sequence[float], dict[int, float]]:
+        """The 12 metrics in the order of `NAMES`, and `{class id: AP}`."""
         COCO, COCOeval = _evaluator()
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a progress report
             truth = COCO()
@@ -112,20 +127,23 @@ class DetectionMetric:
         classes = {}
         for index, label in enumerate(evaluation.params.catIds):
             of_class = precision[:, :, index, 0, -1]
-            of_class = of_class[of_class > -1]
+            of_class = of_class[of_class > -1]  # -1 where there is no truth
             classes[int(label)] = of_class.mean() if of_class.size else -1.0
         return evaluation.stats[: len(NAMES)], classes
 
 
-def _finite(value):
-    """A float, -1 for what is not defined."""
+def _finite(value: float) -> float:
+    """The value as a Python float, -1 if it is not defined."""
     return float(value) if math.isfinite(value) else -1.0
 
 
-@functools.cache  # told once
-def _evaluator():
-    """The classes COCO and COCOeval of faster-coco-eval, or of pycocotools where it is absent or
-    broken."""
+@functools.cache  # a broken package is reported once
+def _evaluator() -> tuple[Any, Any]:
+    """The classes COCO and COCOeval of faster-coco-eval, or of pycocotools if that fails.
+
+    Raises:
+        UserError: if neither can be imported.
+    """
     try:
         from faster_coco_eval import COCO
         from faster_coco_eval import COCOeval_faster as COCOeval
@@ -135,7 +153,7 @@ def _evaluator():
     except ModuleNotFoundError:
         pass
     except Exception as error:  # a broken package raises anything
-        logging.warning("faster_coco_eval is broken, pycocotools takes its place: %s", error)
+        logging.warning("faster_coco_eval is broken, pycocotools is used instead: %s", error)
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -146,8 +164,8 @@ def _evaluator():
     return COCO, COCOeval
 
 
-def _to_pixels(boxes, record):
-    """COCO's (x, y, width, height) in pixels from fractions (ymin, xmin, ymax, xmax)."""
+def _to_pixels(boxes: np.ndarray, record: ImageRecord) -> np.ndarray:
+    """COCO's `[N, 4]` (x, y, width, height) in pixels from (ymin, xmin, ymax, xmax) fractions."""
     ymin, xmin, ymax, xmax = np.moveaxis(np.asarray(boxes, "float64").reshape(-1, 4), 1, 0)
     x, y = xmin * record.width, ymin * record.height
     return np.stack([x, y, xmax * record.width - x, ymax * record.height - y], axis=-1)

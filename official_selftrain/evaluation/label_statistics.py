@@ -1,16 +1,111 @@
-"""What labels can be checked for, whatever they are: class ids and the share of each class."""
+"""What the student will see of pseudo labels, for labels of any kind: counts and warnings."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from official_selftrain.config import PseudoConfig
+from official_selftrain.data.records import ImageRecord
 from official_selftrain.utils.errors import UserError
 
-STARVED = 0.25  # of a class's share among human labels, below which a pseudo share is told
-ENOUGH = 10  # labels of a class before its share says something
+# A class is starved if its fraction of the pseudo labels is below this part of its fraction of the
+# human labels. Below `ENOUGH` labels a fraction is mostly chance.
+STARVED = 0.25
+ENOUGH = 10
 
 
-def check_class(record, largest, num_classes):
+class LabelStatistics:
+    """Counts the pseudo labels of one image after another; the base of boxes and masks.
+
+    A subclass defines `labels_of`, `add`, `counts`, `warnings` and, where the truth can be known,
+    `quality`; `add` increments `images` and `kept`.
+
+    Args:
+        source: its thresholds decide which labels are kept.
+        num_classes: number of classes, including the background.
+        class_names: `{class id: name}`; ids without a name are shown as numbers.
+        human: some records with human labels. The classes of the pseudo labels are compared with
+            theirs.
+    """
+
+    unit: str  # what one label is called in messages
+
+    def __init__(
+        self,
+        source: PseudoConfig,
+        num_classes: int,
+        class_names: Mapping[int, str] | None = None,
+        human: Iterable[ImageRecord] = (),
+    ) -> None:
+        self.num_classes = num_classes
+        self.threshold = source.score_threshold
+        self.names = class_names or {}
+        self.images = 0
+        self.kept: Counter[int] = Counter()
+        self.human: Counter[int] = Counter()
+        for record in human:
+            self.human.update(self.labels_of(record))
+
+    def labels_of(self, record: ImageRecord) -> dict[int, int]:
+        """`{class id: number}` of the human labels of a record."""
+        raise NotImplementedError
+
+    def add(self, record: ImageRecord, truth: ImageRecord) -> None:
+        """Adds a pseudo-labeled record, and the same image with held-back labels or without any."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[str, Any]:
+        """The entries of `result` about the labels themselves."""
+        raise NotImplementedError
+
+    def warnings(self) -> list[str]:
+        """Sentences about what looks wrong with the labels."""
+        raise NotImplementedError
+
+    def quality(self) -> dict[str, float]:
+        """The entries of `result` that compare with held-back labels; empty if there were none."""
+        raise NotImplementedError
+
+    def result(self) -> dict[str, Any]:
+        """`images`, `threshold` and `warnings`, with the entries of `counts` and `quality`."""
+        starved = starved_classes(self.human, self.kept, self.names)
+        return {
+            "images": self.images,
+            "threshold": self.threshold,
+            **self.counts(),
+            "warnings": self.warnings() + starved,
+            **self.quality(),
+        }
+
+    def error_message(self, result: Mapping[str, Any]) -> str | None:
+        """Why the labels cannot be used at all, or None if they can."""
+        if self.kept:
+            return None
+        best = result.get("largest_score")
+        highest = "" if best is None else f"; the highest score is {best:.2f}"
+        return (
+            f"the threshold {self.threshold} keeps no {self.unit} of {self.images} images"
+            f"{highest}. Lower pseudo.score_threshold, or train the teacher longer"
+        )
+
+    def kept_by_name(self) -> dict[str, int]:
+        """`{class name: number of labels kept}`, in the order of the class ids."""
+        return {self.names.get(label, str(label)): n for label, n in sorted(self.kept.items())}
+
+
+def count_classes(classes: np.ndarray) -> dict[int, int]:
+    """`{class id: number}` of an integer array of any shape, only ids that occur."""
+    counts = np.bincount(classes.ravel())
+    return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+
+
+def check_class(record: ImageRecord, largest: int, num_classes: int) -> None:
     """Checks the largest class id of a record.
 
     Raises:
-        UserError: naming the record, if it is beyond the task's classes.
+        UserError: naming the record, if the id is not below `num_classes`.
     """
     if largest >= num_classes:
         raise UserError(
@@ -20,30 +115,33 @@ def check_class(record, largest, num_classes):
         )
 
 
-def starved_classes(human, pseudo, names):
-    """Warnings of classes whose share among pseudo labels is far below that among human ones.
+def starved_classes(
+    human: Mapping[int, int], pseudo: Mapping[int, int], names: Mapping[int, str]
+) -> list[str]:
+    """Warnings about classes that are much rarer among pseudo labels than among human labels.
 
     Args:
-        human, pseudo: `{class id: number of labels}`.
+        human: `{class id: number of human labels}`.
+        pseudo: the same of the pseudo labels.
         names: `{class id: name}`.
     """
     all_human, all_pseudo = sum(human.values()), sum(pseudo.values())
     warnings = []
     for label, count in sorted(human.items()):
         expected = count / all_human
-        share = pseudo.get(label, 0) / max(all_pseudo, 1)
+        found = pseudo.get(label, 0) / max(all_pseudo, 1)
         enough = count >= ENOUGH and expected * all_pseudo >= ENOUGH
-        if enough and share < STARVED * expected:
+        if enough and found < STARVED * expected:
             warnings.append(
-                f"class {names.get(label, label)} has {share:.1%} of the pseudo labels, but "
+                f"class {names.get(label, label)} has {found:.1%} of the pseudo labels, but "
                 f"{expected:.1%} of the human ones: the student may forget it; lower "
                 f"pseudo.class_thresholds={{{label}: ...}}, or train the teacher longer"
             )
     return warnings
 
 
-def display_names(labels, class_names):
-    """`{class id: name}`, a name with its id where classes share it."""
+def display_names(labels: Iterable[int], class_names: Mapping[int, str]) -> dict[int, str]:
+    """`{class id: name}`; a name that several classes have is followed by the id."""
     names = {label: class_names.get(label, str(label)) for label in labels}
     every = list(names.values())
     return {c: name if every.count(name) == 1 else f"{name} ({c})" for c, name in names.items()}

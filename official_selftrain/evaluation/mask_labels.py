@@ -1,57 +1,74 @@
-"""How good pseudo masks are: pixels kept, histogram, agreement where truth is known."""
+"""How good pseudo masks are: pixels kept, histogram, and agreement where truth is known."""
 
-import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from official_selftrain.config import PseudoConfig
+from official_selftrain.data import png
 from official_selftrain.data.predictions import MaskPrediction
-from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
 from official_selftrain.evaluation import miou
-from official_selftrain.evaluation.label_statistics import check_class, starved_classes
+from official_selftrain.evaluation.label_statistics import (
+    LabelStatistics,
+    check_class,
+    count_classes,
+)
 from official_selftrain.utils.errors import UserError
 
-# Shares of pixels kept that call for a second look.
-MIN_IMAGES_WITH_LABELS, ALL = 0.05, 0.999
+# Fractions of the pixels kept, below and above which the labels deserve a second look.
+MIN_PIXELS_KEPT, MAX_PIXELS_KEPT = 0.05, 0.999
 
 
-def byte_limits(thresholds):
-    """int32 `[256]`: the smallest uint8 confidence that reaches the threshold of each class."""
+def byte_limits(thresholds: Sequence[float]) -> np.ndarray:
+    """int32 `[256]`: the smallest uint8 confidence that reaches the threshold of each class.
+
+    Class ids without a threshold, such as 255 of ignored pixels, have the limit 0.
+    """
     limits = np.zeros(256, "int32")
     limits[: len(thresholds)] = np.rint(255 * np.array(thresholds))
     return limits
 
 
-class MaskLabelStatistics:
-    """What the student will see of pseudo masks.
+class MaskLabelStatistics(LabelStatistics):
+    """What the student will see of pseudo masks: pixels whose confidence reaches the threshold.
 
-    Args:
-        source: `config.PseudoConfig`; pixels below its thresholds are ignored.
-        num_classes: of the masks.
-        class_names: `{class id: name}`.
-        human: some `ImageRecord`s with human masks, whose classes the pseudo labels are compared
-            with.
+    Besides the entries of `LabelStatistics`, `result` has `pixels` (those kept), `ignored_share`
+    (fraction of the pixels that are not), `ignored_images`, `pixels_per_class` (those kept) and
+    `score_histogram` (20 bins over 0 to 1); with held-back labels also `mIoU` and `IoU/NAME` of the
+    pixels kept, and `mIoU_all` of all pixels.
     """
 
-    def __init__(self, source, num_classes, class_names=None, human=()):
-        self.num_classes = num_classes
+    unit = "pixel"
+
+    def __init__(
+        self,
+        source: PseudoConfig,
+        num_classes: int,
+        class_names: Mapping[int, str] | None = None,
+        human: Iterable[ImageRecord] = (),
+    ) -> None:
+        super().__init__(source, num_classes, class_names, human)
         self.limits = byte_limits(source.thresholds(num_classes))
-        self.threshold = source.score_threshold
-        self.names = class_names or {}
-        self.images = self.ignored_images = 0
-        self.pixels = np.zeros(256, "int64")
-        self.kept = np.zeros(256, "int64")
+        self.ignored_images = 0
+        self.found: Counter[int] = Counter()
         self.histogram = np.zeros(20, "int64")
-        self.human = np.zeros(256, "int64")
-        for record in human:
-            if record.mask:
-                pixels = np.asarray(open_png(record.mask))
-                self.human += np.bincount(pixels.ravel(), minlength=256)
+        # How much better the kept pixels are than all of them shows what the threshold is good for.
         self.metric = miou.SegmentationMetric(num_classes, class_names)
         self.all_pixels = miou.SegmentationMetric(num_classes, class_names)
 
-    def add(self, record, truth):
-        """Adds a pseudo-labeled record and the same image with held-back labels, or with none.
+    def labels_of(self, record: ImageRecord) -> dict[int, int]:
+        """`{class id: number of pixels}` of the mask of a record, without ignored pixels."""
+        if not record.mask:
+            return {}
+        counts = count_classes(np.asarray(png.decode(record.mask)))
+        counts.pop(IGNORE_LABEL, None)
+        return counts
+
+    def add(self, record: ImageRecord, truth: ImageRecord) -> None:
+        """Adds a pseudo-labeled record, and the same image with held-back labels or without any.
 
         Raises:
             UserError: if a mask is missing, or has a class id beyond the task's classes.
@@ -62,12 +79,13 @@ class MaskLabelStatistics:
                 f"image {record.name or record.image_id} has a mask without confidences; were its "
                 "labels written by pseudo_label?"
             )
-        confidence = np.asarray(open_png(record.confidence))
+        confidence = np.asarray(png.decode(record.confidence))
         keep = confidence >= self.limits[classes]
         self.images += 1
         self.ignored_images += not keep.any()
-        self.pixels += np.bincount(classes.ravel(), minlength=256)
-        self.kept += np.bincount(classes[keep], minlength=256)
+        self.found.update(count_classes(classes))
+        self.kept.update(count_classes(classes[keep]))
+        # A confidence of 255 is probability 1, which belongs to the last bin.
         bins = np.minimum(confidence.astype(int) * 20 // 255, 19)
         self.histogram += np.bincount(bins.ravel(), minlength=20)
         if truth.mask:
@@ -75,64 +93,53 @@ class MaskLabelStatistics:
             self.all_pixels.update(truth, MaskPrediction(classes, confidence))
             self.metric.update(truth, MaskPrediction(classes, confidence), keep)
 
-    def result(self):
-        """dict: `images`, `threshold`, `ignored_share` (of pixels), `ignored_images`, `pixels` and
-        `pixels_per_class` (kept), `score_histogram` (20 bins of 0..1), `warnings`; with held-back
-        labels also `mIoU` of the kept pixels, `mIoU_all` of all, and `IoU/NAME`.
-        """
-        total = int(self.pixels.sum())
-        kept = int(self.kept.sum())
+    def counts(self) -> dict[str, Any]:
+        """The entries of `result` about the masks themselves."""
+        total, kept = self.found.total(), self.kept.total()
+        return {
+            "pixels": kept,
+            "ignored_share": 1 - kept / total if total else 0.0,
+            "ignored_images": self.ignored_images,
+            "pixels_per_class": self.kept_by_name(),
+            "score_histogram": self.histogram.tolist(),
+        }
+
+    def warnings(self) -> list[str]:
+        """Sentences about too few or too many pixels, and about classes that were lost."""
+        total, kept = self.found.total(), self.kept.total()
         warnings = []
-        if total and kept / total < MIN_IMAGES_WITH_LABELS:
+        if total and kept / total < MIN_PIXELS_KEPT:
             warnings.append(
                 f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
-                "student learns next to nothing; is the teacher trained, the threshold too high?"
+                "student learns next to nothing; is the teacher trained, is the threshold too high?"
             )
-        if total and kept / total > ALL and self.limits.any():
+        if total and kept / total > MAX_PIXELS_KEPT and self.limits.any():
+            # The likeliest of C classes has at least the probability 1 / C.
             always = self.threshold <= 1 / self.num_classes
             reason = f" (of {self.num_classes} classes one always has that much)" if always else ""
             warnings.append(
                 f"the threshold {self.threshold} ignores no pixel{reason}; is "
                 "pseudo.score_threshold too low?"
             )
-        lost = [c for c in np.flatnonzero(self.pixels) if not self.kept[c]]
+        lost = sorted(self.found.keys() - self.kept.keys())
         if lost and kept:
-            names = ", ".join(self.names.get(int(c), str(c)) for c in lost[:5])
+            names = ", ".join(self.names.get(label, str(label)) for label in lost[:5])
             warnings.append(f"no pixel is left of {len(lost)} classes that were found: {names}")
-        human = {int(c): int(self.human[c]) for c in np.flatnonzero(self.human[:IGNORE_LABEL])}
-        left = {int(c): int(self.kept[c]) for c in np.flatnonzero(self.kept)}
-        warnings += starved_classes(human, left, self.names)
-        result = {
-            "images": self.images,
-            "threshold": self.threshold,
-            "pixels": kept,
-            "ignored_share": 1 - kept / total if total else 0.0,
-            "ignored_images": self.ignored_images,
-            "pixels_per_class": {self.names.get(c, str(c)): n for c, n in left.items()},
-            "score_histogram": self.histogram.tolist(),
-            "warnings": warnings,
-        }
-        if self.metric.images:
-            result |= self.metric.result()
-            result["mIoU_all"] = self.all_pixels.result()["mIoU"]
-        return result
+        return warnings
 
-    def error_message(self, result):
-        """Why the labels are of no use at all, or None."""
-        if result["pixels"]:
-            return None
-        return (
-            f"the threshold {self.threshold} keeps no pixel of {self.images} images. Lower "
-            "pseudo.score_threshold, or train the teacher longer"
-        )
+    def quality(self) -> dict[str, float]:
+        """`mIoU`, `pixel_accuracy` and `IoU/NAME` of the pixels kept, and `mIoU_all`."""
+        if not self.metric.images:
+            return {}
+        return self.metric.result() | {"mIoU_all": self.all_pixels.result()["mIoU"]}
 
 
-def mask_rows(result):
-    """A result as (name, text) for people."""
+def mask_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A result of `MaskLabelStatistics` as (name, text), for the report."""
     rows = [
         ("images", str(result["images"])),
         (f"pixels ignored (below {result['threshold']})", f"{result['ignored_share']:.1%}"),
-        ("images ignored altogether", str(result["ignored_images"])),
+        ("images without a pixel kept", str(result["ignored_images"])),
     ]
     kept = max(result["pixels"], 1)
     rows += [(n, f"{c / kept:.1%} of pixels") for n, c in result["pixels_per_class"].items()]
@@ -144,21 +151,17 @@ def mask_rows(result):
     return rows
 
 
-def open_png(png):
-    return Image.open(io.BytesIO(png))
-
-
-def check_mask(record, num_classes):
-    """The mask `[H, W]` of a record, after a check of its class ids; 255 is ignored.
+def check_mask(record: ImageRecord, num_classes: int) -> np.ndarray:
+    """The mask of a record, uint8 `[H, W]`, after a check of its class ids; 255 is ignored.
 
     Raises:
-        UserError: naming the record, if it has no mask or a class id beyond `num_classes`.
+        UserError: naming the record, if it has no mask or a class id not below `num_classes`.
     """
     if not record.mask:
         raise UserError(
             f"image {record.name or record.image_id} has no mask; segmentation needs one for every "
             "labeled image"
         )
-    mask = np.asarray(open_png(record.mask))
+    mask = np.asarray(png.decode(record.mask))
     check_class(record, int(np.where(mask == IGNORE_LABEL, 0, mask).max()), num_classes)
     return mask

@@ -1,11 +1,12 @@
 """Mean intersection over union of class maps, on the host."""
 
-import io
+from collections.abc import Mapping
 
 import numpy as np
-from PIL import Image
 
-from official_selftrain.data.records import IGNORE_LABEL
+from official_selftrain.data import png
+from official_selftrain.data.predictions import MaskPrediction
+from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
 from official_selftrain.evaluation.label_statistics import display_names
 
 
@@ -13,46 +14,61 @@ class SegmentationMetric:
     """Collects the confusion of classes over all pixels of all images.
 
     Args:
-        num_classes: C.
-        class_names: `{class id: name}` for the per-class results, or None.
+        num_classes: number of classes; ids start at 0.
+        class_names: `{class id: name}` for the results of single classes, or None.
     """
 
-    def __init__(self, num_classes, class_names=None):
+    def __init__(self, num_classes: int, class_names: Mapping[int, str] | None = None) -> None:
         self.class_names = {int(key): name for key, name in (class_names or {}).items()}
         self.confusion = np.zeros((num_classes, num_classes), "int64")  # rows are the truth
         self.images = 0
 
-    def update(self, record, prediction, keep=None):
-        """Adds an image: an `ImageRecord` with a mask and a `MaskPrediction` of it.
+    def update(
+        self, record: ImageRecord, prediction: MaskPrediction, keep: np.ndarray | None = None
+    ) -> None:
+        """Adds an image.
 
-        A prediction of another size is compared with the truth resized to it.
+        If the prediction has another size than the mask, the mask is resized to it.
 
         Args:
-            record: the truth.
-            prediction: has `classes` `[h, w]`.
-            keep: bool `[h, w]`, pixels to count, or None for all.
+            record: the image with its true mask.
+            prediction: of the image, with `classes` `[h, w]`.
+            keep: bool `[h, w]`, the pixels to count; None counts all.
         """
-        truth = np.asarray(Image.open(io.BytesIO(record.mask)))
+        truth = np.asarray(png.decode(record.mask))
         truth = _nearest(truth, prediction.classes.shape)
         self.update_pixels(truth, prediction.classes, keep)
 
-    def update_pixels(self, truth, found, keep=None):
-        """Adds pixels: class ids of equal shape, 255 in the truth where ignored."""
+    def update_pixels(
+        self, truth: np.ndarray, found: np.ndarray, keep: np.ndarray | None = None
+    ) -> None:
+        """Adds the pixels of an image.
+
+        Args:
+            truth: class ids `[H, W]`, 255 where ignored.
+            found: predicted class ids `[H, W]`.
+            keep: bool `[H, W]`, the pixels to count; None counts all.
+        """
         counted = truth != IGNORE_LABEL
         counted = counted if keep is None else counted & keep
         count = len(self.confusion)
+        # One number per (truth, prediction) pair, so that a single histogram counts them all.
         pairs = truth[counted].astype("int64") * count + found[counted]
         self.confusion += np.bincount(pairs, minlength=count**2).reshape(count, count)
         self.images += 1
 
-    def merge(self, other):
-        """Adds the pixels of another metric."""
+    def merge(self, other: "SegmentationMetric") -> None:
+        """Adds the pixels of another metric, such as that of another worker."""
         self.confusion += other.confusion
         self.images += other.images
 
-    def result(self):
-        """`mIoU`, the mean over classes that occur in truth or prediction; `pixel_accuracy`; and
-        `IoU/NAME` of each class, -1 where there is no truth."""
+    def result(self) -> dict[str, float]:
+        """The metrics, in 0 to 1, or -1 where they are not defined.
+
+        Returns:
+            dict: `mIoU`, the mean over the classes that occur in the truth or in a prediction;
+            `pixel_accuracy`; and `IoU/NAME` of each class, -1 if the truth does not have it.
+        """
         hits = np.diag(self.confusion)
         truth, found = self.confusion.sum(axis=1), self.confusion.sum(axis=0)
         union = truth + found - hits
@@ -67,10 +83,11 @@ class SegmentationMetric:
         return values
 
 
-def _nearest(mask, shape):
+def _nearest(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A mask `[H, W]` resized to `shape` by TF1's nearest neighbor, as masks are for training."""
     if mask.shape == shape:
         return mask
+    # In float32 like TensorFlow's kernel: in float64 some rows would come from their neighbors.
     index = [
         np.floor(np.arange(new, dtype="float32") * (np.float32(old) / np.float32(new))).astype(int)
         for old, new in zip(mask.shape, shape, strict=True)

@@ -239,7 +239,7 @@ class _Shard:
     def finished(self):
         return True if teacher.is_whole(self.images, self.file) else None
 
-    def run(self):
+    def write(self):
         with _LOADING:
             predictor = _cached_predictor(self.config, self.weights, self.file)
         teacher.label(predictor, [(self.images, self.file)], self.teacher)

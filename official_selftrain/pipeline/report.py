@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from official_selftrain import teacher
 from official_selftrain.config import Config, rounds, stages
-from official_selftrain.data import records, visualize
+from official_selftrain.data import png, records, visualize
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.pipeline import curves
 from official_selftrain.pipeline.labeling import LABEL_STATISTICS
@@ -213,7 +213,7 @@ def _history(folder):
 
 
 def _picture(file, sheet):
-    encoded = visualize.png(sheet)
+    encoded = png.encode(sheet)
     file.write_bytes(encoded)
     return f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
 

@@ -16,7 +16,7 @@ from official_selftrain.config import (
     SegmentationConfig,
     changed,
 )
-from official_selftrain.data import records
+from official_selftrain.data import png, records
 from official_selftrain.data.predictions import MaskPrediction
 from official_selftrain.data.prepared import PreparedData
 from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
@@ -26,7 +26,6 @@ from official_selftrain.evaluation.mask_labels import (
     byte_limits,
     check_mask,
     mask_rows,
-    open_png,
 )
 from official_selftrain.models import build_model
 from official_selftrain.ops import losses
@@ -223,7 +222,7 @@ class SegmentationTask:
         if not source.soft:
             return
         further = (
-            open_png(record.runner_up_masks).height // record.height
+            png.decode(record.runner_up_masks).height // record.height
             if record.runner_up_masks
             else 0
         )
@@ -352,8 +351,8 @@ class SegmentationTask:
         """The record with the teacher's mask in place of its own labels; every pixel is kept."""
         return record.relabeled(
             teacher,
-            mask=records.encode_png(prediction.classes),
-            confidence=records.encode_png(prediction.confidence),
+            mask=png.encode(prediction.classes),
+            confidence=png.encode(prediction.confidence),
             runner_up_masks=_png_or_none(prediction.runner_up_classes),
             runner_up_confidences=_png_or_none(prediction.runner_up_confidences),
         )
@@ -401,4 +400,4 @@ def _distribution(mask, num_classes, dtype):
 
 
 def _png_or_none(maps):
-    return records.encode_png(maps) if len(maps) else b""
+    return png.encode(maps) if len(maps) else b""

@@ -1,1 +1,1 @@
-"""Errors, files and optional packages."""
+"""Errors, files, types and optional packages."""

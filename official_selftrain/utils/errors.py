@@ -1,12 +1,14 @@
-"""What is read by the person at the keyboard: exceptions, and the words of their messages."""
+"""Exceptions, and the parts of messages that several modules use."""
 
 import difflib
+from collections.abc import Collection
+from typing import Any
 
 
-def printable(text):
-    """`text` in one line, with control characters and lone surrogates shown as escapes.
+def printable(text: Any) -> str:
+    """`text` on one line, with control characters and lone surrogates as escape sequences.
 
-    A file name can hold what clears a terminal or breaks a line.
+    A file name may contain characters that clear the terminal or break the line.
     """
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
@@ -15,55 +17,78 @@ def printable(text):
 
 
 class UserError(ValueError):
-    """A mistake in what was given: options, files or labels.
+    """A mistake in the user's options, files or labels.
 
-    The message says what was given, what was expected, the likely cause and how to mend it. It is
-    one line, whatever the names and values in it hold. Commands print it and leave with exit
-    status 2, without a stack trace.
+    The message says what was given, what was expected, the likely cause and how to fix it. It is
+    always a single line, whatever characters the names and values in it contain. Commands print it
+    and exit with status 2, without a stack trace.
     """
 
-    def __init__(self, message):
+    def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class Damaged(UserError):
-    """A file is not as it was written."""
+    """A file has changed since it was written, such as by a bad copy."""
 
 
 class TrainingInterrupted(BaseException):
-    """The process was asked to end, and what it had done is saved.
+    """The process was asked to end, and its work is saved.
 
-    Commands print the message and leave with exit status 128 + `signal`, as the signal itself would
-    have it: 130 for Ctrl-C, 143 for SIGTERM.
+    Commands print the message and exit with status 128 + `signal`, as shells report a process that
+    a signal has ended: 130 for Ctrl-C, 143 for SIGTERM. Not an `Exception`, so that code which
+    survives any failure does not survive this.
 
     Attributes:
         signal: number of the signal.
     """
 
-    def __init__(self, message, signal=15):
+    def __init__(self, message: str, signal: int = 15) -> None:
         super().__init__(message)
         self.signal = signal
 
 
-def short(value):
-    """A value as it would be written in Python, in at most 80 letters."""
+def one_line(error: Any, limit: int | None = 200) -> str:
+    """The text of an error on one line, cut after `limit` characters.
+
+    Messages of TensorFlow and of parsers span many lines, and one of ours never does. An error
+    without text is called by its type, as otherwise the message would give no reason at all.
+
+    Args:
+        error: an exception or a string.
+        limit: largest number of characters; None keeps all.
+    """
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def short(value: Any) -> str:
+    """A value as it is written in Python, cut to at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
-def nearest(name, known, cutoff=0.6):
-    """The one of the `known` names that is nearest to `name`, or None."""
+def nearest(name: Any, known: Collection[str], cutoff: float = 0.6) -> str | None:
+    """The name among `known` that is spelled most like `name`.
+
+    Args:
+        name: what was given.
+        known: the names that exist.
+        cutoff: smallest similarity in 0 to 1; a name that differs only in case always counts.
+
+    Returns:
+        The nearest name, or None if all are too different.
+    """
     name = str(name)
     same = [other for other in known if other.lower() == name.lower()]
     return next(iter(same or difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
-def or_nearest(name, known):
-    """The end of an error message: the nearest of the `known` names, or nothing."""
+def or_nearest(name: Any, known: Collection[str]) -> str:
+    """The end of an error message: the nearest of the `known` names, or an empty string."""
     near = nearest(name, known, 0.5)
     return f"; did you mean {near!r}?" if near else ""
 
 
-def did_you_mean(name, known):
-    """The end of an error message: the nearest of the `known` names, or all of them."""
+def did_you_mean(name: Any, known: Collection[str]) -> str:
+    """The end of an error message: the nearest of the `known` names, or a list of all of them."""
     return or_nearest(name, known) or (f"; known: {', '.join(known)}" if known else "")

@@ -1,4 +1,4 @@
-"""Files that appear only when complete, their checksums, and locks on folders."""
+"""Reading and writing files safely, finding them, their checksums, and locks on folders."""
 
 import contextlib
 import fnmatch
@@ -9,24 +9,61 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import socket
 import stat
 import sys
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath
 
-LARGEST_TEXT = 4 * 2**30  # bytes of a text file; COCO's largest has 0.7e9
-
-
-def temporary_name(path):
-    """A name beside `path` that no other process, here or on another machine, takes."""
-    return f"{path}.{uuid.uuid4().hex[:12]}.tmp"
+LARGEST_TEXT = 4 * 2**30  # bytes; the largest annotation file of COCO has 0.7e9
 
 
-def replace(temporary, path):
-    """Renames a finished file to `path`, on the disk before the name is: a power cut leaves the
-    old file or the new one, never an empty one."""
+@contextlib.contextmanager
+def replacing(path: StrPath, suffix: str = "") -> Iterator[pathlib.Path]:
+    """Context manager for writing a file or a folder that appears only when it is complete.
+
+    The block writes to the temporary path that it gets. When the block ends, that becomes `path`,
+    in place of what was there before; when the block raises, it is removed and `path` is untouched.
+
+    Args:
+        path: of the file or folder.
+        suffix: ending of the temporary name, for libraries that choose the format by it.
+
+    Yields:
+        A path beside `path` that no other process uses, on this machine or on another one.
+
+    Raises:
+        UserError: if the complete file cannot be renamed to `path`.
+    """
+    temporary = pathlib.Path(f"{path}.{uuid.uuid4().hex[:12]}.tmp{suffix}")
+    try:
+        yield temporary
+        try:
+            _move(temporary, pathlib.Path(path))
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _move(temporary, path):
+    """Gives a complete file or folder its name.
+
+    The content of a file reaches the disk before its name does: after a power cut there is the old
+    file or the new one, never an empty one.
+    """
+    if temporary.is_dir():
+        if path.is_dir():  # no system call swaps two folders
+            shutil.rmtree(path)
+        temporary.rename(path)
+        return
     with open(temporary, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -38,30 +75,31 @@ def replace(temporary, path):
             os.close(folder)
 
 
-def write_text(path, text):
-    """Writes a text file that appears only when complete.
+def write_text(path: StrPath, text: str) -> None:
+    """Writes a UTF-8 text file that appears only when it is complete.
 
     Raises:
-        UserError: if it cannot be written, such as on a full disk.
+        UserError: if it cannot be written, such as when the disk is full.
     """
-    temporary = pathlib.Path(temporary_name(path))
     try:
-        temporary.write_text(text, encoding="utf-8")
-        replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def read_bytes(path, what="file", limit=LARGEST_TEXT):
+def read_bytes(path: StrPath, what: str = "file", limit: int = LARGEST_TEXT) -> bytes:
     """The bytes of a regular file.
 
-    A device or a pipe, which might never end, and a file of more than `limit` bytes are refused
-    before they are read.
+    Devices and pipes, which might never end, are refused before they are read.
+
+    Args:
+        path: of the file.
+        what: what errors call it, such as "class list".
+        limit: largest size in bytes.
 
     Raises:
-        UserError: if it is missing, not readable, not a regular file or too large; `what` says what
-            it should have been.
+        UserError: if the file is missing, not readable, not a regular file or too large.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
@@ -81,16 +119,20 @@ def read_bytes(path, what="file", limit=LARGEST_TEXT):
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from None
 
 
-def _open_without_waiting(path, flags):
-    """Opens a pipe at once, too, where nobody writes into it."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Opens a file for `open`; a pipe that nobody writes to would otherwise block the process."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_text(path, what="file"):
-    """The text of a UTF-8 file, with or without a byte order mark; UTF-16 needs one.
+def read_text(path: StrPath, what: str = "file") -> str:
+    """The text of a UTF-8 file, with or without a byte order mark, or of a UTF-16 file with one.
+
+    Args:
+        path: of the file.
+        what: what errors call it, such as "class list".
 
     Raises:
-        UserError: if it is missing, not readable or not text; `what` says what it should have been.
+        UserError: if the file is missing, not readable or not text.
     """
     data = read_bytes(path, what)
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -103,22 +145,26 @@ def read_text(path, what="file"):
         ) from None
 
 
-def read_json(path, what="file"):
+def read_json(path: StrPath, what: str = "file") -> Any:
     """The content of a JSON file.
 
+    Args:
+        path: of the file.
+        what: what errors call it, such as "annotations".
+
     Raises:
-        UserError: if it is missing, not readable or not valid JSON.
+        UserError: if the file is missing, not readable or not valid JSON.
     """
     text = read_text(path, what)
     try:
         return json.loads(text)
     except RecursionError:
         raise UserError(f"the {what} {path} is nested too deeply to be read") from None
-    except ValueError as error:  # numbers of thousands of digits, too
+    except ValueError as error:  # also raised for numbers of thousands of digits
         raise UserError(f"the {what} {path} is not valid JSON: {error}") from None
 
 
-def read_json_or_none(path):
+def read_json_or_none(path: StrPath) -> Any:
     """The content of a JSON file that can be made again; None if it is missing or damaged."""
     if not os.path.exists(path):
         return None
@@ -129,16 +175,16 @@ def read_json_or_none(path):
         return None
 
 
-def matching(pattern):
-    """The paths that a path or a glob means.
+def matching(pattern: StrPath) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The paths that a path or a glob stands for.
 
-    A path that exists is that path, whatever brackets or stars are in it. Otherwise its first
-    folders that exist are taken as they are, and the rest is a pattern, in which `**` is any number
-    of folders, linked ones too.
+    A path that exists is taken as it is, even if it contains brackets or stars. Otherwise its
+    leading folders that exist are taken as they are and the rest is a pattern, in which `**` stands
+    for any number of folders, including linked ones.
 
     Returns:
-        Folder from which the pattern counts, and a sorted list of paths below it, which may be
-        hidden.
+        The folder below which the pattern was expanded, and a sorted list of the paths found, among
+        which hidden ones may be.
 
     Raises:
         UserError: if a folder cannot be read.
@@ -150,7 +196,9 @@ def matching(pattern):
     return base, sorted(set(_expand(base, path.relative_to(base).parts)))
 
 
-def _expand(folder, parts):
+def _expand(folder: pathlib.Path, parts: tuple[str, ...]) -> list[pathlib.Path]:
+    # `glob` would take brackets in the names of existing folders for patterns, and does not follow
+    # linked folders in `**`.
     if not parts:
         return [folder]
     part, rest = parts[0], parts[1:]
@@ -160,19 +208,20 @@ def _expand(folder, parts):
     return [path for inside in near for path in _expand(inside, rest)]
 
 
-def _folders(folder):
-    """A folder and those below it, each once."""
+def _folders(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder and all folders below it, each once, even if links form a cycle."""
     waiting, entered = [folder], set()
     while waiting:
-        here = waiting.pop(0)
-        real = os.path.realpath(here)
+        current = waiting.pop(0)
+        real = os.path.realpath(current)
         if real not in entered:
             entered.add(real)
-            yield here
-            waiting += sorted(path for path in _listed(here) if path.is_dir())
+            yield current
+            waiting += sorted(path for path in _listed(current) if path.is_dir())
 
 
-def _listed(folder):
+def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The content of a folder, empty if it is something else."""
     if not folder.is_dir():
         return []
     try:
@@ -181,27 +230,38 @@ def _listed(folder):
         raise UserError(f"cannot read the folder {folder}: {error.strerror}") from None
 
 
-def write_json(path, values):
-    """Writes a JSON file that appears only when complete."""
+def write_json(path: StrPath, values: Any) -> None:
+    """Writes a JSON file that appears only when it is complete; see `write_text` for errors."""
     write_text(path, json.dumps(values, indent=1))
 
 
-def sha256(path):
+def sha256(path: StrPath) -> str:
     """Hexadecimal SHA-256 of a file."""
+    # `hashlib.file_digest` does the same, but does not exist in Python 3.10.
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def locked(folder, name=".lock"):
-    """Keeps other processes out of a folder, which is made if missing.
+def locked(folder: StrPath, name: str = ".lock") -> Iterator[bool]:
+    """Context manager that keeps other processes out of a folder, which it creates if necessary.
 
-    The lock ends with the process, however that ends. Yields whether the file system knows locks.
+    The operating system releases the lock when the process ends, even if it is killed.
+
+    Args:
+        folder: to lock.
+        name: of the lock file in the folder.
+
+    Yields:
+        Whether the file system supports locks.
 
     Raises:
-        UserError: if another process holds it, naming the process.
+        UserError: if another process holds the lock, naming that process.
     """
-    import fcntl
+    import fcntl  # not on Windows, where the rest of this module works
 
     folder = pathlib.Path(folder)
     try:
@@ -219,11 +279,11 @@ def locked(folder, name=".lock"):
                 f"another process works in {folder}: {other}; wait until it ends, stop it, or "
                 "choose another folder"
             ) from None
-        except OSError as error:  # some network file systems know no locks
+        except OSError as error:  # some network file systems do not support locks
             logging.warning("%s cannot be locked: %s", folder, error.strerror)
             yield False
             return
-        with contextlib.suppress(OSError):  # on a full disk the name of the process is missing
+        with contextlib.suppress(OSError):  # the lock holds even if a full disk keeps no name
             file.truncate(0)
             command = shlex.join(sys.argv)[:300]
             file.write(f"process {os.getpid()} on {socket.gethostname()}, {command}\n")
@@ -231,10 +291,10 @@ def locked(folder, name=".lock"):
         yield True
 
 
-def remove_leftovers(folder):
-    """Removes the temporary files that a killed process has left in a folder.
+def remove_leftovers(folder: StrPath) -> None:
+    """Deletes the temporary files that a killed process has left in a folder.
 
-    Only for who holds the lock of the folder: no other process then writes into it.
+    Only call it while holding the lock of the folder; otherwise a file might still be in use.
     """
     for file in pathlib.Path(folder).glob("*.tmp*"):
         if re.search(r"\.[0-9a-f]{12}\.tmp(\.weights\.h5)?$", file.name):

@@ -1,7 +1,7 @@
-"""Names for types that several libraries share; shapes and units are in the docstrings."""
+"""Types of arguments that several libraries share; shapes and units are in the docstrings."""
 
 import os
 from typing import Any, TypeAlias
 
-Tensor: TypeAlias = Any  # a tensor of the backend, a symbolic one of Keras, or a NumPy array
+Tensor: TypeAlias = Any  # of the backend, symbolic or NumPy; no type covers these
 StrPath: TypeAlias = str | os.PathLike[str]

@@ -164,7 +164,7 @@ def test_resumed_pipeline_of_a_worker_equals_the_uninterrupted_one(files):
 
 def test_a_batch_that_replicas_cannot_share_is_refused(files):
     context = tf.distribute.InputContext(2, 0, num_replicas_in_sync=4)
-    with pytest.raises(UserError, match="a batch of 6 images is not shared by 4 replicas"):
+    with pytest.raises(UserError, match="a batch of 6 images cannot be divided evenly among 4"):
         inputs.training_dataset(files, TASK.parser(), 6, 1, input_context=context)
 
 

@@ -1,1 +1,1 @@
-"""Policies S1 to S4: image, boxes and mask changed together."""
+"""Policies S1 to S4, which change image, boxes and mask together."""

@@ -1,14 +1,15 @@
 """Random sequences of image operations: AutoAugment for detection, and RandAugment.
 
-A policy is a list of rows; a row is a list of steps (operation, probability, level 0..10). For
+A policy is a list of rows; a row is a list of steps (operation, probability, level 0 to 10). For
 every image it draws rows and applies their steps in order. Image, boxes and mask see the same draw,
-which is a function of the seed alone. Names and tables are those of the released code (reference
-section 17); RandAugment is the one the same group published for boxes (paper.md section 1).
+which depends only on the seed. Names and tables are those of the released code. RandAugment for
+boxes was not released with the paper; this is the one that the same group published later.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,8 +17,11 @@ import tensorflow as tf
 from official_selftrain.data.augmentation import image_ops
 from official_selftrain.data.records import IGNORE_LABEL
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import Tensor
 
-# Sub-policies as "operation probability level" steps; one is drawn for each image.
+Scene = dict[str, Tensor]  # image, boxes and perhaps a mask, which move together
+
+# One row per line, as steps "operation probability level"; one row is drawn for each image.
 AUTO_AUGMENT = {
     "v0": """
         TranslateX_BBox 0.6 4, Equalize 0.8 10
@@ -89,7 +93,7 @@ RAND_AUGMENT = (
 
 MAX_LEVEL = 10
 
-# Longer side of the images that the released distances in pixels are made for, COCO's.
+# The released distances in pixels are made for images of COCO, whose longer side has 640.
 REFERENCE = 640
 IN_PIXELS = ("TranslateX", "TranslateY", "Cutout")
 
@@ -99,32 +103,38 @@ IN_PIXELS = ("TranslateX", "TranslateY", "Cutout")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation on a scene: a dict of `image`, `boxes` and, where there is one, `mask`.
+    """One operation on a scene, a dict of `image`, `boxes` and, optionally, `mask`.
 
     Attributes:
         apply: function (scene, argument, seed, chance) -> scene. `chance` is the probability with
-            which an operation on the content of boxes takes each box.
-        per_box: it acts inside boxes, each drawn by itself.
-        signed: its argument has a random sign.
+            which an operation on the content of boxes is applied to each box.
+        per_box: whether it acts inside boxes, each drawn independently.
+        signed: whether its argument gets a random sign.
     """
 
-    apply: Callable
+    apply: Callable[[Scene, Tensor, Tensor, Any], Scene]
     per_box: bool = False
     signed: bool = False
 
 
-def _size(pixels):
+def _size(pixels: Tensor) -> Tensor:
     return tf.shape(pixels)[:2]
 
 
-def _shift(argument, axis):
-    # Nearest sampling rounds half a pixel away from zero; so does this, to whole pixels.
+def _shift(argument: Tensor, axis: int) -> Tensor:
+    """A distance in pixels as the int32 `[2]` (y, x) that `image_ops.translate` takes."""
+    # Rounded half away from zero, as nearest neighbor sampling does in the released code.
     pixels = tf.cast(tf.sign(argument) * tf.floor(tf.abs(argument) + 0.5), tf.int32)
     return tf.stack([pixels, 0] if axis == 0 else [0, pixels])
 
 
-def _moves(as_released):
-    """`{name: (function of pixels, argument, fill; function of boxes, size, argument)}`."""
+def _moves(as_released: bool) -> dict[str, tuple[Callable, Callable]]:
+    """How geometric operations move pixels and boxes.
+
+    Returns:
+        `{name: (function (pixels, argument, fill) -> pixels, function (boxes, size, argument) ->
+        boxes)}`.
+    """
 
     def shear(axis):
         return (
@@ -153,8 +163,13 @@ def _moves(as_released):
     }
 
 
-def operations(as_released=False):
-    """`{name: Operation}` of all operations."""
+def _flip(pixels: Tensor, argument: Tensor, fill: int) -> Tensor:
+    """Flips sideways; takes the arguments of the other moves, and needs neither."""
+    return tf.reverse(pixels, [1])
+
+
+def operations(as_released: bool = False) -> dict[str, Operation]:
+    """`{name: Operation}` of all operations; for `as_released` see `image_ops`."""
     colors = {
         "AutoContrast": lambda x, _: image_ops.autocontrast(x),
         "Equalize": lambda x, _: image_ops.equalize(x),
@@ -174,22 +189,25 @@ def operations(as_released=False):
     table["BBox_Cutout"] = Operation(_box_cutout)
     for name, (pixels, boxes) in _moves(as_released).items():
         table[f"{name}_BBox"] = Operation(_geometric(pixels, boxes), signed=True)
-        table[f"{name}_Only_BBoxes"] = Operation(_inside_boxes(pixels), True, signed=True)
-    flip = lambda x, argument, fill: tf.reverse(x, [1])  # noqa: E731
-    table["Flip_Only_BBoxes"] = Operation(_inside_boxes(flip), per_box=True)
+        table[f"{name}_Only_BBoxes"] = Operation(_inside_boxes(pixels), per_box=True, signed=True)
+    table["Flip_Only_BBoxes"] = Operation(_inside_boxes(_flip), per_box=True)
     for name in ("Solarize", "Equalize", "Cutout"):
         table[f"{name}_Only_BBoxes"] = Operation(_repeat_in_boxes(table[name]), per_box=True)
     return table
 
 
-def _color(function):
+def _color(function: Callable) -> Callable:
+    """A function (image, argument) -> image as an operation that leaves boxes and mask alone."""
+
     def apply(scene, argument, seed, chance):
         return scene | {"image": function(scene["image"], argument)}
 
     return apply
 
 
-def _geometric(move_pixels, move_boxes):
+def _geometric(move_pixels: Callable, move_boxes: Callable) -> Callable:
+    """A move of pixels and boxes as an operation on whole scenes; see `_moves`."""
+
     def apply(scene, argument, seed, chance):
         moved = {
             "image": move_pixels(scene["image"], argument, image_ops.FILL),
@@ -202,26 +220,28 @@ def _geometric(move_pixels, move_boxes):
     return apply
 
 
-def _point(seed, size):
-    """A random pixel `[2]` of an image of `size`."""
+def _point(seed: Tensor, size: Tensor) -> Tensor:
+    """A random pixel (y, x), int32 `[2]`, of an image with `size` (height, width)."""
     numbers = tf.random.stateless_uniform([2], seed)
+    # The product of a number below 1 and a large size may round up to the size.
     return tf.minimum(tf.cast(numbers * tf.cast(size, tf.float32), tf.int32), size - 1)
 
 
-def _cutout(scene, argument, seed, chance):
+def _cutout(scene: Scene, argument: Tensor, seed: Tensor, chance: Any) -> Scene:
+    """Paints over a square with sides of 2 `argument` pixels at a random place."""
     image = scene["image"]
     half = tf.cast(argument, tf.int32)
     return scene | {"image": image_ops.cutout(image, _point(seed, _size(image)), half)}
 
 
-def _box_cutout(scene, argument, seed, chance):
-    """Paints over a share `argument` of the sides of one box, drawn among those with area."""
+def _box_cutout(scene: Scene, argument: Tensor, seed: Tensor, chance: Any) -> Scene:
+    """Paints over a part of one random box, whose sides are `argument` times those of the box."""
     image = scene["image"]
     boxes = tf.boolean_mask(scene["boxes"], image_ops.non_empty(scene["boxes"]))
     count = tf.shape(boxes)[0]
 
     def paint():
-        which = tf.random.stateless_uniform([], fold(seed, 1), 0, count, tf.int32)
+        which = tf.random.stateless_uniform([], tf.random.fold_in(seed, 1), 0, count, tf.int32)
         first, size = image_ops.box_region(boxes[which], _size(image))
         half = tf.cast(argument * tf.cast(size, tf.float32) / 2.0, tf.int32)
         return image_ops.cutout(image, first + _point(seed, size), half)
@@ -229,8 +249,8 @@ def _box_cutout(scene, argument, seed, chance):
     return scene | {"image": tf.cond(count > 0, paint, lambda: image)}
 
 
-def _inside_boxes(move_pixels):
-    """The content of drawn boxes moves, the boxes themselves stay."""
+def _inside_boxes(move_pixels: Callable) -> Callable:
+    """An operation that moves the content of random boxes, but not the boxes themselves."""
 
     def change(scene, box, argument, seed):
         def moved(pixels, fill):
@@ -244,8 +264,8 @@ def _inside_boxes(move_pixels):
     return _for_drawn_boxes(change)
 
 
-def _repeat_in_boxes(operation):
-    """An operation that changes nothing but the image, on the pixels of drawn boxes."""
+def _repeat_in_boxes(operation: Operation) -> Callable:
+    """Applies an operation that changes only the image to the pixels of random boxes."""
 
     def change(scene, box, argument, seed):
         def painted(region):
@@ -256,8 +276,12 @@ def _repeat_in_boxes(operation):
     return _for_drawn_boxes(change)
 
 
-def _for_drawn_boxes(change):
-    """`change(scene, box, argument, seed)` for every box drawn, in random order."""
+def _for_drawn_boxes(change: Callable) -> Callable:
+    """An operation that calls `change(scene, box, argument, seed)` for random boxes.
+
+    Each box is drawn with probability `chance`. The order is random, because boxes that overlap
+    change the same pixels.
+    """
 
     def apply(scene, argument, seed, chance):
         boxes = scene["boxes"]
@@ -267,15 +291,18 @@ def _for_drawn_boxes(change):
         chosen = tf.boolean_mask(tf.gather(boxes, order), tf.gather(drawn, order))
 
         def body(index, scene):
-            return index + 1, change(scene, chosen[index], argument, fold(seed, index + 1))
+            return index + 1, change(
+                scene, chosen[index], argument, tf.random.fold_in(seed, index + 1)
+            )
 
         return _loop(tf.shape(chosen)[0], body, scene)
 
     return apply
 
 
-def _loop(count, body, scene):
-    """`body(index, scene) -> (index + 1, scene)`, `count` times."""
+def _loop(count: Tensor, body: Callable, scene: Scene) -> Scene:
+    """Calls `body(index, scene) -> (index + 1, scene)` `count` times; returns the last scene."""
+    # The loop must allow heights, widths and numbers of boxes that a trace does not know.
     shapes = {"image": [None, None, 3], "boxes": [None, 4]}
     if "mask" in scene:
         shapes["mask"] = [None, None, *scene["mask"].shape[2:]]
@@ -293,50 +320,54 @@ def _loop(count, body, scene):
     )[1]
 
 
-fold = tf.random.experimental.stateless_fold_in
-
-
 # --- Levels ----------------------------------------------------------------------------------
 
 
-def level_to_argument(name, level, cutout=100, translate=250):
-    """What a level means to an operation, before the random sign.
+def level_to_argument(
+    name: str, level: float, cutout: float = 100, translate: float = 250
+) -> float:
+    """The argument that a level stands for, before the random sign.
 
     Args:
-        name: of the operation.
-        level: 0..10, more extrapolates up to the limit of the operation.
-        cutout, translate: pixels at level 10, of whole images.
+        name: name of the operation.
+        level: 0 to 10; higher levels extrapolate up to the limit of the operation.
+        cutout: half side of the cutout of a whole image at level 10, in pixels.
+        translate: distance of the translation of a whole image at level 10, in pixels.
+
+    Returns:
+        Degrees, pixels, a factor, a threshold, ..., depending on the operation; 0 if it takes none.
     """
-    share = level / MAX_LEVEL
+    fraction = level / MAX_LEVEL
     inside = name.endswith("_Only_BBoxes")
     name = _kind(name)
     arguments = {
-        "Rotate": 30 * share,
-        "ShearX": 0.3 * share,
-        "ShearY": 0.3 * share,
-        "TranslateX": (120 if inside else translate) * share,
-        "TranslateY": (120 if inside else translate) * share,
-        "Posterize": min(int(4 * share), 8),
-        "Solarize": min(int(256 * share), 256),
-        "SolarizeAdd": int(110 * share),
-        "Cutout": int((50 if inside else cutout) * share),
-        "BBox_Cutout": 0.75 * share,
-        **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), 1.8 * share + 0.1),
+        "Rotate": 30 * fraction,
+        "ShearX": 0.3 * fraction,
+        "ShearY": 0.3 * fraction,
+        "TranslateX": (120 if inside else translate) * fraction,
+        "TranslateY": (120 if inside else translate) * fraction,
+        "Posterize": min(int(4 * fraction), 8),
+        "Solarize": min(int(256 * fraction), 256),
+        "SolarizeAdd": int(110 * fraction),
+        "Cutout": int((50 if inside else cutout) * fraction),
+        "BBox_Cutout": 0.75 * fraction,
+        **dict.fromkeys(("Color", "Contrast", "Brightness", "Sharpness"), 1.8 * fraction + 0.1),
     }
     return float(arguments.get(name, 0.0))
 
 
-def _kind(name):
+def _kind(name: str) -> str:
+    """The name of an operation without what it acts on: "Rotate" of "Rotate_BBox"."""
     return name.removesuffix("_Only_BBoxes").removesuffix("_BBox")
 
 
-def _shrinking(operation):
-    """The same on small images: its argument, a distance in pixels, shrinks with them."""
+def _shrinking(operation: Operation) -> Operation:
+    """The operation with its argument, a distance in pixels, reduced on small images."""
 
     def apply(scene, argument, seed, chance):
         longer = tf.cast(tf.reduce_max(_size(scene["image"])), tf.float32)
-        share = tf.minimum(longer / REFERENCE, 1.0)
-        return operation.apply(scene, argument * share, seed, chance)
+        scale = tf.minimum(longer / REFERENCE, 1.0)
+        return operation.apply(scene, argument * scale, seed, chance)
 
     return dataclasses.replace(operation, apply=apply)
 
@@ -349,17 +380,21 @@ class Policy:
 
     Args:
         rows: lists of steps (operation name, probability, level).
-        draws: rows per image, drawn uniformly, with replacement.
-        cutout, translate: pixels at level 10, of images whose longer side has 640 or more. On
-            smaller ones distances shrink with the image.
-        as_released: see `image_ops`; distances are pixels whatever the size.
-
-    Calling it with a scene and a seed int64 `[2]` returns the changed scene. A scene is a dict of
-    `image` `[H, W, 3]` uint8, `boxes` `[N, 4]` as fractions and, optionally, `mask` `[H, W]` uint8,
-    or `[H, W, C]`, whose channels move together.
+        draws: number of rows per image, drawn uniformly with replacement.
+        cutout: half side of a cutout at level 10, in pixels of an image whose longer side has 640
+            or more. On smaller images distances shrink in proportion.
+        translate: distance of a translation at level 10, likewise.
+        as_released: see `image_ops`; distances do not depend on the size of the image.
     """
 
-    def __init__(self, rows, draws=1, cutout=100, translate=250, as_released=False):
+    def __init__(
+        self,
+        rows: Sequence[Sequence[tuple[str, float, float]]],
+        draws: int = 1,
+        cutout: float = 100,
+        translate: float = 250,
+        as_released: bool = False,
+    ) -> None:
         known = operations(as_released)
         names = sorted({name for row in rows for name, _, _ in row})
         self.operations = [
@@ -367,6 +402,7 @@ class Policy:
             for name in names
         ]
         self.draws = draws
+        # Tables instead of Python branches: a graph draws a row by its number.
         shape = (len(rows), max(len(row) for row in rows))
         self._index = np.zeros(shape, "int32")  # 0 does nothing, 1 is the first operation
         self._probability = np.zeros(shape, "float32")
@@ -379,9 +415,19 @@ class Policy:
         self._per_box = np.array([False, *(o.per_box for o in self.operations)])
         self._signed = np.array([False, *(o.signed for o in self.operations)])
 
-    def __call__(self, scene, seed):
+    def __call__(self, scene: Scene, seed: Tensor) -> Scene:
+        """Applies the drawn operations to a scene.
+
+        Args:
+            scene: dict of `image` uint8 `[H, W, 3]`, `boxes` `[N, 4]` as fractions and, optionally,
+                `mask` uint8 `[H, W]` or `[H, W, C]`, whose channels move together.
+            seed: int64 `[2]`; equal seeds give equal results.
+
+        Returns:
+            A scene of the same size and types.
+        """
         rows = tf.random.stateless_uniform(
-            [self.draws], fold(seed, 0), 0, len(self._index), tf.int32
+            [self.draws], tf.random.fold_in(seed, 0), 0, len(self._index), tf.int32
         )
         index, probability, argument = (
             tf.reshape(tf.gather(table, rows), [-1])
@@ -389,12 +435,18 @@ class Policy:
         )
 
         def body(step, scene):
-            numbers = tf.random.stateless_uniform([2], fold(seed, 2 * step + 1))
+            numbers = tf.random.stateless_uniform([2], tf.random.fold_in(seed, 2 * step + 1))
+            # The probability of an operation inside boxes is spent on each box instead.
             happens = (numbers[0] < probability[step]) | tf.gather(self._per_box, index[step])
             minus = (numbers[1] < 0.5) & tf.gather(self._signed, index[step])
             value = tf.where(minus, -argument[step], argument[step])
             # The released code takes a third of the probability for each box.
-            arguments = (scene, value, fold(seed, 2 * step + 2), probability[step] / 3.0)
+            arguments = (
+                scene,
+                value,
+                tf.random.fold_in(seed, 2 * step + 2),
+                probability[step] / 3.0,
+            )
             branches = [lambda: scene] + [
                 functools.partial(operation.apply, *arguments) for operation in self.operations
             ]
@@ -403,8 +455,13 @@ class Policy:
         return _loop(tf.size(index), body, scene)
 
 
-def auto_augment(version="v0", as_released=False):
-    """AutoAugment for detection: v0 (the paper's S2 and S3), v1, v2, v3 or test."""
+def auto_augment(version: str = "v0", as_released: bool = False) -> Policy:
+    """AutoAugment for detection.
+
+    Args:
+        version: "v0" (the paper's S2 and S3), "v1", "v2", "v3" or "test".
+        as_released: see `image_ops`.
+    """
     rows = []
     for line in AUTO_AUGMENT[version].strip().splitlines():
         steps = [step.split() for step in line.split(",")]
@@ -412,15 +469,15 @@ def auto_augment(version="v0", as_released=False):
     return Policy(rows, as_released=as_released)
 
 
-def rand_augment(magnitude=10.0, num_ops=2, as_released=False):
-    """RandAugment (the paper's S4): `num_ops` of 16 operations or nothing, all at one magnitude.
+def rand_augment(magnitude: float = 10.0, num_ops: int = 2, as_released: bool = False) -> Policy:
+    """RandAugment (the paper's S4): draws from 16 operations and "nothing", at one magnitude.
 
-    The paper does not state the number of operations; two is the default of the code that the same
-    group published, one was used in RandAugment's own experiment on detection.
+    The paper does not state the number of operations. Two is the default of the code that the same
+    group published; RandAugment's own experiment on detection used one.
 
     Args:
-        magnitude: 0..10 and more; the paper takes 10, and 15 for ResNet-101.
-        num_ops: draws for an image.
+        magnitude: 0 to 10 or more; the paper uses 10, and 15 for ResNet-101.
+        num_ops: number of draws per image.
         as_released: see `image_ops`.
     """
     rows = [[(name, 1.0, magnitude)] for name in RAND_AUGMENT] + [[]]
@@ -428,24 +485,31 @@ def rand_augment(magnitude=10.0, num_ops=2, as_released=False):
 
 
 def apply(
-    name, image, boxes=None, mask=None, level=10, argument=None, seed=0, chance=1.0,
-    as_released=False,
-):  # fmt: skip
-    """One operation, now, on NumPy arrays.
+    name: str,
+    image: np.ndarray,
+    boxes: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    level: float = 10,
+    argument: float | None = None,
+    seed: int = 0,
+    chance: float = 1.0,
+    as_released: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Applies one operation to NumPy arrays, eagerly.
 
     Args:
         name: such as "Equalize", "Rotate_BBox" or "TranslateY_Only_BBoxes".
-        image: `[H, W, 3]` uint8.
+        image: uint8 `[H, W, 3]`.
         boxes: `[N, 4]`, (ymin, xmin, ymax, xmax) as fractions of the image, or None.
-        mask: `[H, W]` uint8 class ids, 255 is ignored; or None.
-        level: 0..10, as `level_to_argument` translates it.
-        argument: in place of the level: degrees, pixels, factor, threshold, ...
-        seed: of what the operation draws (where to cut out, which boxes).
-        chance: probability with which an operation on the content of boxes takes each box.
+        mask: uint8 class ids `[H, W]`, 255 where ignored, or None.
+        level: 0 to 10; see `level_to_argument`.
+        argument: used instead of the level: degrees, pixels, a factor, a threshold, ...
+        seed: seed of what the operation draws, such as where to cut out.
+        chance: probability with which an operation on the content of boxes is applied to each box.
         as_released: see `image_ops`.
 
     Returns:
-        (image, boxes, mask) as NumPy arrays; the mask is None where none was given.
+        (image, boxes, mask) as NumPy arrays; the mask is None if none was given.
 
     Raises:
         UserError: for an unknown operation, or an image or mask of another shape or type.
@@ -463,8 +527,10 @@ def apply(
     return result["image"].numpy(), result["boxes"].numpy(), mask
 
 
-def make_scene(image, boxes=None, mask=None):
-    """The dict that policies take, from arrays; see `apply` for shapes and errors."""
+def make_scene(
+    image: np.ndarray, boxes: np.ndarray | None = None, mask: np.ndarray | None = None
+) -> Scene:
+    """The scene that policies take, as tensors of arrays; see `apply` for shapes and errors."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UserError(

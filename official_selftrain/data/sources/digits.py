@@ -10,7 +10,8 @@ import functools
 import numpy as np
 from PIL import Image
 
-from official_selftrain.data.records import ImageRecord, encode_png
+from official_selftrain.data import png
+from official_selftrain.data.records import ImageRecord
 from official_selftrain.utils.extras import import_extra
 
 DIGITS = (0, 1, 2, 3, 4)
@@ -61,13 +62,13 @@ def _scene(rng, index, split, digits, photographs):
         classes.append(label + 1)
     return ImageRecord(
         image_id=index,
-        encoded=encode_png(canvas.astype(np.uint8)),
+        encoded=png.encode(canvas.astype(np.uint8)),
         height=SIDE,
         width=SIDE,
         name=f"{split}_{index:04d}.png",
         boxes=np.array(boxes, "float32").reshape(-1, 4) / SIDE,
         classes=classes,
-        mask=encode_png(mask),
+        mask=png.encode(mask),
         origin="none" if split == "unlabeled" else "human",
         dataset=f"digits {split}",
     )

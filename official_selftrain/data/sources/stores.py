@@ -13,9 +13,9 @@ import tarfile
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from official_selftrain.data import records
+from official_selftrain.data import png
 from official_selftrain.data.records import LARGEST_IMAGE
-from official_selftrain.utils.errors import UserError, did_you_mean
+from official_selftrain.utils.errors import UserError, did_you_mean, one_line
 from official_selftrain.utils.files import matching, read_bytes
 
 with contextlib.suppress(Exception):  # the extra [heif]
@@ -427,7 +427,7 @@ def check_image(encoded, where, shown=None, errors=None):
         if image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and not turned:
             return encoded, image.height, image.width, turned
         image = _rgb(ImageOps.exif_transpose(image) if turned else image)
-        return records.encode_png(np.asarray(image)), image.height, image.width, turned
+        return png.encode(np.asarray(image)), image.height, image.width, turned
 
 
 @contextlib.contextmanager
@@ -436,7 +436,7 @@ def _decoding(what, encoded, where):
     try:
         yield
     except Exception as error:  # decoders raise nearly every kind
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         if isinstance(error, UnidentifiedImageError):
             remedy = REMEDIES.get(pathlib.PurePath(str(where)).suffix.lower())
             reason = "it is no image of a known format" + (f" ({remedy})" if remedy else "")
@@ -556,7 +556,7 @@ def check_mask(encoded, where, height, width, names):
             f"the mask {where} has the class id {unknown[0]}; known are 0 to {max(names)}, and 255 "
             "for ignored pixels"
         )
-    return records.encode_png(pixels)
+    return png.encode(pixels)
 
 
 def _refuse_loss(image, encoded, where):

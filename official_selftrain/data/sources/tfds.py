@@ -8,7 +8,7 @@ import numpy as np
 
 from official_selftrain.data import records
 from official_selftrain.data.sources import stores
-from official_selftrain.utils.errors import UserError, did_you_mean
+from official_selftrain.utils.errors import UserError, did_you_mean, one_line
 from official_selftrain.utils.extras import import_extra
 
 # COCO's category ids have gaps, which tensorflow-datasets closes; these are the original ones.
@@ -36,7 +36,7 @@ def open_tfds(source, wanted, images_per_shard):
         if not builder.info.splits:
             builder.download_and_prepare()
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"the data set {source.tfds!r} cannot be had: {reason}") from None
     if source.split not in builder.info.splits:
         hint = did_you_mean(source.split, list(builder.info.splits))

@@ -1,0 +1,62 @@
+"""Files that appear only when complete, checksums, and errors on one line."""
+
+import hashlib
+
+import pytest
+
+from official_selftrain.utils import files
+from official_selftrain.utils.errors import UserError, one_line
+
+
+def test_a_file_is_replaced_only_when_the_block_succeeds(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(KeyError), files.replacing(path, ".h5") as temporary:
+        assert temporary.name.endswith(".tmp.h5")
+        temporary.write_text("half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with files.replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"]
+
+
+def test_a_folder_is_replaced_with_all_that_was_in_it(tmp_path):
+    path = tmp_path / "model"
+    for content in ("old", "new"):
+        with files.replacing(path) as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [file.name for file in path.iterdir()] == ["new"]
+    with pytest.raises(KeyError), files.replacing(path) as temporary:
+        temporary.mkdir()
+        raise KeyError
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_is_taken_by_a_folder_is_one_error(tmp_path):
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(UserError, match="cannot write .*a.txt: Is a directory"):
+        files.write_text(tmp_path / "a.txt", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("size", [0, 5, 2**20, 2**20 + 3])
+def test_sha256_equals_hashlib_without_functions_of_python_3_11(size, tmp_path, monkeypatch):
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    data = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    (tmp_path / "a").write_bytes(data)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("error", "limit", "text"),
+    [
+        (ValueError("two\n  lines"), 200, "two lines"),
+        (ValueError("x" * 9), 4, "xxxx"),
+        ("x" * 300, None, "x" * 300),
+        (EOFError(), 200, "EOFError"),
+    ],
+)
+def test_errors_fit_on_one_line(error, limit, text):
+    assert one_line(error, limit) == text
