@@ -92,7 +92,7 @@ def our_dataset(name, file):
 
         return data.map(parse), 1
     task = DetectionTask(num_classes=91, image_size=SIZE)
-    parse = task.parser(InputConfig(policy=name), training=True)
+    parse = task.parser(InputConfig(policy=name))
     return inputs.training_dataset([file], parse, BATCH, 0, threads=1), BATCH
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     if folder and not (weights or cli.FLAGS.experiment or cli.FLAGS.config_file):
         trained = sorted(file.parent for file in pathlib.Path(folder).glob("*/model.weights.h5"))
         stages = {stage.name: cli.config_from_flags(folder=stage) for stage in trained}
-    config = None if stages else cli.config_from_flags()
+    config = next(iter(stages.values()), None) or cli.config_from_flags()
 
     from official_selftrain import pipeline
 

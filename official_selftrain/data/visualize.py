@@ -176,7 +176,8 @@ def augmentation_sheet(
         return geometry.fit(scene, info)
 
     policies = ("S1", "S2", "S3", "S4")
-    augmented = [geometry.Augmentation(InputConfig(policy=name), (side, side)) for name in policies]
+    sources = [InputConfig(policy=name) for name in policies]  # type: ignore[arg-type]
+    augmented = [geometry.Augmentation(source, (side, side)) for source in sources]
     views: list[Callable] = [original, *augmented]
     rows = []
     for index, record in zip(range(count), records, strict=False):

@@ -267,7 +267,7 @@ def training_data(
         source = getattr(config, name)
         return inputs.training_dataset(
             data.files(name),
-            task.parser(source, training=True),
+            task.parser(source),
             source.batch_size // micro_batches,
             seed,
             start_step * micro_batches,

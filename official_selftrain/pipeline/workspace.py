@@ -98,7 +98,7 @@ class Workspace:
             UserError: if anything is wrong with a source, between two of them, or for the task.
         """
         place = place or self.folder / "data"
-        self.data = self.on_chief_first(lambda: PreparedData(self.config, place, names, classes))
+        self._data = self.on_chief_first(lambda: PreparedData(self.config, place, names, classes))
         task_type(self.config.task).check_sources(self.data)
         self.config = self.data.with_num_classes(self.config)
 

@@ -111,12 +111,12 @@ class Task(Protocol):
     def make_record_filter(self, source: PseudoConfig) -> Callable[[Tensor], Tensor]:
         """A function serialized example -> bool: some label reaches the thresholds of `source`."""
 
-    def parser(self, source: InputConfig | None = None, training: bool = False) -> Callable:
+    def parser(self, source: InputConfig | None = None) -> Callable:
         """A function (decoded example, seed `[2]`) -> (image `[H, W, 3]`, labels of one image).
 
         Args:
-            source: whose augmentation, and thresholds of pseudo labels, apply in training.
-            training: augment the image; otherwise it is only fitted into the network input.
+            source: that is trained on: its augmentation applies, and its thresholds of pseudo
+                labels. Without one the image is only fitted into the network input.
         """
 
     # --- The loss ----------------------------------------------------------------------------

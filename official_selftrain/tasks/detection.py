@@ -48,7 +48,7 @@ class DetectionTask:
     def __init__(
         self, config: DetectionConfig | None = None, labeling: bool = False, **changes: Any
     ) -> None:
-        self.config = config or DetectionConfig()
+        self.config: Any = config or DetectionConfig()
         if changes:
             self.config = changed(self.config, **changes)
         self.anchors = anchor_ops.anchor_boxes(
@@ -100,12 +100,12 @@ class DetectionTask:
         found = records.read(files)
         return collections.Counter(int((r.scores > limits[r.classes]).sum()) for r in found)
 
-    def parser(self, source: InputConfig | None = None, training: bool = False) -> Callable:
+    def parser(self, source: InputConfig | None = None) -> Callable:
         """A function (decoded example, seed `[2]`) -> (image `[S, S, 3]`, labels).
 
         Args:
-            source: whose augmentation, and thresholds of pseudo labels, apply in training.
-            training: drop crowds and augment the image; otherwise it is only fitted.
+            source: that is trained on: its augmentation applies, and its thresholds of pseudo
+                labels, and crowds are dropped. Without one the image is only fitted.
         """
         import tensorflow as tf
 
@@ -113,9 +113,9 @@ class DetectionTask:
 
         size, max_boxes = self.config.image_size, self.config.max_instances
         thresholds = None
-        if training and isinstance(source, PseudoConfig):
+        if isinstance(source, PseudoConfig):
             thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
-        augmentation = geometry.Augmentation(source, size) if training else None
+        augmentation = geometry.Augmentation(source, size) if source else None
 
         def pad(values, value=-1):
             values = values[:max_boxes]
@@ -125,14 +125,14 @@ class DetectionTask:
 
         def parse(example, seed):
             scene = {"image": example["image"], "boxes": example["boxes"]}
-            if training:
+            if augmentation:
                 scene = augmentation(scene, seed)
             else:
                 scene = geometry.fit(
                     scene, geometry.plan_resize(tf.shape(scene["image"])[:2], size)
                 )
             keep = image_ops.non_empty(scene["boxes"])
-            if training:
+            if augmentation:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
             if thresholds is not None:
                 needed = _thresholds_of(example["classes"], thresholds)

@@ -63,7 +63,8 @@ class SegmentationTask:
         self, config: SegmentationConfig | None = None, labeling: bool = False, **changes: Any
     ) -> None:
         config = config or SegmentationConfig()
-        self.config = config = changed(config, **changes) if changes else config
+        self.config: Any = changed(config, **changes) if changes else config
+        config = self.config
         self.scales = config.label_scales if labeling else config.eval_scales
         self.flip = config.label_flip if labeling else config.eval_flip
         self.at_network_size = config.eval_size == "network" and not labeling
@@ -140,21 +141,21 @@ class SegmentationTask:
 
     # --- Input -------------------------------------------------------------------------------
 
-    def parser(self, source: InputConfig | None = None, training: bool = False) -> Callable:
+    def parser(self, source: InputConfig | None = None) -> Callable:
         """A function (decoded example, seed `[2]`) -> (image, labels) for `data.inputs`.
 
         The image is `[S, S, 3]` in training, and in prediction a tuple of one for each scale.
 
         Args:
-            source: whose augmentation, and thresholds of pseudo labels, apply in training.
-            training: augment the image; otherwise it is only fitted.
+            source: that is trained on: its augmentation applies, and its thresholds of pseudo
+                labels. Without one the image is only fitted.
         """
         import tensorflow as tf
 
         from official_selftrain.data.augmentation import geometry
 
         size = self.config.image_size
-        if not training:
+        if source is None:
             return self._prediction_parser()
         augmentation = geometry.Augmentation(source, size)
         pseudo = source if isinstance(source, PseudoConfig) else None

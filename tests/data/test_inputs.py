@@ -30,7 +30,7 @@ def files(tmp_path):
 
 def dataset(files, source=None, **settings):
     source = source or InputConfig(batch_size=2)
-    parse = TASK.parser(source, training=True)
+    parse = TASK.parser(source)
     return inputs.training_dataset(files, parse, 2, settings.pop("seed", 1), **settings)
 
 
@@ -139,7 +139,7 @@ def of_pipeline(files, parse, pipeline, pipelines, replicas, start=0):
 @pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 2), (3, 6)])
 def test_replicas_of_all_workers_see_the_batches_of_one_device(files, pipelines, replicas):
     """The same images with the same augmentation, in the order of the replicas."""
-    parse = TASK.parser(InputConfig(jitter=(0.3, 2.0)), training=True)
+    parse = TASK.parser(InputConfig(jitter=(0.3, 2.0)))
     whole = take(inputs.training_dataset(files, parse, 6, 1), 5)
     here = replicas // pipelines
     streams = [
@@ -153,7 +153,7 @@ def test_replicas_of_all_workers_see_the_batches_of_one_device(files, pipelines,
 
 
 def test_resumed_pipeline_of_a_worker_equals_the_uninterrupted_one(files):
-    parse = TASK.parser(InputConfig(), training=True)
+    parse = TASK.parser(InputConfig())
     context = tf.distribute.InputContext(2, 1, num_replicas_in_sync=2)
 
     def data(start):
@@ -171,7 +171,7 @@ def test_a_batch_that_replicas_cannot_share_is_refused(files):
 def test_three_sources_at_any_ratio_each_with_its_own_epochs(files):
     source = InputConfig(flip=False, jitter=(1.0, 1.0))
     human = dataset(files, source)
-    pseudo = inputs.training_dataset(files[:1], TASK.parser(source, training=True), 3, 2)
+    pseudo = inputs.training_dataset(files[:1], TASK.parser(source), 3, 2)
     labeled = inputs.training_dataset(files, inputs.classification_parser(source, (128, 128)), 1, 3)
     mixed = inputs.zip_streams(human=human, pseudo=pseudo, classification=labeled)
     batches = take(mixed, 14)

@@ -134,7 +134,7 @@ def test_the_student_ignores_pixels_under_the_threshold_of_their_class(tmp_path)
         "high": {"score_threshold": 0.9},
     }.items():
         source = PseudoConfig(batch_size=1, jitter=(1.0, 1.0), flip=False, **changes)
-        parse = make().parser(source, training=True)
+        parse = make().parser(source)
         image, labels = next(iter(inputs.training_dataset([file], parse, 1, 0)))
         assert image.shape == (1, *SIZE, 3)
         found = labels["mask"].numpy()[0]
@@ -155,7 +155,7 @@ def test_the_student_ignores_pixels_under_the_threshold_of_their_class(tmp_path)
 def test_images_larger_and_smaller_than_the_crop(tmp_path, policy, size):
     file = str(tmp_path / "a.tfrecord")
     records.write(file, [image_record(*size)])
-    parse = make().parser(InputConfig(batch_size=2, policy=policy), training=True)
+    parse = make().parser(InputConfig(batch_size=2, policy=policy))
     for _, labels in inputs.training_dataset([file], parse, 2, 0).take(4):
         assert set(np.unique(labels["mask"])) <= {1, 255}
 
@@ -307,7 +307,7 @@ def soft_file(tmp_path):
 
 
 def first_labels(file, source, **changes):
-    parse = make(**changes).parser(source, training=True)
+    parse = make(**changes).parser(source)
     _, labels = next(iter(inputs.training_dataset([file], parse, 2, 0)))
     return labels
 
@@ -340,7 +340,7 @@ def test_soft_labels_move_like_hard_ones(soft_file, policy):
     source = {"batch_size": 2, "policy": policy, "magnitude": 4}
     for seed in range(3):
         hard, soft = (
-            make(label_classes=2).parser(PseudoConfig(soft=soft, **source), training=True)
+            make(label_classes=2).parser(PseudoConfig(soft=soft, **source))
             for soft in (False, True)
         )
         (_, a), (_, b) = (
@@ -436,7 +436,7 @@ def test_masks_that_the_task_cannot_use_name_the_record(tmp_path, changes, messa
     records.write(file, [odd])
     with pytest.raises(UserError, match=message):
         inputs.find_bad_record([file], task.check_record)
-    parse = task.parser(InputConfig(), training=True)
+    parse = task.parser(InputConfig())
     with pytest.raises(tf.errors.InvalidArgumentError, match=in_graph):
         next(iter(inputs.training_dataset([file], parse, 1, 0)))
 
