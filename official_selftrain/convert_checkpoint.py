@@ -1,4 +1,4 @@
-"""Converts a released TF1 checkpoint to Keras, or a Keras model back to TF1 names.
+r"""Converts a released TF1 checkpoint to Keras, or a Keras model back to TF1 names.
 
 python -m official_selftrain.convert_checkpoint --checkpoint=PREFIX_OR_DIR_OR_TARGZ \
     --config_file=RELEASED_YAML_OR_JSON --output=MODEL.keras [--image_size=640]
