@@ -458,11 +458,11 @@ def training_data(config, task, data, start_step, input_context=None):
             source.batch_size // micro_batches,
             seed,
             start_step * micro_batches,
-            source.shuffle_buffer,
-            source.cache,
-            keep,
-            config.runtime.input_threads,
-            input_context,
+            shuffle_buffer=source.shuffle_buffer,
+            cache=source.cache,
+            keep=keep,
+            threads=config.runtime.input_threads,
+            input_context=input_context,
         )
 
     seed = 2 * config.trainer.seed
