@@ -58,7 +58,9 @@ class Predictor:
 
     def _make_dataset(self, files, index, count):
         parse = self.task.parser()
-        return inputs.prediction_dataset(list(files), parse, self.batch_size, index, count)
+        return inputs.prediction_dataset(
+            list(files), parse, self.batch_size, index=index, count=count
+        )
 
     def refresh(self) -> None:
         """Takes over the present weights of the model, which has been trained in the meantime."""

@@ -113,7 +113,7 @@ def test_without_matplotlib_there_are_no_curves(monkeypatch, problem):
 
 def test_threshold_leaves_boxes_out_and_empty_images_are_drawn():
     shown = [
-        np.asarray(visualize.draw_record(record(encoded=png(40, 60)), 60, None, threshold))
+        np.asarray(visualize.draw_record(record(encoded=png(40, 60)), 60, threshold=threshold))
         for threshold in (0.0, 0.5, 0.95)
     ]
     assert (shown[0] != shown[1]).any() and (shown[1] != shown[2]).any()

@@ -25,6 +25,7 @@ def training_dataset(
     batch_size: int,
     seed: int,
     start_step: int = 0,
+    *,
     shuffle_buffer: int = 1024,
     cache: bool = False,
     keep: Callable[[Tensor], Tensor] | None = None,
@@ -171,7 +172,7 @@ def zip_streams(**streams: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def prediction_dataset(
-    files: Sequence[str], parse: Parser, batch_size: int, index: int = 0, count: int = 1
+    files: Sequence[str], parse: Parser, batch_size: int, *, index: int = 0, count: int = 1
 ) -> tf.data.Dataset:
     """Every image once, in order; the last batch is filled up with copies of its last image.
 

@@ -38,6 +38,7 @@ def training_batches(
     streams: Mapping[str, tuple[list[ImageRecord], int]],
     size: tuple[int, int],
     seed: int = 0,
+    *,
     jitter: tuple[float, float] = (0.8, 1.2),
     max_boxes: int = 100,
     threshold: float = 0.0,
@@ -84,6 +85,7 @@ def fit(
     size: Any,
     scale: float = 1.0,
     position: Any = (0.0, 0.0),
+    *,
     mirrored: bool = False,
     threshold: float = 0.0,
 ) -> dict[str, np.ndarray]:
@@ -147,13 +149,11 @@ def _scenes(
     """Endless (record, augmented scene), every record once per epoch."""
     while True:
         for index in rng.permutation(len(records)):
-            scale, position, mirrored = (
-                rng.uniform(*jitter),
-                rng.uniform(size=2),
-                rng.random() < 0.5,
-            )
             record = records[index]
-            yield record, fit(record, size, scale, position, mirrored, threshold)
+            scale, position = rng.uniform(*jitter), rng.uniform(size=2)
+            mirrored = rng.random() < 0.5
+            scene = fit(record, size, scale, position, mirrored=mirrored, threshold=threshold)
+            yield record, scene
 
 
 def _labels(

@@ -91,6 +91,7 @@ def _letter(letter: str) -> str:
 def draw_record(
     record: ImageRecord,
     side: int,
+    *,
     names: Mapping[int, str] | None = None,
     threshold: float = 0.0,
     masks: bool = False,
@@ -235,6 +236,7 @@ def preview(
     count: int,
     names: Mapping[int, str] | None = None,
     threshold: float = 0.0,
+    *,
     columns: int = 4,
     side: int = 240,
     masks: bool = False,
@@ -252,7 +254,7 @@ def preview(
         masks: whether to draw masks instead of boxes.
     """
     drawn = [
-        draw_record(record, side, names, threshold, masks)
+        draw_record(record, side, names=names, threshold=threshold, masks=masks)
         for record, _ in zip(records, range(count), strict=False)
     ]
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]

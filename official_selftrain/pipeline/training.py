@@ -271,11 +271,11 @@ def training_data(
             source.batch_size // micro_batches,
             seed,
             start_step * micro_batches,
-            source.shuffle_buffer,
-            source.cache,
-            keep,
-            config.runtime.input_threads,
-            input_context,
+            shuffle_buffer=source.shuffle_buffer,
+            cache=source.cache,
+            keep=keep,
+            threads=config.runtime.input_threads,
+            input_context=input_context,
         )
 
     # Two seeds per training, so that human and pseudo images are drawn independently.

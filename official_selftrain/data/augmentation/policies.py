@@ -324,7 +324,7 @@ def _loop(count: Tensor, body: Callable, scene: Scene) -> Scene:
 
 
 def level_to_argument(
-    name: str, level: float, cutout: float = 100, translate: float = 250
+    name: str, level: float, *, cutout: float = 100, translate: float = 250
 ) -> float:
     """The argument that a level stands for, before the random sign.
 
@@ -391,6 +391,7 @@ class Policy:
         self,
         rows: Sequence[Sequence[tuple[str, float, float]]],
         draws: int = 1,
+        *,
         cutout: float = 100,
         translate: float = 250,
         as_released: bool = False,
@@ -411,7 +412,9 @@ class Policy:
             for j, (name, probability, level) in enumerate(row):
                 self._index[i, j] = 1 + names.index(name)
                 self._probability[i, j] = probability
-                self._argument[i, j] = level_to_argument(name, level, cutout, translate)
+                self._argument[i, j] = level_to_argument(
+                    name, level, cutout=cutout, translate=translate
+                )
         self._per_box = np.array([False, *(o.per_box for o in self.operations)])
         self._signed = np.array([False, *(o.signed for o in self.operations)])
 
@@ -489,6 +492,7 @@ def apply(
     image: np.ndarray,
     boxes: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    *,
     level: float = 10,
     argument: float | None = None,
     seed: int = 0,
