@@ -63,14 +63,14 @@ def test_each_step_on_jax_equals_that_of_tensorflow(on_tensorflow, devices):
 WITHOUT = """
 import runpy, sys
 sys.modules["tensorflow"] = None  # importing it fails
-runpy.run_path("without_tensorflow.py", run_name="__main__")
+runpy.run_path("examples/without_tensorflow.py", run_name="__main__")
 """
 
 
 def test_teacher_and_student_train_without_tensorflow(data):
     environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, "-c", WITHOUT, str(data)]
-    done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=HERE.parent, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["boxes"] == 25  # five of each image, whatever the score

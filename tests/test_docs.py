@@ -29,6 +29,11 @@ EXPERIMENTS = {
     str(path.relative_to(ROOT)): ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     for path in sorted((ROOT / "experiments").glob("*.py"))
 }
+# Results and habits are pages of command lines, too.
+ALL_PAGES = PAGES | {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs/results").glob("*.md")))
+}
 COMMANDS = (
     "train", "run", "pseudo_label", "evaluate", "prepare_data", "report", "convert_checkpoint",
     "export", "predict",
@@ -38,10 +43,22 @@ COMMANDS = (
 def blocks(language):
     """`page, number, text` of the code blocks of all pages."""
     found = []
-    for page, text in PAGES.items():
+    for page, text in ALL_PAGES.items():
         for number, block in enumerate(re.findall(rf"```{language}\n(.*?)```", text, re.S)):
             found.append(pytest.param(block, id=f"{page}-{number}"))
     return found
+
+
+def test_no_code_hides_behind_another_language():
+    """Python and YAML are run only where their fence says so; the rest are pictures."""
+    found = 0
+    for page, text in ALL_PAGES.items():
+        for language, block in re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M):
+            assert language in ("python", "yaml", "sh", ""), f"{page}: {language}"
+            code = language == "" and re.search(r"^(import|from) \w+|^\w+: ", block, re.M)
+            assert not code, f"{page}: say which language this is:\n{block}"
+            found += 1
+    assert found >= 10
 
 
 # --- Python ----------------------------------------------------------------------------------
@@ -190,7 +207,7 @@ def flags_of():
 def command_lines():
     """`page, command, arguments` of all command lines, those of the experiments included."""
     found = []
-    for page, text in (PAGES | EXPERIMENTS).items():
+    for page, text in (ALL_PAGES | EXPERIMENTS).items():
         whole = re.sub(r"\\\n\s*", " ", text)
         for command, rest in re.findall(r"python -m official_selftrain\.(\w+)([^`\n]*)", whole):
             arguments = [a for a in shlex.split(rest, comments=True) if a != "..."]
@@ -221,6 +238,23 @@ def test_flags_of_a_source_are_its_fields(flags_of):
         flag = flags.FLAGS[name]
         assert field.description in flag.help, name
         assert flag.default in (field.default, list(field.default or ())), name
+
+
+def test_scripts_and_targets_that_are_called_exist():
+    """With the flags that their parsers name."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    scripts = 0
+    for page, text in ALL_PAGES.items():
+        for target in re.findall(r"(?:`|^    )make ([a-z][\w-]*)", text, re.M):
+            assert target in targets, f"{page}: no target {target}"
+        called = re.findall(r"python ((?:benchmarks|examples|tests)/\S+?\.py)([^`\n#]*)", text)
+        for script, rest in called:
+            scripts += 1
+            assert (ROOT / script).is_file(), f"{page}: {script}"
+            source = (ROOT / script).read_text()
+            for flag in re.findall(r"--[a-z]+", rest):
+                assert flag in source, f"{page}: {script} has no flag {flag}"
+    assert scripts >= 10
 
 
 def test_flags_and_settings_in_the_text_exist(flags_of):

@@ -1,5 +1,6 @@
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -35,3 +36,16 @@ def test_optimizer_takes_the_config():
     optimizer = make_optimizer(OptimizerConfig(momentum=0.8, learning_rate=2.0, warmup_steps=0), 10)
     assert optimizer.momentum == 0.8
     assert float(optimizer.learning_rate) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step"])
+def test_schedule_and_optimizer_are_described_and_made_again(kind):
+    settings = {"schedule": kind, "momentum": 0.8, "learning_rate": 2.0, "warmup_steps": 3}
+    steps = {"step_boundaries": (4, 6), "step_rates": (0.5, 0.25)} if kind == "step" else {}
+    optimizer = make_optimizer(OptimizerConfig(**settings, **steps), 10)
+    config = json.loads(json.dumps(keras.optimizers.serialize(optimizer)))
+    again = keras.optimizers.deserialize(config)
+    assert type(again) is type(optimizer) and again.momentum == 0.8
+    for step in range(10):
+        rates = [float(one._learning_rate(step)) for one in (optimizer, again)]
+        assert rates[0] == rates[1]

@@ -31,9 +31,13 @@ from official_selftrain.utils.errors import UserError
 TINY = ["retinanet_spinenet_tiny", "segmentation_efficientnet_tiny"]
 
 
+def checkpoint_folder(golden, name):
+    return (golden / f"checkpoints/{name}/model.ckpt-3.data-00000-of-00001").parent
+
+
 @pytest.fixture(scope="module", params=TINY)
 def folder(request, golden):
-    return golden / "checkpoints" / request.param
+    return checkpoint_folder(golden, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +226,7 @@ def test_wrong_class_count_is_named(conversion, folder):
 
 
 def test_another_variant_is_refused(golden):
-    folder = golden / "checkpoints/retinanet_spinenet_tiny"
+    folder = checkpoint_folder(golden, "retinanet_spinenet_tiny")
     values = config_lib.load_file(golden / "configs/retinanet_spinenet49.json")
     with pytest.raises(UserError, match="config is for spinenet49, but the checkpoint looks like"):
         checkpoint.convert(folder, values)
@@ -468,7 +472,7 @@ def test_each_task_reads_the_parser_of_its_own():
 
 
 def test_command_writes_a_model_that_a_fresh_process_loads(golden, tmp_path):
-    folder = golden / "checkpoints/retinanet_spinenet_tiny"
+    folder = checkpoint_folder(golden, "retinanet_spinenet_tiny")
     output = tmp_path / "model.keras"
     command = [
         *(sys.executable, "-m", "official_selftrain.convert_checkpoint"),
@@ -632,11 +636,15 @@ class GoldenMasks:
         return 0.0
 
 
-@pytest.fixture(scope="module")
-def steps(folder):
+@pytest.fixture(scope="module", params=TINY)
+def steps(request, golden):
     """Rows of three steps, variables after the first, what the release had, and the student."""
+    folder = golden / f"checkpoints/{request.param}"
     info = config_lib.load_file(folder / "case.json")
-    found = architecture.detect({n: a.shape for n, a in checkpoint.read_checkpoint(folder).items()})
+    index = tf.train.load_checkpoint(str(folder / "model.ckpt-3"))
+    found = architecture.detect(
+        {name: tuple(shape) for name, shape in index.get_variable_to_shape_map().items()}
+    )
     made = config_lib.config_from_dict(released_config.experiment(info, found))
     task = made.task.model_copy(update={"image_size": (256, 256), "stochastic_depth": None})
     student = build_model(task)

@@ -2,8 +2,34 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from layer_harness import run_layer_test
 
+from official_selftrain.applications import layers
 from official_selftrain.applications.layers import BatchNorm
+
+SHAPE = (2, 6, 8, 3)
+LAYERS = {
+    "BatchNorm": ({"momentum": 0.9, "epsilon": 1e-4}, SHAPE),
+    "DropConnect": ({"rate": 0.25, "seed": 1}, SHAPE),
+    "DropBlock": ({"keep_prob": 0.9, "block_size": 3, "seed": 1}, SHAPE),
+    "BilinearUpsample": ({"factor": 4}, (2, 24, 32, 3)),
+    "NearestResize": ({"height": 3, "width": 12}, (2, 3, 12, 3)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_builds_describes_runs_and_is_saved(name, tmp_path):
+    settings, output_shape = LAYERS[name]
+    run_layer_test(getattr(layers, name), settings, SHAPE, output_shape, tmp_path)
+
+
+def test_every_layer_is_in_the_table():
+    found = {
+        name
+        for name, value in vars(layers).items()
+        if isinstance(value, type) and issubclass(value, keras.layers.Layer)
+    }
+    assert found == set(LAYERS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])

@@ -425,6 +425,16 @@ def test_polygons_that_could_be_keypoints_are_told_unless_data_yaml_decides(fold
         ("names:\n- ' a  b '\n- e\u0301\nnc: '2'", {1: "a b", 2: "é"}),
         ("train: x\nnc: 1\nnames: ['yes']\nkpt_shape: [17, 3]", {1: "yes"}),
         ("names: [yes, no]", {1: "yes", 2: "no"}),
+    ],
+)
+def test_data_yaml_names_the_classes(folder, text, expected):
+    write(folder, {"data.yaml": text})
+    assert lists.read_class_list(folder / "data.yaml", 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         ("names: [a, b]\nnc: 3", "nc says 3 classes, names has 2"),
         ("names: [a, a]", "has 'a' twice, as class 1 and 2; names must differ"),
         (
@@ -450,13 +460,10 @@ def test_polygons_that_could_be_keypoints_are_told_unless_data_yaml_decides(fold
         ("names: !!python/object:os.system [a]", "not valid YAML"),
     ],
 )
-def test_data_yaml_names_the_classes_or_is_told(folder, text, expected):
+def test_a_wrong_data_yaml_is_refused_by_name(folder, text, message):
     write(folder, {"data.yaml": text})
-    if isinstance(expected, dict):
-        assert lists.read_class_list(folder / "data.yaml", 1) == expected
-    else:
-        with pytest.raises(UserError, match=f"data.yaml.*{expected}"):
-            lists.read_class_list(folder / "data.yaml", 1)
+    with pytest.raises(UserError, match=f"data.yaml.*{message}"):
+        lists.read_class_list(folder / "data.yaml", 1)
 
 
 @pytest.mark.parametrize(

@@ -42,15 +42,16 @@ def test_inference_equals_release(case, golden):
         assert np.abs(ours - wanted).max() <= 1e-3 * wanted.std() + 1e-5, key
 
 
-@pytest.mark.parametrize("case", CASES)
+# A SpineNet is its own pyramid, whose levels are among the endpoints of the test above.
+WITH_A_NECK = [case for case in CASES if "spinenet" not in str(case)]
+
+
+@pytest.mark.parametrize("case", WITH_A_NECK)
 def test_backbone_equals_release(case, golden):
     info = json.loads((golden / f"forward/{case}.json").read_text())
     expected = load(golden / f"forward/{case}_infer.npz")
     levels = {key[-1]: value for key, value in expected.items() if key.startswith("backbone_")}
-    # A SpineNet is its own pyramid, whose levels are among the endpoints.
-    assert bool(levels) == ("spinenet" not in case)
-    if not levels:
-        return
+    assert levels
     settings = task_config(golden, info["base_config"], info["override"], info["input"][1:3])
     model = build_backbone(settings)
     set_hashed_weights(model, info["gain"])

@@ -1,6 +1,10 @@
-"""Teacher, pseudo labels and student from NumPy, on JAX.
+"""The whole method without TensorFlow: teacher, pseudo labels and student on JAX, fed by NumPy.
 
-KERAS_BACKEND=jax python tests/without_tensorflow.py FOLDER, that of `mini.write_boxes`
+    KERAS_BACKEND=jax python examples/without_tensorflow.py FOLDER
+
+FOLDER holds labeled images of one class in `train`, their boxes in the COCO file `train.json`, and
+images without labels in `unlabeled`. Prints the losses of both trainings and how many boxes the
+teacher found, as JSON. The settings suit a few small images.
 """
 
 import json
