@@ -30,7 +30,7 @@ def command(name, *arguments):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("train", [], "say what to run: --experiment=NAME"),
+        ("train", [], "no experiment is given: use --experiment=NAME"),
         ("train", ["--experiment=demo"], "--model_dir is required"),
         ("run", ["--experiment=dmo", "--model_dir=x"], "did you mean 'demo'"),
         ("run", ["--experiment=demo", "list"], "unexpected argument 'list'"),

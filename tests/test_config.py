@@ -41,13 +41,16 @@ def test_precedence(tmp_path):
         ("trainr.steps=3", "unknown key 'trainr'; did you mean 'trainer'"),
         ("task.anchor_sise=3", "unknown key 'task.anchor_sise'; did you mean 'anchor_size'"),
         ("task.nms.pre_nm=3", "unknown key 'task.nms.pre_nm'; did you mean 'pre_nms'"),
-        ("anchor_size=3", "unknown key 'anchor_size'; it is task.anchor_size$"),
+        ("anchor_size=3", "unknown key 'anchor_size'; the full name is task.anchor_size$"),
         ("anchor_sise=3", "unknown key 'anchor_sise'; did you mean 'task.anchor_size'"),
-        ("on_bad_record=skip", "it is human.on_bad_record or unlabeled.on_bad_record or"),
-        ("trainer.batch_size=3", "it is human.batch_size or pseudo.batch_size or evaluation"),
-        ("nms.pre_nms=3", "unknown key 'nms'; it is task.nms"),
-        ("{trainer.steps: 5}", "in a file, write it as trainer: {steps: ...}"),
-        ("{1: 2}", "1: a key must be a text"),
+        ("on_bad_record=skip", "full name is human.on_bad_record or unlabeled.on_bad_record or"),
+        (
+            "trainer.batch_size=3",
+            "full name is human.batch_size or pseudo.batch_size or evaluation",
+        ),
+        ("nms.pre_nms=3", "unknown key 'nms'; the full name is task.nms"),
+        ("{trainer.steps: 5}", "in a file, write trainer: {steps: ...}"),
+        ("{1: 2}", "1: a key must be text"),
         ("task.xyz=1", "unknown key 'task.xyz'; known: num_classes, image_size, backbone"),
         ("task.backbone_sizes={endpoint_filter: 32}", "did you mean 'endpoint_filters'"),
         ("task.backbone_sizes={width: 1.0}", "of a SpineNet among those of an EfficientNet"),
@@ -58,8 +61,8 @@ def test_precedence(tmp_path):
             "task.kind=segmentation",
             "experiment 'demo': task.anchor_size, .* of task.kind=detection",
         ),
-        ("task=5", "task: must be a section, keys with values .given 5"),
-        ("human=null", "human: must be a section, keys with values .given None"),
+        ("task=5", "task: must be a section, that is, keys with values .given 5"),
+        ("human=null", "human: must be a section, that is, keys with values .given None"),
         ("trainer.steps=2.5", "trainer.steps: .*integer"),
         ("trainer.steps=true", "trainer.steps: must be a number .given True"),
         ("trainer.steps=", "trainer.steps: .*integer.*given None"),
@@ -157,7 +160,9 @@ def test_settings_of_the_other_kind_of_task_are_named_together(tmp_path):
 def test_a_file_without_experiment_says_what_to_add(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("human: {images: a}\ntrainer: {steps: 3000}")
-    with pytest.raises(UserError, match="give --experiment=NAME.*or.*a line `experiment: NAME`"):
+    with pytest.raises(
+        UserError, match="give --experiment=NAME.*or.*add a line `experiment: NAME`"
+    ):
         config_lib.resolve(config_file=str(file))
     file.write_text("experiment: mine\n" + file.read_text())
     assert config_lib.resolve(config_file=str(file)).experiment == "mine"
@@ -265,7 +270,10 @@ def test_settings_given_in_python_are_checked_as_those_of_a_file():
             ),
             "^unknown key 'human.imags'; did you mean 'images'",
         ),
-        (lambda: config_lib.Config(**{"trainer.steps": 5}), "write it as trainer: {steps: ...}"),
+        (
+            lambda: config_lib.Config(**{"trainer.steps": 5}),
+            "in a file, write trainer: {steps: ...}",
+        ),
     ],
 )
 def test_a_config_made_in_python_is_checked_as_a_file_is(build_it, message):
@@ -335,12 +343,12 @@ def test_plain_values_and_merges_of_yaml(tmp_path, content, values):
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
         ("a: " + "{a: " * 200 + "1" + "}" * 200, "nested too deeply, more than 50 levels"),
         (BOMB, "more than 100,000 values"),
-        ("a: &x [*x]", "nested too deeply, more than 50 levels, or holds itself"),
-        ("a: &x {b: *x}", "or holds itself"),
+        ("a: &x [*x]", "nested too deeply, more than 50 levels, or contains itself"),
+        ("a: &x {b: *x}", "or contains itself"),
         (b"\xff\xfa", "not UTF-8"),
         ("a:\n\tb: 1", r"c.yaml, line 2, column 1: not valid YAML: .*'\\t'"),
-        ("", "must hold keys and values"),
-        ("- a\n", "must hold keys and values"),
+        ("", "must contain keys and values"),
+        ("- a\n", "must contain keys and values"),
         ("a: 1\n---\nb: 2", "line 2, column 1: not valid YAML: .*another document"),
         ("a: " + "9" * 5000, "not valid YAML: Exceeds the limit"),
         ("a: !!int foo", "not valid YAML: invalid literal"),
@@ -365,7 +373,7 @@ def test_broken_yaml_takes_one_line_with_the_file(tmp_path, content, message):
         ("[" * 100_000, "nested too deeply"),
         ('{"a": ' * 100 + "1" + "}" * 100, "nested too deeply"),
         ("", "not valid JSON"),
-        ("[1]", "must hold keys and values"),
+        ("[1]", "must contain keys and values"),
     ],
 )
 def test_broken_json_takes_one_line_with_the_file(tmp_path, content, message):
@@ -402,7 +410,9 @@ def test_experiment_of_ones_own_file(tmp_path):
     assert config_lib.resolve(f"{file}:mine").trainer.steps == 5000
     with pytest.raises(UserError, match="'mein' in .*mine.py; did you mean 'mine'"):
         config_lib.resolve(f"{file}:mein")
-    with pytest.raises(UserError, match="FILE.py:NAME says which one of the file: .*mine.py:mine"):
+    with pytest.raises(
+        UserError, match="names a file, but no experiment .* one of: .*mine.py:mine"
+    ):
         config_lib.resolve(str(file))
     with pytest.raises(UserError, match="mien.py does not exist; did you mean 'mine.py'"):
         config_lib.resolve(f"{tmp_path}/mien.py:mine")
@@ -421,9 +431,9 @@ def test_experiment_of_ones_own_file(tmp_path):
             r"must define EXPERIMENTS, a dict of names and settings; it is \[1\]",
         ),
         ("", "must define EXPERIMENTS, a dict of names and settings; it is missing"),
-        ("EXPERIMENTS = {'mine': 5}", "a dict of names and settings; 'mine' is 5"),
-        ("EXPERIMENTS = {5: {}}", "a dict of names and settings; 5 is {}"),
-        ("EXPERIMENTS = {'mine': {}}\nEXPERIMENTS['mine']['a'] = EXPERIMENTS", "holds itself"),
+        ("EXPERIMENTS = {'mine': 5}", "a dict of names and settings; the value of 'mine' is 5"),
+        ("EXPERIMENTS = {5: {}}", "a dict of names and settings; the value of 5 is {}"),
+        ("EXPERIMENTS = {'mine': {}}\nEXPERIMENTS['mine']['a'] = EXPERIMENTS", "contains itself"),
         ("EXPERIMENTS = {'mine': {'trainer': len}}", "trainer: must be a section"),
         ("x = '\0'", "is not valid Python"),
     ],

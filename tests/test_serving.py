@@ -405,7 +405,7 @@ def test_a_damaged_class_list_asks_for_the_number(tmp_path, content):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output=x"], "say what to run"),
+        (["--output=x"], "no experiment is given"),
         (["--experiment=demo", "--model_dir=nowhere"], "--output is required"),
         (["--experiment=demo", "--output=x", "--weights=nowhere.h5"], "classes.json is missing"),
         (["--experiment=coco_spinenet49", "--output=x", "--weights=no.h5"], "no weights at no.h5"),

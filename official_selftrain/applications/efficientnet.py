@@ -5,14 +5,13 @@ CVPR 2020. Names and arithmetic are those of the released self-training checkpoi
 squeeze-and-excite, ReLU6 for swish, and a stem, head, first and last stage of fixed size.
 """
 
-import dataclasses
-import math
-
 import keras
 
 from official_selftrain.applications import classifier
 from official_selftrain.applications.layers import DropConnect, NormActivation, Scope, batch_norm
+from official_selftrain.config.networks import EFFICIENTNETS as VARIANTS
 from official_selftrain.config.networks import WITH_IMAGENET
+from official_selftrain.config.networks import EfficientNetVariant as Variant  # noqa: F401
 
 # (output channels, repeats, kernel size, strides of the first block, expansion) of B0.
 STAGES = [
@@ -26,52 +25,6 @@ STAGES = [
 ]
 # The pyramid level that ends with a stage.
 LEVELS = {1: 2, 2: 3, 4: 4, 6: 5}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Sizes of one EfficientNet: a row of the published scaling table.
-
-    Attributes:
-        width: factor on channels, rounded to a multiple of 8.
-        depth: factor on block repeats, rounded up.
-        size: native side of ImageNet images in pixels.
-        dropout: before the classifier.
-        lite: the EfficientNet-Lite changes.
-    """
-
-    width: float
-    depth: float
-    size: int = 224
-    dropout: float = 0.2
-    lite: bool = False
-
-    def channels(self, base):
-        scaled = base * self.width
-        rounded = max(8, int(scaled + 4) // 8 * 8)
-        return rounded + 8 if rounded < 0.9 * scaled else rounded
-
-    def repeats(self, base):
-        return math.ceil(self.depth * base)
-
-
-VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),
-    "b1": Variant(1.0, 1.1, 240, 0.2),
-    "b2": Variant(1.1, 1.2, 260, 0.3),
-    "b3": Variant(1.2, 1.4, 300, 0.3),
-    "b4": Variant(1.4, 1.8, 380, 0.4),
-    "b5": Variant(1.6, 2.2, 456, 0.4),
-    "b6": Variant(1.8, 2.6, 528, 0.5),
-    "b7": Variant(2.0, 3.1, 600, 0.5),
-    "b8": Variant(2.2, 3.6, 672, 0.5),
-    "l2": Variant(4.3, 5.3, 800, 0.5),
-    "lite0": Variant(1.0, 1.0, 224, 0.2, lite=True),
-    "lite1": Variant(1.0, 1.1, 240, 0.2, lite=True),
-    "lite2": Variant(1.1, 1.2, 260, 0.3, lite=True),
-    "lite3": Variant(1.2, 1.4, 280, 0.3, lite=True),
-    "lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
-}
 
 
 def EfficientNet(

@@ -4,21 +4,9 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 """
 
 from official_selftrain.applications import classifier
-from official_selftrain.applications.blocks import BOTTLENECK, RESIDUAL, residual_block, stem
+from official_selftrain.applications.blocks import residual_block, stem
 from official_selftrain.applications.layers import NormActivation, Scope
-
-# depth: (block type, blocks of each group)
-VARIANTS = {
-    10: (RESIDUAL, (1, 1, 1, 1)),
-    14: (BOTTLENECK, (1, 1, 1, 1)),
-    18: (RESIDUAL, (2, 2, 2, 2)),
-    26: (BOTTLENECK, (2, 2, 2, 2)),
-    34: (RESIDUAL, (3, 4, 6, 3)),
-    50: (BOTTLENECK, (3, 4, 6, 3)),
-    101: (BOTTLENECK, (3, 4, 23, 3)),
-    152: (BOTTLENECK, (3, 8, 36, 3)),
-    200: (BOTTLENECK, (3, 24, 36, 3)),
-}
+from official_selftrain.config.networks import RESNETS as VARIANTS
 
 
 def ResNet(

@@ -12,6 +12,8 @@ import keras
 from official_selftrain.applications import classifier
 from official_selftrain.applications.blocks import BOTTLENECK, RESIDUAL, residual_block, stem
 from official_selftrain.applications.layers import NearestResize, NormActivation, Scope
+from official_selftrain.config.networks import SPINENETS as VARIANTS
+from official_selftrain.config.networks import SpineNetVariant as Variant  # noqa: F401
 
 # (level, block type, parents, is an output); parents 0 and 1 are the two stem blocks.
 BLOCKS = [
@@ -31,37 +33,6 @@ BLOCKS = [
     (7, BOTTLENECK, (5, 14), True),
     (6, BOTTLENECK, (12, 14), True),
 ]
-FILTERS = {2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Sizes of one SpineNet: a row of the released scale table.
-
-    Attributes:
-        endpoint_filters: channels of every pyramid level returned.
-        filter_size_scale: factor on `FILTERS`, truncated.
-        resample_alpha: factor on the channels inside a resampling.
-        block_repeats: copies of each block.
-    """
-
-    endpoint_filters: int
-    filter_size_scale: float
-    resample_alpha: float
-    block_repeats: int
-
-    def filters(self, level):
-        return int(FILTERS[level] * self.filter_size_scale)
-
-
-VARIANTS = {
-    "49S": Variant(128, 0.65, 0.5, 1),
-    "49": Variant(256, 1.0, 0.5, 1),
-    "96": Variant(256, 1.0, 0.5, 2),
-    "143": Variant(256, 1.0, 1.0, 3),
-    "143L": Variant(256, 1.3, 1.0, 3),
-    "190": Variant(512, 1.3, 1.0, 4),
-}
 
 
 @dataclasses.dataclass

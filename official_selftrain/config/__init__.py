@@ -1,7 +1,7 @@
-"""Typed configuration: groups, YAML in and out, overrides, and the experiments.
+"""Typed configuration: groups of settings, YAML in and out, overrides, and experiments.
 
-Imports neither Keras nor TensorFlow, so a typo is answered at once.
-Precedence: the experiment, then `--config_file`, then each `--params_override`.
+It imports neither Keras nor TensorFlow, so that a typo is answered within a second. Later sources
+win: the experiment, then `--config_file`, then each `--params_override`.
 """
 
 from official_selftrain.config.build import changed, choices, model_from_dict

@@ -91,7 +91,7 @@ def test_voc_becomes_records(folder):
 # object leaves its image.
 VOC_MISTAKES = [
     (voc(thing(30, 5, 7, 24)), "im_0.xml: object 0: a box ends before it.*xmin 30.*swapped?", 3),
-    (voc(thing(7, 5, 90, 24)), "xmax 90, ymax 24 leaves the 60 x 40 image", 3),
+    (voc(thing(7, 5, 90, 24)), "xmax 90, ymax 24 extends beyond the 60 x 40 image", 3),
     (voc(thing("nan", 5, 9, 24)), "not a finite number", 3),
     (voc(thing("left", 5, 9, 24)), "bndbox/xmin must be a number; given 'left'", 3),
     (voc(thing("1_0", 5, 19, 24)), "bndbox/xmin must be a number; given '1_0'", 3),
@@ -131,10 +131,10 @@ def test_labels_and_images_that_do_not_match_are_named(folder):
     with pytest.raises(UserError, match=r"1 annotations in .* have no image, the first 'gone.xml'"):
         prepare(folder, annotations="xml")
     Image.new("RGB", (60, 40)).save(folder / "images/im_0.png")
-    with pytest.raises(UserError, match=r"would share the labels im_0.xml"):
+    with pytest.raises(UserError, match=r"would have the same labels, im_0.xml"):
         prepare(folder, annotations="xml")
     (folder / "empty").mkdir()
-    with pytest.raises(UserError, match=r"holds no .xml \(VOC\) and no .txt \(YOLO\) file"):
+    with pytest.raises(UserError, match=r"contains neither .xml \(VOC\) nor .txt \(YOLO\) files"):
         prepare(folder, annotations="empty")
 
 
@@ -142,7 +142,7 @@ def test_labels_of_images_that_cannot_be_read_name_what_reads_them(folder, monke
     monkeypatch.setattr(stores, "REMEDIES", {".heic": "pip install it"})
     write(folder, {f"xml/im_{i}.xml": voc() for i in range(3)} | {"xml/c.xml": voc()})
     (folder / "images/c.heic").write_bytes(b"no image")
-    remedy = r"the first 'c.xml'; not read there: 1 .heic files \(pip install it\)"
+    remedy = r"the first 'c.xml'; left out there: 1 .heic files \(pip install it\)"
     with pytest.raises(UserError, match=remedy):
         read(folder, annotations="xml")
     listed = {"images": [{"id": 1, "file_name": "c.heic"}], "annotations": [], "categories": []}
@@ -192,7 +192,7 @@ def test_yolo_becomes_records(folder):
         ("dog 0.5 0.5 0.2 0.2", "line 1 of .*im_0.txt must be a class number"),
         ("0 0.5 0.5 0.2", "given 3 numbers after the class"),
         ("0 20 20 30 30", "YOLO boxes are fractions, 0 to 1; are these pixels?"),
-        ("0 0.9 0.5 0.4 0.2", "leaves the 60 x 40 image"),
+        ("0 0.9 0.5 0.4 0.2", "extends beyond the 60 x 40 image"),
         ("0 0.5 0.5 -0.1 0.2", "no positive width and height"),
         ("0 0.5 0.5 0.2 0.2 0.97", "5 numbers after the class; the fifth.*confidence"),
         ("0.0 0.5 0.5 0.2 0.2", "write the class as a whole number, 0 .on_bad_record"),
@@ -454,9 +454,9 @@ def test_data_yaml_names_the_classes(folder, text, expected):
         ("nc: many\nnames: [a]", "nc must be the number of classes; given many"),
         ("kpt_shape: 17\nnames: [a]", r"kpt_shape must be \[number of keypoints.*given 17"),
         ("kpt_shape: [17, 5]\nnames: [a]", r"kpt_shape must be \[number of keypoints"),
-        ("[a, b]", "must hold keys and values"),
+        ("[a, b]", "must contain keys and values"),
         ("names: [a", "not valid YAML"),
-        ("", "must hold keys and values"),
+        ("", "must contain keys and values"),
         ("names: !!python/object:os.system [a]", "not valid YAML"),
     ],
 )
@@ -473,7 +473,7 @@ def test_a_wrong_data_yaml_is_refused_by_name(folder, text, message):
         ("c.txt", "\n \n", "c.txt names no class"),
         ("c.txt", "cat\ndog\ncat \n", "has 'cat' twice, as class 1 and 3"),
         ("c.txt", "x\n" + "\n".join(map(str, range(10_000))), "names 10,001 classes; at most"),
-        ("c.json", '["cat"]', "must be text, one name a line, or a data.yaml"),
+        ("c.json", '["cat"]', "must be a text file with one name per line, or a data.yaml"),
     ],
 )
 def test_class_lists_that_would_number_wrongly_are_told(folder, name, text, message):
@@ -593,7 +593,7 @@ def test_repeated_and_unknown_names_of_lists_are_counted(folder):
 def test_a_listed_stem_of_two_images_is_refused_with_both(folder):
     Image.new("RGB", (8, 8)).save(folder / "images/im_0.png")
     write(folder, {"l.txt": "im_0\n"})
-    with pytest.raises(UserError, match="l.txt: 'im_0' can mean 'im_0.jpg' and 'im_0.png'"):
+    with pytest.raises(UserError, match="l.txt: 'im_0' can mean 'im_0.jpg' or 'im_0.png'"):
         read(folder, image_list="l.txt")
 
 

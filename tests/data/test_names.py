@@ -67,7 +67,7 @@ def test_a_name_without_a_file_means_none(given):
 
 @pytest.mark.parametrize("given", ["0001.png", "0001", "twin/t", "t.jpeg"])
 def test_a_name_that_fits_two_files_is_refused_with_both(given):
-    with pytest.raises(UserError, match=r"can mean '.*(0001|t)\....' and '.*(0001|t)\....' of ph"):
+    with pytest.raises(UserError, match=r"can mean '.*(0001|t)\....' or '.*(0001|t)\....' of ph"):
         names.Names(ON_DISK, "photos").find(given)
 
 
@@ -123,8 +123,12 @@ def test_labels_belong_to_the_image_of_their_path_and_then_of_their_stem(images,
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (["a.jpg", "a.png"], ["a.txt"], "'a.jpg' and 'a.png' would share the labels a.txt"),
-        (["x/a.jpg", "y/a.jpg"], ["a.txt"], "'x/a.jpg' and 'y/a.jpg' would share the labels a.txt"),
+        (["a.jpg", "a.png"], ["a.txt"], "'a.jpg' and 'a.png' would have the same labels, a.txt"),
+        (
+            ["x/a.jpg", "y/a.jpg"],
+            ["a.txt"],
+            "'x/a.jpg' and 'y/a.jpg' would have the same labels, a.txt",
+        ),
         (["a.jpg"], ["a.png", "a.tif"], "'a.jpg' could have the labels 'a.png' or 'a.tif' of lab"),
         (["a.jpg"], ["x/a.txt", "y/a.txt"], "could have the labels 'x/a.txt' or 'y/a.txt'"),
         (["x/a.jpg", "y/a.jpg"], ["x/a.txt", "z/a.txt"], "'y/a.jpg' and 'z/a.txt' .* one stem"),

@@ -238,10 +238,10 @@ def flip(file):
 @pytest.mark.parametrize(
     ("break_it", "told"),
     [
-        (lambda file: file.write_bytes(b""), "is damaged: it is made again"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged: it is made again"),
+        (lambda file: file.write_bytes(b""), "is damaged and is written again"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged and is written again"),
         (lambda file: file.write_bytes(b"x" * file.stat().st_size), "is damaged: it is made"),
-        (lambda file: file.unlink(), "is missing: it is made again"),
+        (lambda file: file.unlink(), "is missing and is written again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text(""), "not valid JSON.*made again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text('{"sou'), "not valid JSON.*again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text("[]"), None),
@@ -341,7 +341,9 @@ def test_shards_of_others_are_not_overwritten(folder):
     (folder / "out").mkdir()
     stranger = folder / "out/all-00003-of-00256.tfrecord"
     stranger.write_bytes(b"somebody's")
-    with pytest.raises(UserError, match="all-00003-of-00256.tfrecord was not made by prepare_data"):
+    with pytest.raises(
+        UserError, match="all-00003-of-00256.tfrecord was not written by prepare_data"
+    ):
         prepare(folder)
     assert stranger.read_bytes() == b"somebody's"
     files_ = prepare(folder, "out/mine")["files"]
@@ -392,7 +394,7 @@ def test_what_is_left_out_and_skipped_is_told_in_few_lines(folder, caplog):
     }
     lines = [line for line in caplog.messages if "skipped" in line or "left out" in line]
     assert len(lines) == 7 and "bad_00.png" in lines[0]
-    assert re.match("skipped 40 in all; .*out/all.json names them", lines[5])
+    assert re.match("skipped 40 in total; .*out/all.json lists them", lines[5])
     assert re.match(
         r"left out of .*all: 1 hidden files and folders \(the first: .*\._0.png\); 1 ", lines[6]
     )

@@ -112,8 +112,14 @@ def test_records_are_a_source_too(folder):
 
 MISTAKES = [
     (lambda c: c["annotations"][0].update(category_id=9), "unknown category id 9; known: 1 fish"),
-    (lambda c: c["annotations"][0].update(bbox=[20, 10, 58, 38]), "leaves the 60 x 40.*corners"),
-    (lambda c: c["annotations"][0].update(bbox=[50, 4, 30, 20]), "leaves the 60 x 40 image$"),
+    (
+        lambda c: c["annotations"][0].update(bbox=[20, 10, 58, 38]),
+        "extends beyond the 60 x 40.*corners",
+    ),
+    (
+        lambda c: c["annotations"][0].update(bbox=[50, 4, 30, 20]),
+        "extends beyond the 60 x 40 image$",
+    ),
     (lambda c: c["annotations"][0].update(bbox=[0.1, 0.1, 0.5, 0.5]), "looks like fractions"),
     (lambda c: c["annotations"][0].update(bbox=[5, 5, -3, 4]), "no positive, finite width"),
     (lambda c: c["annotations"][0].update(bbox=[5, 5, float("nan"), 4]), "no positive, finite"),
@@ -132,7 +138,7 @@ def test_mistakes_in_annotations_are_named(folder, change, message):
     edit(folder, change)
     with pytest.raises(UserError) as error:
         prepare(folder)
-    text = str(error.value).replace(" (on_bad_record=skip goes on without it)", "")
+    text = str(error.value).replace(" (on_bad_record=skip continues without it)", "")
     assert pytest.importorskip("re").search(message, text), text
     assert not (folder / "out/train.json").exists()
 
@@ -330,10 +336,10 @@ FAULTS = [
     (first_object(bbox=[6, 4, True, 20]), "bbox must be four numbers.*true", (3, 1)),
     (first_object(bbox=[6, 4, 10**400, 20]), "bbox must be four numbers", (3, 1)),
     (first_object(bbox=[6, 4, None, 20]), "bbox must be four numbers", (3, 1)),
-    (first_object(bbox=[1e308, 4, 1e308, 20]), "leaves the 60 x 40 image", (3, 1)),
+    (first_object(bbox=[1e308, 4, 1e308, 20]), "extends beyond the 60 x 40 image", (3, 1)),
     (first_object(bbox=[6, 4, float("inf"), 20]), "no positive, finite width", (3, 1)),
     (first_object(bbox=[6, 4, -30, 20]), "no positive, finite width", (3, 1)),
-    (first_object(bbox=[50, 4, 13, 20]), "leaves the 60 x 40 image", (3, 1)),
+    (first_object(bbox=[50, 4, 13, 20]), "extends beyond the 60 x 40 image", (3, 1)),
     (first_object(bbox=None), "has neither a bbox nor polygons", (3, 1)),
     (first_object(bbox=None, segmentation=[]), "has neither a bbox nor polygons", (3, 1)),
     (first_object(bbox=None, segmentation={"counts": []}), "a mask in run lengths", (3, 1)),
@@ -362,8 +368,8 @@ FAULTS = [
     (first_image(file_name=""), 'file_name must be a text.*given ""', (2, 1)),
     (first_image(file_name="im\0.jpg"), "not a possible file name", (2, 1)),
     (first_image(file_name="\ud800.jpg"), "file_name must be a text", (2, 1)),
-    (first_image(file_name="/dev/zero"), "lies outside the folder.*labels.json lists it", (2, 1)),
-    (first_image(file_name="../labels.json"), "lies outside the folder", (2, 1)),
+    (first_image(file_name="/dev/zero"), "is outside the folder.*labels.json lists it", (2, 1)),
+    (first_image(file_name="../labels.json"), "is outside the folder", (2, 1)),
     (first_image(file_name="im_7.jpg"), "im_7.jpg does not exist.*did you mean 'im_", (2, 1)),
     (first_image(file_name="im_2"), "the images 'im_2.jpg' and 'im_2' are one file", (2, 1)),
     (first_image(file_name="im_2.jpg"), "two images have the file name 'im_2.jpg' .ids", (2, 1)),

@@ -487,11 +487,11 @@ def test_what_a_glob_matches_but_is_not_taken_is_counted(tmp_path):
     ("name", "message"),
     [
         ("gone.jpg", "the image file .*gone.jpg does not exist"),
-        ("/dev/zero", "'/dev/zero' lies outside the folder"),
-        ("../secret.png", r"'../secret.png' lies outside the folder .*photos"),
-        ("sub/../../secret.png", "lies outside the folder"),
-        (".way_out/secret.png", "lies outside the folder"),
-        ("device.jpg", "device.jpg lies outside|'device.jpg' lies outside"),
+        ("/dev/zero", "'/dev/zero' is outside the folder"),
+        ("../secret.png", r"'../secret.png' is outside the folder .*photos"),
+        ("sub/../../secret.png", "is outside the folder"),
+        (".way_out/secret.png", "is outside the folder"),
+        ("device.jpg", "device.jpg is outside|'device.jpg' is outside"),
         ("pipe.jpg", "not a regular file"),
         ("sub", "not a regular file|Is a directory"),
         ("a\0b.jpg", "not a possible file name"),
@@ -582,7 +582,7 @@ def test_a_tar_that_was_cut_anywhere_is_refused(tmp_path, form, cut):
     assert len(stores.open_store(str(place)).names) == 6
     content = place.read_bytes()
     place.write_bytes(content[:cut])
-    with pytest.raises(UserError, match="s.tar (has no end mark|is not a complete|goes on)"):
+    with pytest.raises(UserError, match="s.tar (has no end mark|is not a complete|continues)"):
         stores.open_store(str(place))
 
 
@@ -612,9 +612,15 @@ def negative_size(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (damaged_header, "goes on after '0.png', its member number 1 with what is no member"),
-        (negative_size, "is not a complete, uncompressed tar|goes on"),
-        (lambda content: content + content, "goes on after '2.png'.*several tars were joined"),
+        (
+            damaged_header,
+            "continues after '0.png', its member number 1 with something that is not a member",
+        ),
+        (negative_size, "is not a complete, uncompressed tar|continues"),
+        (
+            lambda content: content + content,
+            "continues after '2.png'.*several tar files were concatenated",
+        ),
         (gzip.compress, r"s.tar is not .* but compressed \(gzip\).*unpack it first"),
         (bz2.compress, r"compressed \(bzip2\)"),
         (lzma.compress, r"compressed \(xz\)"),
@@ -656,7 +662,7 @@ def test_a_tar_that_shrinks_later_is_named(tmp_path):
     place = tmp_path / "s.tar"
     store = stores.open_store(tar(place, member("0.png", IMAGE)))
     place.write_bytes(place.read_bytes()[:600])
-    with pytest.raises(UserError, match="s.tar breaks off in '0.png'"):
+    with pytest.raises(UserError, match="s.tar ends in the middle of '0.png'"):
         store.read("0.png")
 
 

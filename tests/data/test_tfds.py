@@ -129,7 +129,7 @@ def test_coco_keeps_its_own_ids():
 
 
 def test_unknown_data_sets_and_splits_are_named(prepared, tmp_path):
-    with pytest.raises(UserError, match="the data set 'cooc' cannot be had"):
+    with pytest.raises(UserError, match="cannot load the data set 'cooc'"):
         prepare(tmp_path, tfds="cooc")
     prepared("coco/2017", coco)
     with pytest.raises(UserError, match="has no split 'trian'; did you mean 'train'"):

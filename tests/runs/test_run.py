@@ -649,7 +649,7 @@ def test_boxes_of_the_teacher_count_above_their_threshold(data, tmp_path):
 def test_hints_name_the_key_of_their_section(data, tmp_path):
     shutil.copytree(data / "unlabeled", data / "broken")
     (data / "broken/0.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"\(unlabeled.on_bad_record=skip goes on without it\)"):
+    with pytest.raises(UserError, match=r"\(unlabeled.on_bad_record=skip continues without it\)"):
         PreparedData(resolve(data, "unlabeled.images=broken"), tmp_path)
 
 

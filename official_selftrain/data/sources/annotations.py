@@ -1,36 +1,67 @@
-"""Label files: COCO JSON, PASCAL VOC XML and YOLO text, each as fields of an `ImageRecord`.
-
-A format has
-- `entries(names, errors)`, which finds the raw labels of images and refuses what is wrong with
-  the whole;
-- `fields(raw, height, width, errors)`, which reads those of one image. What is wrong with one
-  annotation goes to `errors`, and only that annotation is left out;
-- `listed_size(raw)`, the (height, width) of the image that the labels refer to, or None;
-- `class_names`, `files` (what the labels are read from) and `left_out` (`{kind: [count, first]}`).
-"""
+"""Label files: COCO JSON, PASCAL VOC XML and YOLO text, each as fields of an `ImageRecord`."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from official_selftrain.data.sources import stores
 from official_selftrain.data.sources.coco import Coco
+from official_selftrain.data.sources.names import Names
+from official_selftrain.data.sources.record_errors import LeftOut, RecordErrors
 from official_selftrain.data.sources.voc import Voc
 from official_selftrain.data.sources.yolo import Yolo
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath
 
-# Class lists and images may lie beside the labels.
+# Class lists and images may be in the same folder as the labels.
 BESIDE = (".yaml", ".yml", ".names")
 
 
-def open_labels(place, class_names, class_list=None):
-    """The format of a label file or folder.
+class Annotations(Protocol):
+    """A label format.
+
+    Attributes:
+        class_names: `{class id: name}`; complete once `entries` has been called.
+        files: paths that the labels are read from.
+        left_out: what else is in the folder of the labels.
+    """
+
+    class_names: Mapping[int, str]
+    files: list[Any]
+    left_out: LeftOut
+
+    def entries(self, names: Names, errors: RecordErrors) -> dict[str, Any]:
+        """Finds the raw labels of images, `{image name: raw}`.
+
+        Raises:
+            UserError: if something is wrong with the labels as a whole.
+        """
+
+    def listed_size(self, raw: Any) -> tuple[float, float] | None:
+        """The (height, width) in pixels of the image that the labels refer to, None if unknown."""
+
+    def fields(self, raw: Any, height: int, width: int, errors: RecordErrors) -> dict[str, Any]:
+        """Reads the labels of one image; an annotation with an error is left out alone.
+
+        Args:
+            raw: a value of `entries`.
+            height, width: size of the image in pixels.
+            errors: receives the errors of single annotations.
+        """
+
+
+def open_labels(
+    place: StrPath, class_names: Mapping[int, str], class_list: StrPath | None = None
+) -> Annotations:
+    """Opens a label file or folder, whose format its suffixes tell.
 
     Args:
-        place: a JSON file, or a folder of XML or of text files.
-        class_names: `{class id: name}`, or {} where the user gave none.
-        class_list: path of the file that they come from.
+        place: a JSON file, or a folder of XML or text files.
+        class_names: `{class id: name}`, or {} if the user gave none.
+        class_list: path of the file that the class names come from.
 
     Raises:
-        UserError: if it is none of them.
+        UserError: if it is neither.
     """
     path = pathlib.Path(place)
     if path.is_dir():
@@ -38,13 +69,17 @@ def open_labels(place, class_names, class_list=None):
     if path.suffix.lower() in (".xml", ".txt"):
         raise UserError(f"annotations: give the folder of the {path.suffix} files, not {path}")
     if class_names:
-        raise UserError(f"class_list is not for COCO: {path} names its categories itself")
+        raise UserError(
+            f"class_list cannot be used with COCO: {path} names its categories itself; leave it out"
+        )
     return Coco(path)
 
 
-def _open_folder(folder, class_names, class_list):
+def _open_folder(
+    folder: pathlib.Path, class_names: Mapping[int, str], class_list: StrPath | None
+) -> Annotations:
     paths, left_out = stores.walk(folder, (".xml", ".txt", ".json", *BESIDE, *stores.SUFFIXES))
-    by_suffix = {".xml": [], ".txt": [], ".json": []}
+    by_suffix: dict[str, list[pathlib.Path]] = {".xml": [], ".txt": [], ".json": []}
     for path in paths:
         by_suffix.get(path.suffix.lower(), []).append(path)
     if by_suffix[".xml"]:
@@ -57,5 +92,5 @@ def _open_folder(folder, class_names, class_list):
     found = by_suffix[".json"]
     hint = f"; is it the COCO file {found[0]}?" if len(found) == 1 else ""
     raise UserError(
-        f"the annotation folder {folder} holds no .xml (VOC) and no .txt (YOLO) file{hint}"
+        f"the annotation folder {folder} contains neither .xml (VOC) nor .txt (YOLO) files{hint}"
     )

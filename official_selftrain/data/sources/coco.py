@@ -5,7 +5,8 @@ import itertools
 import json
 import logging
 import pathlib
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import pydantic
 
@@ -22,14 +23,17 @@ from official_selftrain.data.sources.boxes import (
     whole,
 )
 from official_selftrain.data.sources.lists import class_names
+from official_selftrain.data.sources.names import Names
+from official_selftrain.data.sources.record_errors import LeftOut, RecordErrors
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_text
+from official_selftrain.utils.types import StrPath
 
 BACKGROUND = ("background", "__background__", "_background_")
 
 
 class _Annotation(NamedTuple):
-    """What is read of an annotation, as the file has it."""
+    """The fields of an annotation that are read, as they are in the file."""
 
     id: Any
     image_id: Any
@@ -41,8 +45,10 @@ class _Annotation(NamedTuple):
 
 
 def _keep(item):
-    """Turns the annotations of a JSON into tuples as soon as they are read: their polygons and
-    other fields, most of the file, are never in memory together."""
+    """Turns the annotations of a JSON into tuples as soon as they are parsed.
+
+    Their polygons and other fields, most of the file, are then never in memory together.
+    """
     if "image_id" not in item or "file_name" in item:
         return item
     get = item.get
@@ -54,7 +60,7 @@ def _keep(item):
 
 
 def _identity(value):
-    """The id of an image as a key: 7, 7.0 and "7" are one."""
+    """The id of an image as a key: 7, 7.0 and "7" are the same."""
     try:
         return whole(value)
     except ValueError:
@@ -66,7 +72,7 @@ def _identity(value):
 def _side(value):
     side = whole(value)
     if not 0 <= side < 1_000_000:
-        raise ValueError("no size of an image")
+        raise ValueError("not a size of an image")
     return side
 
 
@@ -83,13 +89,14 @@ class _Image:
     width: _Side | None = None
 
 
-_Area = Annotated[Number, pydantic.Field(ge=0, lt=1e30)]  # float32 has no more
+_Area = Annotated[Number, pydantic.Field(ge=0, lt=1e30)]  # what float32 can hold
 _Box = tuple[Number, Number, Number, Number]
 _IMAGES = pydantic.TypeAdapter(list[_Image])
 _CATEGORY = pydantic.TypeAdapter(Whole)
 _ANNOTATIONS = pydantic.TypeAdapter(
     list[tuple[Any, Any, Whole, _Box | None, Any, bool | None, _Area | None]]
 )
+_Raw: TypeAlias = tuple[_Image, list[_Annotation], bool]  # the last: whether it is labeled
 EXPECTED = {
     "id": "a whole number or a text",
     "file_name": "a text, the path of the image",
@@ -105,32 +112,32 @@ EXPECTED = {
 class Coco:
     """COCO JSON: boxes [x, y, width, height] in pixels, crowds and areas.
 
-    An annotation with polygons and no bbox has the box around them. Where the categories count from
-    0, all ids are 1 higher here, since 0 is the background.
+    An annotation with polygons and no bbox gets the box around them. If the categories count from
+    0, all ids are raised by 1, since 0 is the background.
 
     Attributes:
         class_names: `{class id: name}`, once `entries` has read the file.
-        files: what the labels are read from.
-        left_out: nothing.
+        files: paths that the labels are read from.
+        left_out: always empty.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: StrPath) -> None:
         self.path = pathlib.Path(path)
-        self.files = [self.path]
-        self.left_out = {}
-        self.class_names = {}
-        self._ids = {}
+        self.files: list[Any] = [self.path]
+        self.left_out: LeftOut = {}
+        self.class_names: Mapping[int, str] = {}
+        self._ids: dict[int, int] = {}  # category id of the file: class id
 
-    def entries(self, names, errors):
+    def entries(self, names: Names, errors: RecordErrors) -> dict[str, _Raw]:
         """`{image name: raw}` of the images that the file lists.
 
         Args:
-            names: `names.Names` of the images that there are; those listed but not there keep the
-                name in the file.
-            errors: takes faults of single images and annotations.
+            names: names of the existing images; an image that does not exist keeps its name in
+                the file.
+            errors: receives errors of single images and annotations.
 
         Raises:
-            UserError: for faults of the file as a whole.
+            UserError: for errors of the file as a whole.
         """
         content = self._load()
         self._read_categories(content["categories"], bool(content.get("annotations")))
@@ -140,13 +147,13 @@ class Coco:
         named = self._named(images, names, errors)
         return {name: (image, objects.get(image.id, []), labeled) for name, image in named.items()}
 
-    def listed_size(self, raw):
-        """(height, width) of an image as the file says, or None."""
+    def listed_size(self, raw: _Raw) -> tuple[float, float] | None:
+        """(height, width) of an image in pixels as the file states it, or None."""
         image = raw[0]
         return (image.height, image.width) if image.height and image.width else None
 
-    def fields(self, raw, height, width, errors):
-        """Labels of one image; faults of an annotation go to `errors`."""
+    def fields(self, raw: _Raw, height: int, width: int, errors: RecordErrors) -> dict[str, Any]:
+        """Labels of one image; see `annotations.Annotations`."""
         image, objects, labeled = raw
         check_size(
             (image.height, image.width), height, width, f"{self.path} says {image.file_name}"
@@ -221,8 +228,8 @@ class Coco:
         shift = 1 if 0 in names else 0
         if shift:
             logging.warning(
-                "%s numbers its categories from 0; here 0 is the background, so all ids are 1 "
-                "higher: %s", self.path,
+                "%s numbers its categories from 0; 0 is the background in this package, so all "
+                "ids are raised by 1: %s", self.path,
                 ", ".join(f"{key + 1} {name}" for key, name in itertools.islice(names.items(), 5)),
             )  # fmt: skip
         self._ids = {key: key + shift for key in names}
@@ -250,7 +257,7 @@ class Coco:
             errors.add(
                 UserError(
                     f"{self.path}: two images have the id {key}, {first!r} and {second!r}; it is "
-                    "not known whose the annotations are"
+                    "unknown which of them the annotations belong to"
                 )
             )
         return [image for image in images if image.id not in twice], faulty | twice.keys()
@@ -303,7 +310,7 @@ class Coco:
                 _shown(item)
             )
         if "segments_info" in item:
-            return f"{where} is of a panoptic file; masks are given as PNG files with `masks`"
+            return f"{where} belongs to a panoptic file; give masks as PNG files with `masks`"
         return f"{where} (id {_shown(item.get('id'))}) has no 'image_id'"
 
     def _named(self, images, names, errors):
@@ -381,8 +388,10 @@ class Coco:
 
 
 def _is_background(item, categories):
-    """Whether the category of id 0 is no class: the background, or the group that all others name,
-    which Roboflow writes."""
+    """Whether the category with id 0 is not a class.
+
+    It is the background, or the group that contains all others, which Roboflow writes.
+    """
     others = [other for other in categories if other is not item and isinstance(other, dict)]
     name = item["name"]
     if isinstance(name, str) and name.strip().lower() in BACKGROUND:
@@ -410,7 +419,7 @@ def _first_faults(error):
 
 
 def _extent(where, outline):
-    """[x, y, width, height] round the polygons of an annotation without a bbox."""
+    """[x, y, width, height] around the polygons of an annotation without a bbox."""
     if not outline:
         raise UserError(f"{where} has neither a bbox nor polygons")
     if isinstance(outline, dict):
@@ -434,7 +443,7 @@ def _extent(where, outline):
 
 
 def _shown(value):
-    """A value of a JSON in a message: as JSON, short."""
+    """A JSON value for a message, shortened."""
     if type(value) is int and abs(value) < 1e18:
         return str(value)
     try:

@@ -1,11 +1,12 @@
 """The built-in data set: real handwritten digits on real photographs, with exact boxes and masks.
 
-Made from what scikit-learn and scikit-image carry, so it needs no download, and the same on every
-machine. Train, unlabeled and val share neither a digit nor a region of a photograph.
-Both packages come with the extra `[demo]`.
+It is made from the data in scikit-learn and scikit-image, so it needs no download and is the same
+on every machine. Train, unlabeled and val share neither a digit nor a region of a photograph. The
+extra `[demo]` installs both packages.
 """
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ from official_selftrain.utils.extras import import_extra
 DIGITS = (0, 1, 2, 3, 4)
 CLASSES = {index + 1: f"digit {digit}" for index, digit in enumerate(DIGITS)}
 SIZES = {"train": 60, "unlabeled": 1000, "val": 250}
-# Shares of the digits of each class and of the width of each photograph.
+# Range, as fractions, of the digits of each class and of the width of each photograph.
 SHARES = {"train": (0.0, 0.2), "unlabeled": (0.2, 0.8), "val": (0.8, 1.0)}
 SIDE = 128
 DIGIT_SIDES = (30, 56)
@@ -29,10 +30,10 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 
 
-def scenes(split):
+def scenes(split: str) -> Iterator[ImageRecord]:
     """Yields the `ImageRecord`s of "train", "unlabeled" or "val"; the unlabeled ones keep labels.
 
-    Their labels serve only to score pseudo labels: training on them reads scenes, not boxes.
+    These labels only serve to score pseudo labels; a training does not read them.
 
     Raises:
         UserError: if the extra `[demo]` is missing.

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import pydantic
@@ -11,6 +12,7 @@ from official_selftrain.config import load_yaml
 from official_selftrain.data.sources.boxes import LARGEST_CLASS, Whole
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_text
+from official_selftrain.utils.types import StrPath
 
 CLASS_LISTS = (
     "data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "predefined_classes.txt",
@@ -23,11 +25,11 @@ WITH_COLUMN = re.compile(r"(\S+)\s+(-1|0|1)")
 # --- Classes ---------------------------------------------------------------------------------
 
 
-def class_name(value, where):
-    """The name of a class as text: letters composed, single spaces; a number is its digits.
+def class_name(value: Any, where: str) -> str:
+    """The name of a class as text, in composed Unicode and with single spaces; 7 is "7".
 
     Raises:
-        UserError: for what is no name, such as null, true or a list.
+        UserError: for anything that is not a name, such as null, true or a list.
     """
     if isinstance(value, bool):
         raise UserError(
@@ -41,14 +43,15 @@ def class_name(value, where):
     return " ".join(unicodedata.normalize("NFC", value).split())
 
 
-def class_names(pairs, origin):
-    """`{class id: name}` of (id, name, where) triples, checked.
+def class_names(triples: Iterable[tuple[int, Any, str]], origin: str) -> dict[int, str]:
+    """Checked `{class id: name}` of (id, name, where) triples.
 
     Raises:
         UserError: if an id has two names or a name two ids.
     """
-    names, ids = {}, {}
-    for key, value, where in pairs:
+    names: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for key, value, where in triples:
         name = class_name(value, where)
         if names.setdefault(key, name) != name:
             raise UserError(
@@ -61,22 +64,23 @@ def class_names(pairs, origin):
     return names
 
 
-# How many keypoints, and 2 or 3 numbers each.
+# Number of keypoints, and 2 or 3 numbers for each.
 _KeypointShape = tuple[
     Annotated[int, pydantic.Field(ge=1)], Annotated[int, pydantic.Field(ge=2, le=3)]
 ]
 
 
-def is_yaml(path):
+def is_yaml(path: StrPath | None) -> bool:
+    """Whether a class list is a YAML file by its suffix."""
     return path is not None and pathlib.PurePath(path).suffix.lower() in (".yaml", ".yml")
 
 
 class DataYaml(pydantic.BaseModel):
-    """What of a `data.yaml` says how YOLO labels are to be read."""
+    """The fields of a `data.yaml` that say how YOLO labels are to be read."""
 
     names: list[Any] | dict[Whole, Any] | None = None
     nc: Whole | None = None
-    kpt_shape: _KeypointShape | None = None  # of the points after a box
+    kpt_shape: _KeypointShape | None = None  # keypoints that follow a box
 
 
 EXPECTED = {
@@ -86,29 +90,29 @@ EXPECTED = {
 }
 
 
-def read_data_yaml(path):
-    """A `data.yaml` as `DataYaml`.
+def read_data_yaml(path: StrPath) -> DataYaml:
+    """Reads a `data.yaml`.
 
     Raises:
-        UserError: if it cannot be read or has fields of another kind.
+        UserError: if it cannot be read, or a field has another type.
     """
     content = load_yaml(read_text(path, "class list"), path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, among them `names: [cat, dog]`")
+        raise UserError(f"{path} must contain keys and values, among them `names: [cat, dog]`")
     try:
         return DataYaml.model_validate({key: content.get(key) for key in EXPECTED})
     except pydantic.ValidationError as error:
         field = error.errors()[0]["loc"][0]
         raise UserError(
-            f"{path}: {field} must be {EXPECTED[field]}; given {str(content[field])[:80]}"
+            f"{path}: {field} must be {EXPECTED[str(field)]}; given {str(content[field])[:80]}"
         ) from None
 
 
-def read_class_list(path, first):
-    """`{class id: name}` of a text file with one name a line, or of a YOLO `data.yaml`.
+def read_class_list(path: StrPath, first: int) -> dict[int, str]:
+    """`{class id: name}` of a text file with one name per line, or of a YOLO `data.yaml`.
 
     Args:
-        path: of the file.
+        path: path of the file.
         first: id of the first name, or of id 0 in a `data.yaml`.
 
     Raises:
@@ -117,14 +121,16 @@ def read_class_list(path, first):
     if is_yaml(path):
         names = _yaml_names(path)
     elif pathlib.PurePath(path).suffix.lower() in (".json", ".xml", ".csv"):
-        raise UserError(f"the class list {path} must be text, one name a line, or a data.yaml")
+        raise UserError(
+            f"the class list {path} must be a text file with one name per line, or a data.yaml"
+        )
     else:
         lines = read_text(path, "class list").rstrip().splitlines()
         blank = next((i for i, line in enumerate(lines, 1) if not line.strip()), None)
         if blank:
             raise UserError(
                 f"the class list {path}: line {blank} is blank; the lines number the classes, so "
-                "remove it, or write the name that is missing"
+                "delete it, or write the missing name"
             )
         names = dict(enumerate(lines))
     if not names:
@@ -132,7 +138,7 @@ def read_class_list(path, first):
     if first and len(names) > LARGEST_CLASS:
         raise UserError(
             f"the class list {path} names {len(names):,} classes; at most {LARGEST_CLASS:,} are "
-            "possible. Is it another kind of list?"
+            "possible. Is it a list of something else?"
         )
     return class_names(
         ((first + key, name, f"{path}: names, class {key}") for key, name in names.items()),
@@ -155,8 +161,8 @@ def _yaml_names(path):
     return names
 
 
-def near_class_list(folder):
-    """A class list that lies in a folder of labels or up to two folders above, or None."""
+def near_class_list(folder: StrPath) -> pathlib.Path | None:
+    """Finds a class list in a folder of labels or up to two folders above it; else None."""
     folder = pathlib.Path(folder)
     for place in (folder, *folder.absolute().parents[:2]):
         for name in CLASS_LISTS:
@@ -168,18 +174,18 @@ def near_class_list(folder):
 # --- Images ----------------------------------------------------------------------------------
 
 
-def read_image_list(path, exists=lambda name: False):
-    """Names of a text file, one a line, in order.
+def read_image_list(path: StrPath, exists: Callable[[str], bool] = lambda name: False) -> list[str]:
+    """Reads the names of a text file with one name per line, in order.
 
-    The lists of a single class in VOC have a second column, 1 or -1, and mean the lines with 1.
+    VOC's lists of a single class have a second column; -1 means that the image is not in the list.
 
     Args:
-        path: of the file.
-        exists: function of a line, whether it names an image as a whole; names may end in " 1".
+        path: path of the file.
+        exists: function that tells whether a whole line names an image; names can end in " 1".
     """
     lines = [line.strip() for line in read_text(path, "image list").splitlines()]
     lines = [line for line in lines if line]
     columns = [WITH_COLUMN.fullmatch(line) for line in lines]
     if lines and all(columns) and not any(map(exists, lines)):
-        return [column[1] for column in columns if column[2] != "-1"]
+        return [column[1] for column in columns if column and column[2] != "-1"]
     return lines

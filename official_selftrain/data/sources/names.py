@@ -1,26 +1,28 @@
-"""Which file a name means, as it stands or as another program has written it.
+"""Finds the file that a name means, even if another program has spelled it differently.
 
 The identity of an image is its path below the folder given, not its stem: equal names in different
-folders are different images. What is found is always the store's own name, unaltered.
+folders are different images. What is found is always the unchanged name in the store.
 """
 
 import collections
 import re
 import unicodedata
 import urllib.parse
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from official_selftrain.data.sources import stores
+from official_selftrain.data.sources.record_errors import LeftOut
 from official_selftrain.utils.errors import UserError, did_you_mean
 
-# Folders that only say what lies in them: images/train/a.jpg belongs to labels/train/a.txt.
+# Folders that only say what is in them: images/train/a.jpg belongs to labels/train/a.txt.
 KINDS = {"images", "jpegimages", "labels", "annotations", "masks", "segmentationclass"}
 LABEL_SUFFIXES = (".xml", ".txt")
-HINTS_FROM = 10_000  # names that are compared to find the nearest
+HINTS_FROM = 10_000  # names that are compared to find the nearest one, which takes time
 INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
 
 
-def spelled(name):
-    """A path in one spelling: composed letters, plain spaces, `/`, no `%20`, no `./`."""
+def spelled(name: str) -> str:
+    """A path in a uniform spelling: composed letters, plain spaces, `/`, no `%20`, no `./`."""
     text = urllib.parse.unquote(name) if "%" in name else name
     text = unicodedata.normalize("NFC", INVISIBLE.sub("", text)).replace("\\", "/")
     # Label Studio: /data/local-files/?d=folder/a.jpg
@@ -28,7 +30,7 @@ def spelled(name):
     return "/".join(part for part in parts if part not in ("", "."))
 
 
-def without_suffix(path):
+def without_suffix(path: str) -> str:
     """A path without the suffix of an image or label file; other dots belong to the name."""
     stem, dot, suffix = path.rpartition(".")
     known = (*stores.SUFFIXES, *LABEL_SUFFIXES)
@@ -48,33 +50,33 @@ READINGS = (spelled, _folded, _stem)
 
 
 class Names:
-    """Names to be found under other spellings, leading folders, letter case and suffixes.
+    """Names that are also found in another spelling, case, folder or suffix.
 
     Args:
         names: paths with `/`, as a store has them.
-        where: what has them, for messages.
-        left_out: `{kind: [count, first]}` of what else lies there, for messages.
+        where: what contains them, for messages.
+        left_out: what else is there, for messages.
     """
 
-    def __init__(self, names, where, left_out=None):
+    def __init__(self, names: Iterable[str], where: str, left_out: LeftOut | None = None) -> None:
         self.where, self._left_out = where, left_out or {}
         self._names = dict.fromkeys(names)
-        self._tables = {}
+        self._tables: dict[Callable, dict[str, list[tuple[str, str]]]] = {}
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._names)
 
-    def __contains__(self, name):
+    def __contains__(self, name: object) -> bool:
         return name in self._names
 
-    def find(self, given):
-        """The one name that `given` means; None if no name fits.
+    def find(self, given: str) -> str | None:
+        """The one name that `given` means; None if none fits.
 
         Raises:
-            UserError: if several fit equally well, naming two of them.
+            UserError: if several fit equally well, with two of them.
         """
         if given in self._names:
             return given
@@ -85,7 +87,7 @@ class Names:
                 return found[0]
             if found:
                 raise UserError(
-                    f"{given!r} can mean {found[0]!r} and {found[1]!r} of {self.where}; give the "
+                    f"{given!r} can mean {found[0]!r} or {found[1]!r} of {self.where}; write the "
                     "path below that folder"
                 )
         return None
@@ -107,13 +109,13 @@ class Names:
         best = agreements[max(agreements)] if agreements else []
         return [name for other, name in best if not other] or [name for _, name in best]
 
-    def near(self, given):
-        """The end of a message: the name nearest to one not found, or what was not read."""
+    def near(self, given: str) -> str:
+        """The end of a message: the name nearest to one not found, or what was left out."""
         hint = did_you_mean(given, list(self._names)[:HINTS_FROM])
         if "mean" in hint:
             return hint
         kinds = ", ".join(f"{count} {kind}" for kind, (count, _) in self._left_out.items())
-        return f"; not read there: {kinds}" if kinds else ""
+        return f"; left out there: {kinds}" if kinds else ""
 
 
 # --- Pairs -----------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ def _last(name):
     return _stem(name).rpartition("/")[2]
 
 
-# Readings of an image's and of a label's name that must agree, by path and at last by stem.
+# Readings of the names of image and label that must agree. The stem alone is tried last, by `pair`.
 PATHS = (
     (lambda name: without_suffix(spelled(name)),) * 2,
     (_stem,) * 2,
@@ -137,21 +139,28 @@ PATHS = (
 )
 
 
-def pair(images, labels, where, wanted=None):
+def pair(
+    images: Iterable[str],
+    labels: Iterable[str],
+    where: str,
+    wanted: Collection[str] | None = None,
+) -> dict[str, str]:
     """`{image name: label name}` of the images that have a label.
 
-    An image and a label belong together if their paths below their folders agree but for the
-    suffix, or else if no other image and no other label has their stem.
+    An image and a label belong together if their paths below their folders agree except for the
+    suffix, or else if no other image and no other label has the same stem.
 
     Args:
-        images, labels: names.
+        images: names of the images.
+        labels: names of the labels.
         where: the folder of the labels, for messages.
-        wanted: images for which a doubt matters; None for all.
+        wanted: images whose label must be unambiguous; None for all.
 
     Raises:
-        UserError: if an image could have several labels or a label several images, naming both.
+        UserError: if an image could have several labels or a label several images, with both.
     """
-    found, free = {}, list(labels)
+    found: dict[str, str] = {}
+    free = list(labels)
     rest = list(images)
     for of_image, of_label in PATHS:
         found |= _matches(rest, free, of_image, of_label, where, wanted)
@@ -165,8 +174,8 @@ def pair(images, labels, where, wanted=None):
         if any(count[_last(image)] > 1 for count in counts):
             if wanted is None or image in wanted:
                 raise UserError(
-                    f"{image!r} and {label!r} of {where} have one stem but other folders, and so "
-                    "have others; give both the same folders"
+                    f"{image!r} and {label!r} of {where} have the same stem but different "
+                    "folders, and so do others; put both into equal folders"
                 )
         else:
             found[image] = label
@@ -186,7 +195,9 @@ def _matches(images, labels, of_image, of_label, where, wanted):
         matters = wanted is None or any(image in wanted for image in group_images)
         if len(group_images) > 1 and matters:
             first, second = group_images[:2]
-            raise UserError(f"{first!r} and {second!r} would share the labels {group_labels[0]}")
+            raise UserError(
+                f"{first!r} and {second!r} would have the same labels, {group_labels[0]}"
+            )
         if len(group_images) == 1 and len(group_labels) > 1 and matters:
             first, second = group_labels[:2]
             raise UserError(

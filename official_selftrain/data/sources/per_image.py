@@ -1,39 +1,49 @@
-"""Labels in one file an image, with its path: what VOC and YOLO share."""
+"""Label files that have the paths of their images: what VOC and YOLO share."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from official_selftrain.data.sources import names as name_lookup
+from official_selftrain.data.sources.record_errors import LeftOut, RecordErrors
 from official_selftrain.utils.errors import UserError
 
 
 class PerImage:
-    """A folder of label files.
+    """A folder with one label file per image.
 
     Args:
-        folder: path.
-        paths: of the label files in it.
-        left_out: `{kind: [count, first]}` of what else is in it.
-        class_names: `{class id: name}`, or {} where the user gave none.
+        folder: path of the folder.
+        paths: paths of the label files in it.
+        left_out: what else is in it.
+        class_names: `{class id: name}`, or {} if the user gave none.
 
     Attributes:
-        class_names: as given, or the default ones of the format.
-        files: what the labels are read from.
+        class_names: as given, or the default names of the format.
+        files: paths that the labels are read from.
         left_out: as given.
     """
 
-    def __init__(self, folder, paths, left_out, class_names):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        paths: list[pathlib.Path],
+        left_out: LeftOut,
+        class_names: Mapping[int, str],
+    ) -> None:
         self.folder, self.left_out, self.class_names = folder, left_out, class_names
-        self.files, self._paths = paths, paths
+        self.files: list[Any] = paths
+        self._paths = paths
 
-    def entries(self, names, errors):
-        """`{image name: path of its labels or None}`.
+    def entries(self, names: name_lookup.Names, errors: RecordErrors) -> dict[str, Any]:
+        """`{image name: path of its labels, or None}`.
 
         Args:
-            names: `names.Names` of the images that there are.
-            errors: takes the labels without an image.
+            names: names of the existing images.
+            errors: receives an error about labels without an image.
 
         Raises:
-            UserError: if it is not clear which labels belong to which image.
+            UserError: if it is ambiguous which labels belong to which image.
         """
         paths = {path.relative_to(self.folder).as_posix(): path for path in self._paths}
         found = name_lookup.pair(names, paths, str(self.folder))

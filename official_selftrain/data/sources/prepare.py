@@ -1,9 +1,10 @@
 """Writes sources as TFRecord shards: in parallel, resumable, checksummed.
 
-A shard is the unit of work. Each is written under a temporary name and renamed, then its tally is
-written beside it: counts, index, and the SHA-256 that proves that the shard is whole. The summary
-`NAME.json` and the index `NAME.index.tsv`, a line an image with name, id, digest of the image file
-and the class ids in it, are made of the tallies, and made again when they are missing or damaged.
+A shard is the unit of work. Each is written under a temporary name and renamed; then its tally is
+written beside it: counts, index, and the SHA-256 that proves that the shard is complete. The
+tallies are combined into the summary `NAME.json` and the index `NAME.index.tsv`, which has a line
+per image with name, id, digest of the image file and class ids. Both are written again if they are
+missing or damaged.
 """
 
 import collections
@@ -19,7 +20,8 @@ import os
 import pathlib
 import re
 import threading
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -31,65 +33,80 @@ from official_selftrain.data.sources import lists, readers, stores
 from official_selftrain.data.sources.record_errors import RecordErrors, merged, tell
 from official_selftrain.utils import files
 from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.types import StrPath
 
 FORMAT = 3  # of the tallies; sources with tallies of another format are read again
 COUNTS = ("images", "boxes", "masks", "empty")
-BY_NUMBER = ("classes", "images_per_class", "boxes_per_image")  # in JSON their keys are texts
+BY_NUMBER = ("classes", "images_per_class", "boxes_per_image")  # keys, which JSON makes texts
+Tally: TypeAlias = dict[str, Any]  # what is known about one shard
+Summary: TypeAlias = dict[str, Any]  # what is known about a prepared source, see `prepare`
 
 
-def prepare(source, path, name, at_least=1, workers=None, beam_args=None):
-    """Writes a source as TFRecord shards, once; what is whole of an earlier call is used again.
+def prepare(
+    source: SourceConfig,
+    path: Callable[[str], str],
+    name: StrPath,
+    workers: int | None = None,
+    beam_args: Sequence[str] | None = None,
+) -> Summary:
+    """Writes a source as TFRecord shards, unless an earlier call did; only missing shards are made.
 
     TFRecords are used where they are, and only counted, unless they are compressed or bad records
-    are to be skipped. A shard that is missing or damaged is made again alone.
+    are to be skipped.
 
     Args:
-        source: a `config.SourceConfig`.
+        source: source that says where its images are.
         path: function from a relative path of `source` to a real one.
         name: prefix of the files, `FOLDER/NAME`.
-        at_least: images that must be found.
-        workers: shards written at a time; None takes one a core.
+        workers: number of shards written at the same time; None is one per core.
         beam_args: arguments of an Apache Beam pipeline that writes the shards; None uses threads.
             All workers must see the sources and the output under the same paths.
 
     Returns:
-        The summary: `files`, `sha256` and `bytes` of each, `content` (SHA-256 of these SHA-256s,
-        the identity of the data), `images`, `boxes`, `masks`, `empty` (images without boxes or
-        mask), `classes` (names by id, where known), `largest_class`, `images_per_class` (by boxes,
-        mask or label), `boxes_per_image` (images by their number of boxes that are no crowds),
-        `most_boxes`, `left_out` (`{kind: [count, first example]}`), `skipped` (messages), `turned`
-        (labeled images that are taken as EXIF shows them though no annotated size confirms it),
-        `fingerprint` (which tells when the source has to be read again).
+        The summary, a dict:
+        `files`: paths of the shards; `sha256`, `bytes`: of each file.
+        `content`: SHA-256 of these SHA-256s, the identity of the data.
+        `fingerprint`: tells whether the source has to be read again.
+        `images`, `boxes`, `masks`: counts; `empty`: images without boxes or mask.
+        `classes`: `{class id: name}` as far as known; `largest_class`: largest id in the labels.
+        `images_per_class`: `{class id: images}`, by boxes, mask or label.
+        `boxes_per_image`: `{boxes: images}`, crowds not counted; `most_boxes`: the largest key.
+        `left_out`: `{kind: [count, first example]}`; `skipped`: messages of skipped records.
+        `turned`: labeled images that are turned by EXIF though no annotated size confirms it.
 
     Raises:
-        UserError: for anything wrong with the source, or if another process writes it.
+        UserError: if anything is wrong with the source, or another process is writing it.
     """
+    name = str(name)
     reader = readers.open_reader(source, path)
     fingerprint = _fingerprint(source, reader)
     jobs = _jobs(source, reader, name, fingerprint)
-    tallies = {job.file: job.finished() for job in jobs}
+    found = {job.file: job.finished() for job in jobs}
     with contextlib.ExitStack() as stack:
-        if not all(tallies.values()):
+        if not all(found.values()):
             _refuse_strangers(name)
             folder, prefix = os.path.split(name)
             stack.enter_context(files.locked(folder or ".", _lock(prefix)))
-            tallies = {job.file: job.finished() for job in jobs}
+            # Another process may have finished shards before it released the lock.
+            found = {job.file: job.finished() for job in jobs}
             if beam_args is None:
-                _in_threads(jobs, tallies, reader.images, workers or os.cpu_count(), name)
+                _in_threads(jobs, found, reader.images, workers or os.cpu_count(), name)
             else:
                 from official_selftrain.data import beam
 
-                tallies = dict(zip(tallies, beam.run(jobs, beam_args), strict=True))
-        tallies = [tallies[job.file] for job in jobs]
+                found = dict(zip(found, beam.run(jobs, beam_args), strict=True))
+        tallies = [tally for tally in found.values() if tally is not None]
         names = _class_names(source, path, reader, tallies)
         summary = _summary(jobs, tallies, reader, names, fingerprint)
         place = source.images or source.records or source.tfds
-        _check(summary, tallies, at_least, path(place) if place else source.builtin)
+        _check(summary, tallies, path(place) if place else source.builtin)
         _write(name, summary, tallies, jobs)
     return summary
 
 
-def _jobs(source, reader, name, fingerprint):
+def _jobs(
+    source: SourceConfig, reader: readers.Reader, name: str, fingerprint: str
+) -> list["_Job"]:
     skip = source.on_bad_record == "skip"
     jobs = [
         _Job(
@@ -108,7 +125,7 @@ def _jobs(source, reader, name, fingerprint):
     return jobs
 
 
-def _fingerprint(source, reader):
+def _fingerprint(source: SourceConfig, reader: readers.Reader) -> str:
     """Changes when the source's settings or any of its files change."""
     # Sections of a config have more fields, such as the batch size, that no record depends on.
     settings = source.model_dump_json(include=set(SourceConfig.model_fields))
@@ -116,25 +133,25 @@ def _fingerprint(source, reader):
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
-def _lock(prefix):
+def _lock(prefix: str) -> str:
     return f".{prefix}.lock"
 
 
-def _shards(name):
-    """Shards, tallies and temporary files of a prefix, whatever their number."""
+def _shards(name: str) -> Iterable[pathlib.Path]:
+    """All shards, tallies and temporary files of a prefix, also those of another shard count."""
     folder, prefix = os.path.split(os.path.abspath(name))
     return pathlib.Path(folder).glob(f"{glob.escape(prefix)}-[0-9]*-of-[0-9]*.tfrecord*")
 
 
-def _refuse_strangers(name):
-    """Refuses a prefix under which lie shards that were not written here: they would be lost."""
+def _refuse_strangers(name: str) -> None:
+    """Raises an error if shards of this prefix were written by another program, to keep them."""
     folder, prefix = os.path.split(name)
     ours = os.path.exists(os.path.join(folder, _lock(prefix))) or os.path.exists(f"{name}.json")
     stranger = None if ours else next(iter(sorted(_shards(name))), None)
     if stranger:
         raise UserError(
-            f"{stranger} was not made by prepare_data, and would be overwritten; choose another "
-            "name, or delete the files of this one"
+            f"{stranger} was not written by prepare_data, and would be overwritten; choose another "
+            "name, or delete the files of this name"
         )
 
 
@@ -143,29 +160,29 @@ def _refuse_strangers(name):
 
 @dataclasses.dataclass
 class _Job:
-    """The work of one shard; picklable, so that it can go to another process or machine."""
+    """The work of one shard; it can be pickled for another process or machine."""
 
     file: str
     shard: Any
-    read: Any
+    read: Callable[[Any, RecordErrors], Iterator[records.ImageRecord]]
     fingerprint: str
     skip: bool
     in_place: bool  # count the TFRecord file `shard` instead of writing one
 
     @property
-    def tally_file(self):
+    def tally_file(self) -> str:
+        """Path of the tally."""
         return f"{self.file}.json"
 
     @property
-    def result(self):
-        """The TFRecord file that holds the images."""
+    def result(self) -> str:
+        """Path of the TFRecord file with the images."""
         return self.shard if self.in_place else self.file
 
-    def finished(self):
-        """The tally of an earlier run, or None if the shard has to be made (again).
+    def finished(self) -> Tally | None:
+        """The tally of an earlier run, or None if the shard has to be written (again).
 
-        A shard of the size and time that the tally tells is trusted, others are compared by their
-        checksum.
+        A shard with the size and time in the tally is trusted; otherwise its checksum decides.
         """
         tally = files.read_json_or_none(self.tally_file)
         if not isinstance(tally, dict) or tally.get("fingerprint") != self.fingerprint:
@@ -173,23 +190,25 @@ class _Job:
         try:
             status = os.stat(self.result)
         except OSError:
-            logging.warning("%s is missing: it is made again", self.result)
+            logging.warning("%s is missing and is written again", self.result)
             return None
         if [status.st_size, status.st_mtime_ns] == [tally["bytes"], tally["mtime"]]:
             return tally
         if status.st_size != tally["bytes"] or files.sha256(self.result) != tally["sha256"]:
-            logging.warning("%s is damaged: it is made again", self.result)
+            logging.warning("%s is damaged and is written again", self.result)
             return None
-        tally["mtime"] = status.st_mtime_ns  # a copy of the file; not to be compared every time
+        tally["mtime"] = status.st_mtime_ns  # a copied file; compare its checksum only once
         with contextlib.suppress(UserError):
             files.write_text(self.tally_file, json.dumps(tally))
         return tally
 
-    def write(self, on_record=lambda: None):
-        """Writes the shard and its tally; returns the tally."""
+    def write(self, on_record: Callable[[], Any] = lambda: None) -> Tally:
+        """Writes the shard and its tally; returns the tally. `on_record` is called per record."""
         tally, errors = _ShardSummary(), RecordErrors(self.skip)
 
-        def watched(stream):
+        def watched(
+            stream: Iterable[records.ImageRecord],
+        ) -> Iterator[records.ImageRecord]:
             for record in stream:
                 tally.add(record)
                 on_record()
@@ -218,14 +237,17 @@ class _Job:
 
 
 class _ShardSummary:
-    def __init__(self):
-        self.counts = collections.Counter()
-        self.images_per_class = collections.Counter()
-        self.boxes_per_image = collections.Counter()
-        self.names = {}
-        self.index = []
+    """Counts and index of the records of a shard."""
 
-    def add(self, record):
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.images_per_class: collections.Counter[int] = collections.Counter()
+        self.boxes_per_image: collections.Counter[int] = collections.Counter()
+        self.names: dict[int, str] = {}
+        self.index: list[tuple[str, int, str, list[int]]] = []
+
+    def add(self, record: records.ImageRecord) -> None:
+        """Counts a record."""
         values = _mask_values(record)
         present = [value for value in values if value < 255]
         self.counts["images"] += 1
@@ -233,7 +255,7 @@ class _ShardSummary:
         self.counts["masks"] += bool(record.mask)
         self.counts["empty"] += not len(record.boxes) and not record.mask
         self.counts["masks_with_255"] += 255 in values
-        self.boxes_per_image[int((~record.is_crowd).sum())] += 1
+        self.boxes_per_image[int((~np.asarray(record.is_crowd)).sum())] += 1
         labels = [*record.classes.tolist(), *present, *([record.label] * (record.label >= 0))]
         self.images_per_class.update(set(labels))
         if len(record.texts) == len(record.classes):
@@ -241,7 +263,8 @@ class _ShardSummary:
         digest = hashlib.blake2b(record.encoded, digest_size=8).hexdigest()
         self.index.append((record.name, record.image_id, digest, sorted(set(labels))))
 
-    def result(self):
+    def result(self) -> Tally:
+        """The part of the tally that depends on the records."""
         return {
             **{key: self.counts[key] for key in (*COUNTS, "masks_with_255")},
             "images_per_class": dict(self.images_per_class),
@@ -251,11 +274,11 @@ class _ShardSummary:
         }
 
 
-def _add_names(names, pairs):
-    """Adds (class id, name) pairs of records; empty names say nothing.
+def _add_names(names: dict[int, str], pairs: Iterable[tuple[int, str]]) -> None:
+    """Adds (class id, name) pairs of records; an empty name means unknown.
 
     Raises:
-        UserError: if one id gets two names.
+        UserError: if an id has two names.
     """
     for number, text in pairs:
         if text and names.setdefault(number, text) != text:
@@ -265,8 +288,8 @@ def _add_names(names, pairs):
             )
 
 
-def _mask_values(record):
-    """Values that occur in the mask of a record; [] without a mask."""
+def _mask_values(record: records.ImageRecord) -> list[int]:
+    """The values in the mask of a record; [] without a mask."""
     if not record.mask:
         return []
     values = np.bincount(np.asarray(Image.open(io.BytesIO(record.mask))).ravel(), minlength=256)
@@ -274,7 +297,7 @@ def _mask_values(record):
 
 
 def _in_threads(jobs, tallies, images, workers, name):
-    """Adds the missing `tallies`; decoding images leaves Python's lock, so threads suffice."""
+    """Adds the missing `tallies`. Threads suffice, since decoding releases Python's lock."""
     lock = threading.Lock()
     done = sum(tally["images"] + len(tally["skipped"]) for tally in tallies.values() if tally)
     with tqdm(
@@ -300,8 +323,11 @@ def _in_threads(jobs, tallies, images, workers, name):
 
 
 def _class_names(source, path, reader, tallies):
-    """`{class id: name}`; for TFRecords of, in this order, the class list, the summary or the
-    `classes.json` beside them, and the records themselves."""
+    """`{class id: name}` of a source.
+
+    Names of TFRecords are in the class list, else in the summary or `classes.json` in their folder,
+    else in the records themselves.
+    """
     if not source.records:
         return reader.class_names
     if source.class_list:
@@ -319,7 +345,7 @@ def _class_names(source, path, reader, tallies):
 
 
 def _names_file(shard):
-    """The file beside a shard that tells the names of the classes, or None."""
+    """The file with the names of the classes in the folder of a shard, or None."""
     folder, name = os.path.split(shard)
     prefix = re.fullmatch(r"(.+)-\d{5,}-of-\d{5,}\.tfrecord", name)
     summary = os.path.join(folder, f"{prefix[1]}.json") if prefix else ""
@@ -351,9 +377,9 @@ def _summary(jobs, tallies, reader, class_names, fingerprint):
     }
 
 
-def _check(summary, tallies, at_least, place):
-    """Refuses a source of which there is nothing to learn."""
-    if summary["images"] < at_least:
+def _check(summary: Summary, tallies: list[Tally], place: str | None) -> None:
+    """Raises an error if there is nothing to learn from a source."""
+    if not summary["images"]:
         skipped, left_out = summary["skipped"], summary["left_out"]
         why = f"; {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
         why += "".join(f"; left out: {count} {kind}" for kind, (count, _) in left_out.items())
@@ -364,14 +390,14 @@ def _check(summary, tallies, at_least, place):
         ignored = sum(tally["masks_with_255"] for tally in tallies)
         if ignored:
             raise UserError(
-                f"the masks of {place!r} hold no class but 0, and {ignored} of {summary['masks']} "
-                "hold 255, which means ignored: nothing could be learnt. If 255 is an object, "
-                "write 1 for it"
+                f"the masks of {place!r} contain no class but 0, and {ignored} of "
+                f"{summary['masks']} contain 255, which means ignored: nothing could be learned. "
+                "If 255 is an object, write 1 instead"
             )
 
 
 def _write(name, summary, tallies, jobs):
-    """Writes summary and index where they are not as they should be, and tells what is missing."""
+    """Writes summary and index unless they are up to date, and logs what is missing in the data."""
     folder = os.path.dirname(os.path.abspath(name))
     inside = [not job.in_place for job in jobs]
     listed = [
@@ -394,7 +420,7 @@ def _write(name, summary, tallies, jobs):
         turned = next((t["first_turned"] for t in tallies if t["turned"]), None)
         tell(name, summary["skipped"], summary["left_out"], summary["turned"], turned)
         kept = {os.path.join(folder, os.path.basename(job.file)) for job in jobs}
-        for file in _shards(name):  # shards of another number would be read by a glob
+        for file in _shards(name):  # a glob would also read the shards of an older, other count
             if str(file).removesuffix(".json") not in kept:
                 file.unlink()
 
@@ -411,7 +437,7 @@ def _index_file(name):
 
 
 def _escaped(name):
-    """A name without the characters that end a column or line; `_unescaped` gives it back."""
+    """A name without the characters that end a column or line; `_unescaped` is the inverse."""
     special = r"[\\\x00-\x1f\x7f-\x9f\u2028\u2029]"
     return re.sub(special, lambda match: match[0].encode("unicode_escape").decode(), name)
 
@@ -421,7 +447,7 @@ def _unescaped(text):
     return re.sub(escapes, lambda match: match[0].encode().decode("unicode_escape"), text)
 
 
-def read_index(name):
+def read_index(name: StrPath) -> Iterator[tuple[str, int, str, list[int]]]:
     """Yields (image name, id, digest, class ids) of every image of a prepared source.
 
     Raises:
@@ -435,12 +461,12 @@ def read_index(name):
             yield _unescaped(image), int(image_id), digest, classes
         except ValueError:
             raise UserError(
-                f"line {number} of {file} is damaged; prepare the source again, which mends it"
+                f"line {number} of {file} is damaged; prepare the source again to mend it"
             ) from None
 
 
-def read_summary(name):
-    """The summary of a prepared source, with the files where they are now.
+def read_summary(name: StrPath) -> Summary:
+    """The summary of a prepared source, with the present paths of the files.
 
     Raises:
         UserError: if it is missing or damaged.
@@ -458,24 +484,24 @@ def read_summary(name):
         ) from None
 
 
-def shared_images(first, second):
-    """Names, as in the second, of the image files that two prepared sources share.
+def shared_images(first: StrPath, second: StrPath) -> list[str]:
+    """Names, as in the second, of the image files that two prepared sources have in common.
 
-    Files are compared byte for byte: an image that was scaled or encoded again is another one.
+    Files are compared byte by byte, so a scaled or re-encoded copy of an image is not found.
     """
     digests = {digest for _, _, digest, _ in read_index(first)}
     return [name for name, _, digest, _ in read_index(second) if digest in digests]
 
 
-def check_disjoint(first, second, why):
-    """Refuses two prepared sources that share an image file.
+def check_disjoint(first: StrPath, second: StrPath, why: str) -> None:
+    """Checks that two prepared sources have no image file in common.
 
     Args:
         first, second: prefixes as given to `prepare`.
-        why: they must not, for the message.
+        why: the reason why they must not, for the message.
 
     Raises:
-        UserError: naming how many images they share, and the first.
+        UserError: with the number of images that they have in common, and the first.
     """
     shared = shared_images(first, second)
     if shared:
@@ -485,8 +511,8 @@ def check_disjoint(first, second, why):
         )
 
 
-def _damage(name):
-    """`{file: what is wrong with it}` of the shards of a prepared source."""
+def _damage(name: StrPath) -> dict[str, str]:
+    """`{file: what is wrong with it}` of the damaged shards of a prepared source."""
     summary, found = read_summary(name), {}
     for file, expected in zip(summary["files"], summary["sha256"], strict=True):
         try:
@@ -497,11 +523,11 @@ def _damage(name):
     return found
 
 
-def verify(name):
+def verify(name: StrPath) -> int:
     """Compares the files of a prepared source with their checksums; returns their number.
 
     Raises:
-        UserError: naming the file that changed or is missing.
+        UserError: with the files that changed or are missing.
     """
     found = _damage(name)
     if found:
@@ -509,16 +535,16 @@ def verify(name):
     return len(read_summary(name)["files"])
 
 
-def find_damage(name):
-    """Looks for damaged shards of a prepared source, by their checksums, and removes them.
+def find_damage(name: StrPath) -> str | None:
+    """Finds damaged shards of a prepared source by their checksums, and deletes them.
 
-    `prepare` then makes those alone again. TFRecords that are used where they are stay as they are.
+    `prepare` then writes only those again. TFRecords that are used where they are are not deleted.
 
     Args:
         name: prefix as given to `prepare`.
 
     Returns:
-        A line that names the damaged files and says what to do; None if all are whole.
+        A line with the damaged files and what to do; None if all are intact.
     """
     found = _damage(name)
     if not found:
@@ -527,8 +553,8 @@ def find_damage(name):
     for file in own:
         pathlib.Path(file).unlink(missing_ok=True)
     remedy = (
-        "the same command makes them again"
+        "the same command writes them again"
         if len(own) == len(found)
-        else "copy them again from where they come from"
+        else "copy them again from their origin"
     )
     return f"{'; '.join(found.values())}; {remedy}"

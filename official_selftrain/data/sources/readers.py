@@ -1,61 +1,67 @@
-"""From a `config.SourceConfig` to records: which images there are, and how to read some of them."""
+"""From a `config.SourceConfig` to records: which images it has, and how to read some of them."""
 
 import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from official_selftrain.config import SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import annotations as label_files
 from official_selftrain.data.sources import lists, stores, tfds
 from official_selftrain.data.sources.names import Names, pair
-from official_selftrain.data.sources.record_errors import RecordErrors, Unskipped, merged
+from official_selftrain.data.sources.record_errors import (
+    LeftOut,
+    RecordErrors,
+    Unskipped,
+    merged,
+)
 from official_selftrain.utils.errors import UserError, did_you_mean
 
 IMAGES_PER_SHARD = 500
-# By what `stores.check_image` tells of an image's orientation.
+# Ends of messages, by what `stores.check_image` returns about the orientation of an image.
 ORIENTED = {
     None: "",
     True: ", turned as its EXIF orientation says",
     False: ", taken as stored and not as its EXIF orientation shows it",
 }
-HINTS = 20  # absent images for which the nearest name is sought, which takes time
+HINTS = 20  # missing images for which the nearest name is searched, which takes time
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A source, cut into shards that threads, processes or machines can share.
+    """A source, divided into shards that threads, processes or machines can read.
 
     Attributes:
-        class_names: `{class id: name}`, {} where not known.
-        shards: each becomes one TFRecord file.
-        images: how many images there are, None if unknown.
-        read: function (shard, errors) -> iterator of `ImageRecord`.
+        class_names: `{class id: name}`, {} if unknown.
+        shards: what each TFRecord file is made of, as `read` takes it.
+        images: number of images, None if unknown.
+        read: function (shard, `RecordErrors`) -> iterator of `ImageRecord`.
         fingerprints: lines that change when the files do.
-        left_out: `{kind: [count, first example]}` of what is not among the images.
-        skipped: messages of faults of the source as a whole that on_bad_record=skip allowed.
+        left_out: what is not among the images.
+        skipped: messages of errors of the source as a whole, which on_bad_record=skip allowed.
     """
 
-    class_names: dict
+    class_names: dict[int, str]
     shards: list[Any]
     images: int | None
-    read: Callable
+    read: Callable[[Any, RecordErrors], Iterator[records.ImageRecord]]
     fingerprints: list[str]
-    left_out: dict = dataclasses.field(default_factory=dict)
+    left_out: LeftOut = dataclasses.field(default_factory=dict)
     skipped: list[str] = dataclasses.field(default_factory=list)
 
 
-def open_reader(source, path):
-    """The reader of a source.
+def open_reader(source: SourceConfig, path: Callable[[str], str]) -> Reader:
+    """Opens a source.
 
     Args:
-        source: a `config.SourceConfig` with one kind of images given.
+        source: source that says where its images are.
         path: function from a relative path of `source` to a real one.
 
     Raises:
-        UserError: for anything wrong with the source as a whole.
+        UserError: if anything is wrong with the source as a whole.
     """
     if source.builtin:
         return _digits(source.builtin.removeprefix("digits/"))
@@ -68,13 +74,13 @@ def open_reader(source, path):
     return _images(source, path)
 
 
-def _digits(split):
+def _digits(split: str) -> Reader:
     from official_selftrain.data.sources import digits
 
     size = digits.SIZES[split]
     shards = [(first, min(first + IMAGES_PER_SHARD, size)) for first in _firsts(size)]
 
-    def read(shard, errors):
+    def read(shard: tuple[int, int], errors: RecordErrors) -> Iterator[records.ImageRecord]:
         return itertools.islice(digits.scenes(split), *shard)
 
     return Reader(digits.CLASSES, shards, size, read, [split])
@@ -100,24 +106,28 @@ def _read_file(file, errors):
 
 
 class _Wanted:
-    """Which names of a data set, of which they are not known beforehand, lists take and leave."""
+    """The names that lists select in a data set whose names are not known in advance."""
 
-    def __init__(self, source, path):
-        read = lambda name: set(lists.read_image_list(path(name)))  # noqa: E731
+    def __init__(self, source: SourceConfig, path: Callable[[str], str]) -> None:
+        def read(name: str) -> set[str]:
+            return set(lists.read_image_list(path(name)))
+
         self.names = read(source.image_list) if source.image_list else None
-        self.excluded = set().union(*map(read, source.exclude_lists))
+        self.excluded: set[str] = set().union(*map(read, source.exclude_lists))
 
-    def __contains__(self, name):
+    def __contains__(self, name: Any) -> bool:
         either = {name, pathlib.PurePath(name).stem}
         return not either & self.excluded and (self.names is None or bool(either & self.names))
 
 
 def _chosen(source, path, names, errors):
-    """The names that the lists of a source take.
+    """The names that the lists of a source select.
 
     Args:
+        source, path: see `open_reader`.
         names: `Names` of all images.
-        errors: takes lines of the image list without an image; those of other lists are counted.
+        errors: receives an error about lines of the image list without an image; those of other
+            lists are only counted.
     """
     chosen = set(names)
     if source.image_list:
@@ -138,7 +148,7 @@ def _chosen(source, path, names, errors):
 
 
 def _listed(file, names, errors):
-    """The images that a list means, and its lines that mean none."""
+    """The images that a list names, and its lines that name none."""
     found, missing = {}, []
     for line in lists.read_image_list(file, lambda line: names.find(line) is not None):
         try:
@@ -198,7 +208,7 @@ def _images(source, path):
 
 
 def _entries(labels, names, errors, where):
-    """`{image name: raw labels}`; whatever goes wrong names the labels."""
+    """`{image name: raw labels}`; any error names the label files."""
     try:
         return labels.entries(names, errors)
     except UserError:
@@ -210,7 +220,7 @@ def _entries(labels, names, errors, where):
 
 
 def _hints(entries, names, labels):
-    """`{name: end of a message}` of the names in the `labels` that the store has not."""
+    """`{name: end of a message}` of the names in the `labels` that the store does not have."""
     absent = [name for name in entries if name not in names]
     near = {name: names.near(name) for name in absent[:HINTS]}
     return {name: f", but {labels} lists it{near.get(name, '')}" for name in absent}
@@ -228,7 +238,7 @@ def _matching_masks(masks, images, entries):
     """`{image name: mask name}` of the `entries`.
 
     Raises:
-        UserError: if an image has no mask, or it is not clear which.
+        UserError: if an image has no mask, or it is ambiguous which one.
     """
     every = dict.fromkeys([*images, *entries])
     found = pair(every, masks.names, str(masks), entries)
@@ -237,29 +247,30 @@ def _matching_masks(masks, images, entries):
         hint = Names(masks.names, str(masks)).near(missing[0])
         raise UserError(
             f"{len(missing)} of {len(entries)} images have no mask in {masks}, the first "
-            f"{missing[0]!r}{hint}; name the images that have one in image_list"
+            f"{missing[0]!r}{hint}; list the images that have one in image_list"
         )
     return {name: found[name] for name in entries}
 
 
 def _first_folder(name, store):
-    """The class of an image, as text."""
+    """The name of the class of an image: the first folder of its path."""
     parts = pathlib.PurePath(name).parts
     if len(parts) < 2:
-        raise UserError(f"label_by_folder: {name!r} of {store} is not in a folder of its class")
+        raise UserError(f"label_by_folder: {name!r} of {store} is not in the folder of a class")
     return lists.class_name(parts[0], f"label_by_folder: {name!r}")
 
 
 class _Shown:
-    """Decides whether an image is taken as it is shown, turned as its EXIF orientation says.
+    """Decides whether an image is turned as its EXIF orientation says.
 
-    It is, unless the annotated size is that of the stored pixels alone.
+    It is, unless only the stored pixels have the annotated size: tools annotate what they show,
+    and most of them, but not all, show images turned.
 
     Args:
         listed: function without arguments -> the annotated (height, width), or None.
 
     Attributes:
-        doubt: whether no size decided.
+        doubt: whether there is no size that could decide.
     """
 
     def __init__(self, listed):
@@ -269,7 +280,7 @@ class _Shown:
     def __call__(self, stored, turned):
         try:
             size = self._listed()
-        except UserError:  # told when the labels are read
+        except UserError:  # reported when the labels are read
             size = None
         self.doubt = size is None or stored == turned == size
         return stored == turned or size != stored
@@ -277,7 +288,7 @@ class _Shown:
 
 @dataclasses.dataclass(frozen=True)
 class _ImageReader:
-    """Reads (image name, raw labels, mask name) items; goes to other processes with its shards."""
+    """Reads shards of (image name, raw labels, mask name); can be pickled for other processes."""
 
     store: Any
     labels: Any
@@ -286,13 +297,15 @@ class _ImageReader:
     folder_ids: dict
     hints: dict
 
-    def __call__(self, shard, errors):
+    def __call__(
+        self, shard: Iterable[tuple[str, Any, str | None]], errors: RecordErrors
+    ) -> Iterator[records.ImageRecord]:
         for item in shard:
             try:
                 record = self._record(*item, errors)
             except UserError as error:
                 errors.add(error)
-            except Exception as error:  # whatever a file holds, it is told and can be skipped
+            except Exception as error:  # whatever is wrong with a file, it can be skipped
                 kind = type(error).__name__
                 errors.add(UserError(f"image {item[0]!r} cannot be read: {kind}: {error}"))
             else:
@@ -341,5 +354,5 @@ class _ImageReader:
         folder = _first_folder(name, self.store)
         if folder not in self.folder_ids:
             hint = did_you_mean(folder, list(self.folder_ids))
-            raise UserError(f"{name}: the class list has no {folder!r}{hint}")
+            raise UserError(f"{name}: the class list does not contain {folder!r}{hint}")
         return self.folder_ids[folder]

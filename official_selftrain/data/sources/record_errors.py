@@ -1,23 +1,26 @@
-"""What is wrong with single records and annotations, and what of a source is left out."""
+"""Errors of single records and annotations, and counts of what is left out of a source."""
 
 import contextlib
 import itertools
 import logging
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 from official_selftrain.utils.errors import UserError
 
 SHOWN = 5  # skipped records that are named on the screen
+LeftOut: TypeAlias = dict[str, list[Any]]  # {kind, in the plural: [count, first example]}
 
 
 @contextlib.contextmanager
-def hints(prefix):
-    """Names the option that goes on without a bad record as it is called where the user is.
+def hints(prefix: str) -> Iterator[None]:
+    """Gives `on_bad_record` in error messages the full name that the user can write.
 
     Args:
-        prefix: such as "human." in a run, or "--" of a flag.
+        prefix: what is before the name, such as "human." in a config or "--" of a flag.
 
     Raises:
-        UserError: what is raised inside, with the hint of `RecordErrors.add` changed.
+        UserError: the one that is raised inside, with the hint of `RecordErrors.add` changed.
     """
     try:
         yield
@@ -27,39 +30,40 @@ def hints(prefix):
         raise UserError(str(error).replace(HINT, f"({prefix}{HINT[1:]}")) from None
 
 
-HINT = "(on_bad_record=skip goes on without it)"
+HINT = "(on_bad_record=skip continues without it)"
 
 
 class Unskipped(UserError):
-    """A fault that ends the reading, since the user does not allow to skip it."""
+    """An error that ends the reading, because it may not be skipped."""
 
 
 class RecordErrors:
-    """Faults of single records or annotations: raised, or counted where the user allows skipping.
+    """Collects errors of single records: raises the first, or counts them if on_bad_record=skip.
 
     Args:
-        skip: `on_bad_record=skip`.
+        skip: whether on_bad_record=skip.
 
     Attributes:
-        messages: of what was skipped.
-        left_out: `{kind: [count, first example]}` of what is left out whatever `skip` says, because
-            it cannot teach anything: hidden files, boxes without an area.
-        turned: number of labeled images that are taken as they are shown, turned as their EXIF
-            orientation says, although no annotated size tells what their labels refer to.
-        first_turned: name of the first of them.
+        messages: messages of the errors that were skipped.
+        left_out: what is always left out, because it is no error but nothing to learn from either,
+            such as hidden files and boxes without an area.
+        turned: number of labeled images that are turned as their EXIF orientation says, although
+            no annotated size tells whether the labels refer to the turned image.
+        first_turned: name of the first of these images.
     """
 
-    def __init__(self, skip):
+    def __init__(self, skip: bool) -> None:
         self.skip = skip
-        self.messages = []
-        self.left_out = {}
-        self.turned, self.first_turned = 0, None
+        self.messages: list[str] = []
+        self.left_out: LeftOut = {}
+        self.turned = 0
+        self.first_turned: str | None = None
 
-    def add(self, error):
-        """A fault of the smallest thing that can be left out: an annotation, an image, a record.
+    def add(self, error: UserError) -> None:
+        """Adds an error of the smallest thing that can be skipped: an annotation, image or record.
 
         Raises:
-            Unskipped: unless skipping is allowed.
+            Unskipped: if skipping is not allowed.
         """
         if isinstance(error, Unskipped):
             raise error
@@ -67,34 +71,40 @@ class RecordErrors:
             raise Unskipped(f"{error} {HINT}") from None
         self.messages.append(str(error))
 
-    def leave_out(self, kind, example):
-        """Counts something that is left out by default.
+    def leave_out(self, kind: str, example: object) -> None:
+        """Counts something that is always left out.
 
         Args:
             kind: plural noun, such as "boxes without an area".
-            example: where the first one is.
+            example: where this one is.
         """
         self.left_out.setdefault(kind, [0, str(example)])[0] += 1
 
-    def turn(self, name):
+    def turn(self, name: str) -> None:
         """Counts a labeled image whose EXIF orientation no annotated size confirms."""
         self.first_turned = self.first_turned or name
         self.turned += 1
 
 
-def merged(counts):
-    """`{kind: [count, first]}` of several such."""
-    total = {}
+def merged(counts: Iterable[LeftOut]) -> LeftOut:
+    """Adds up several `left_out`."""
+    total: LeftOut = {}
     for kind, (count, first) in itertools.chain.from_iterable(c.items() for c in counts):
         total.setdefault(kind, [0, first])[0] += count
     return total
 
 
-def tell(name, skipped, left_out, turned=0, first_turned=None):
-    """Says in a few lines what of a source was skipped, left out or turned."""
+def tell(
+    name: str,
+    skipped: list[str],
+    left_out: LeftOut,
+    turned: int = 0,
+    first_turned: str | None = None,
+) -> None:
+    """Logs in a few lines what of a source was skipped, left out or turned."""
     lines = [f"skipped: {message}" for message in skipped[:SHOWN]]
     if len(skipped) > SHOWN:
-        lines.append(f"skipped {len(skipped)} in all; {name}.json names them")
+        lines.append(f"skipped {len(skipped)} in total; {name}.json lists them")
     if left_out:
         kinds = (
             f"{count} {kind} (the first: {first})" for kind, (count, first) in left_out.items()
@@ -103,8 +113,8 @@ def tell(name, skipped, left_out, turned=0, first_turned=None):
     if turned:
         lines.append(
             f"{turned} labeled images of {name} have an EXIF orientation, and no annotated size "
-            "tells whether the labels refer to the image as shown or as stored; taken as shown, "
-            f"the first {first_turned}"
+            "tells whether the labels refer to the image as shown or as stored; they are taken as "
+            f"shown (the first: {first_turned})"
         )
     for line in lines:
         logging.warning("%s", line)

@@ -1,4 +1,4 @@
-"""Named image files: a folder searched through, a glob, or the members of tar shards."""
+"""Named image files: a folder and its subfolders, a glob, or the members of tar files."""
 
 import contextlib
 import io
@@ -9,21 +9,25 @@ import re
 import shlex
 import stat
 import tarfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from official_selftrain.data import png
 from official_selftrain.data.records import LARGEST_IMAGE
+from official_selftrain.data.sources.record_errors import LeftOut, RecordErrors
 from official_selftrain.utils.errors import UserError, did_you_mean, one_line
 from official_selftrain.utils.files import matching, read_bytes
+from official_selftrain.utils.types import StrPath
 
 with contextlib.suppress(Exception):  # the extra [heif]
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 
-# What turns images of a suffix that not every installation reads into readable ones.
+# How to make formats readable that not every installation of Pillow can read.
 OPTIONAL = {
     ".avif": "pip install 'pillow>=11.3' reads them",
     ".heic": "pip install 'official_selftrain[heif]' reads them",
@@ -35,23 +39,25 @@ SUFFIXES = (
     *(suffix for suffix in OPTIONAL if suffix in READABLE),
 )  # fmt: skip
 REMEDIES = {suffix: remedy for suffix, remedy in OPTIONAL.items() if suffix not in READABLE}
-# What Pillow decodes by itself: others, such as EPS, would start programs.
+# Formats that Pillow decodes itself. For others, such as EPS, it would start programs on files that
+# come from anywhere.
 LOSSLESS = ("PNG", "BMP", "DIB", "GIF", "TIFF", "PPM", "TGA")
 FORMATS = tuple(Image.OPEN.keys() & {*LOSSLESS, "JPEG", "WEBP", "JPEG2000", "AVIF", "HEIF"})
 WILDCARDS = set("*?[")
+Size: TypeAlias = tuple[int, int]  # (height, width) in pixels
 LARGEST_FILE = 2**29  # bytes of an image file
 ORIENTATION = 0x0112  # the EXIF tag
 
 
-def open_store(place):
-    """The store that a path means.
+def open_store(place: str) -> "Folder | Tars":
+    """Opens the image files that a path means.
 
     Args:
-        place: a folder; an image file, or a glob of them; or a `.tar` file, or a glob of them. What
-            exists under this very name is taken before it is read as a glob.
+        place: a folder; an image file, or a glob of them; or a `.tar` file, or a glob of them. A
+            path that exists is never read as a glob.
 
     Raises:
-        UserError: if there is no such folder or file, naming the nearest.
+        UserError: if there is no such folder or file, with the nearest name.
     """
     if os.path.isdir(place):
         return Folder(place, *walk(place, SUFFIXES))
@@ -63,7 +69,9 @@ def open_store(place):
     if not tars:
         return Folder(base, found, left_out)
     if len(tars) < len(found):
-        raise UserError(f"{place!r} matches tar files and images; name one kind")
+        raise UserError(
+            f"{place!r} matches both tar files and images; give a pattern that matches one kind"
+        )
     return Tars(tars, left_out)
 
 
@@ -88,23 +96,26 @@ def _near(path):
     return f": it does not exist{hint if len(hint) < 300 else ''}"
 
 
-def walk(folder, suffixes):
-    """Finds the files below a folder, and below the folders that are linked from there.
+def walk(folder: StrPath, suffixes: Collection[str]) -> tuple[list[pathlib.Path], LeftOut]:
+    """Finds the files below a folder, and below the folders that links in it lead to.
 
-    Every folder is entered once, by its own name before that of a link to it.
+    Every folder is entered once, by its own name rather than by that of a link to it.
 
     Args:
-        folder: path of a folder that exists.
-        suffixes: in lower case, with the dot; names may have them in upper case.
+        folder: path of an existing folder.
+        suffixes: suffixes in lower case, with the dot; those of files may be in upper case.
 
     Returns:
-        Sorted list of `pathlib.Path`, and `{kind: [count, first]}` of what else lies there: hidden
-        files and folders, other suffixes, links that lead nowhere, pipes and devices.
+        Sorted paths, and what else is there: hidden files and folders, other suffixes, broken
+        links, pipes and devices.
 
     Raises:
         UserError: if the folder cannot be read.
     """
-    found, left_out, entered = [], {}, set()
+    found: list[pathlib.Path] = []
+    left_out: LeftOut = {}
+    entered: set[str] = set()
+    # Linked folders come last, so that a folder that is found both ways keeps its own name.
     linked = [pathlib.Path(folder)]
     while linked:
         inside = [linked.pop(0)]
@@ -135,7 +146,7 @@ def walk(folder, suffixes):
 
 
 def _why_left_out(entry, suffixes):
-    """The kind, in the plural, of an entry of a folder that is not taken, else None."""
+    """The kind, in the plural, of a folder's entry that is left out, else None."""
     if entry.name.startswith("."):
         return "hidden files and folders"
     try:
@@ -149,8 +160,8 @@ def _why_left_out(entry, suffixes):
     return other_suffix(entry.name, suffixes)
 
 
-def other_suffix(name, suffixes):
-    """The kind of a file whose suffix is not one of `suffixes`, else None."""
+def other_suffix(name: str, suffixes: Collection[str]) -> str | None:
+    """The kind, in the plural, of a file with another suffix than `suffixes`, else None."""
     suffix = pathlib.PurePath(name).suffix.lower()
     if suffix in suffixes:
         return None
@@ -165,34 +176,35 @@ def _count(left_out, kind, example):
 
 
 class Folder:
-    """Files below a folder, named by their path from it."""
+    """Image files below a folder, named by their path below it."""
 
-    def __init__(self, folder, files, left_out):
+    def __init__(self, folder: StrPath, files: Iterable[pathlib.Path], left_out: LeftOut) -> None:
         self.folder, self.left_out = pathlib.Path(folder), left_out
         self.names = [str(path.relative_to(folder)) for path in files]
         self._found = set(self.names)
 
     @property
-    def title(self):
+    def title(self) -> str:
+        """The name of the data set in records."""
         return self.folder.name
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.folder)
 
-    def read(self, name):
-        """Bytes of a file.
+    def read(self, name: str) -> bytes:
+        """Reads the bytes of a file.
 
-        A file that was found in the folder may be a link to elsewhere; a name of a label file may
-        not lead out of the folder.
+        A file that was found in the folder may be a link to anywhere, but a name in a label file
+        must not lead out of the folder: label files come from anywhere, too.
 
         Raises:
-            UserError: if it does not exist, cannot be read or lies outside.
+            UserError: if it does not exist, cannot be read or is outside the folder.
         """
         path = self.folder / _text(name)
         if name not in self._found and not self._holds(path):
             raise UserError(
-                f"the image file {name!r} lies outside the folder {self}; images are read from "
-                "this folder alone"
+                f"the image file {name!r} is outside the folder {self}; images are only read from "
+                "this folder"
             )
         if "\0" not in name and not os.path.exists(path):
             raise UserError(f"the image file {path} does not exist")
@@ -202,16 +214,16 @@ class Folder:
         inside = os.path.join(os.path.realpath(self.folder), "")
         return "\0" in str(path) or os.path.realpath(path).startswith(inside)
 
-    def fingerprints(self):
-        """A line for each file that changes when the file does."""
+    def fingerprints(self) -> list[str]:
+        """A line per file that changes when the file does."""
         return [fingerprint(self.folder / name, name) for name in self.names]
 
 
 def _text(name):
-    """A name as it is.
+    """Returns the name.
 
     Raises:
-        UserError: if it is not UTF-8, and could not be written as text.
+        UserError: if it is not UTF-8, so that it could not be written as text.
     """
     try:
         name.encode()
@@ -224,15 +236,16 @@ def _text(name):
 class Tars:
     """Image members of uncompressed tar files, found once and then read at their offsets.
 
-    Members that are links are read through their target in the same file.
+    Of a member that is a link, the target in the same file is read.
 
     Raises:
-        UserError: if a file is no tar, is cut off or damaged, or if two members have one name.
+        UserError: if a file is not a tar, is cut off or damaged, or if two members have the same
+            name.
     """
 
-    def __init__(self, files, left_out):
+    def __init__(self, files: Sequence[pathlib.Path], left_out: LeftOut) -> None:
         self.files, self.left_out = files, left_out
-        self._places = {}
+        self._places: dict[str, tuple[pathlib.Path, int | None, int]] = {}
         for file in files:
             for name, place in self._images(file, _members(file)):
                 if name in self._places:
@@ -258,24 +271,25 @@ class Tars:
                 yield name, _place(regular[target])
 
     @property
-    def title(self):
+    def title(self) -> str:
+        """The name of the data set in records."""
         return self.files[0].stem
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"{self.files[0]} and {len(self.files) - 1} more"
             if self.files[1:]
             else str(self.files[0])
         )
 
-    def read(self, name):
-        """Bytes of a member.
+    def read(self, name: str) -> bytes:
+        """Reads the bytes of a member.
 
         Raises:
-            UserError: if there is none of this name, or it cannot be read.
+            UserError: if there is no such member, or it cannot be read.
         """
         if name not in self._places:
-            raise UserError(f"no member of {self} is called {name!r}")
+            raise UserError(f"no member of {self} is named {name!r}")
         file, offset, size = self._places[_text(name)]
         if offset is None:
             raise UserError(f"{name!r} of {file} is a sparse member; pack it without --sparse")
@@ -288,18 +302,21 @@ class Tars:
         except OSError as error:
             raise UserError(f"cannot read {name!r} of {file}: {error.strerror}") from None
         if len(encoded) < size:
-            raise UserError(f"{file} breaks off in {name!r}; it was cut since it was opened")
+            raise UserError(
+                f"{file} ends in the middle of {name!r}; it was truncated after it was opened"
+            )
         return encoded
 
-    def fingerprints(self):
+    def fingerprints(self) -> list[str]:
+        """A line per tar file that changes when the file does."""
         return [fingerprint(file, file.name) for file in self.files]
 
 
 def _members(file):
     """(name, `tarfile.TarInfo`) of all members of a tar.
 
-    tarfile takes a cut at the border of a member, a damaged header and a second tar behind the
-    first for the end of the archive; here they are refused.
+    `tarfile` silently ends at a cut between two members, at a damaged header, and before a second
+    tar that was appended; here they are errors.
     """
     _refuse_compression(file)
     members, end = [], 0
@@ -324,8 +341,8 @@ def _members(file):
         while block:
             if block.strip(b"\0"):
                 raise UserError(
-                    f"{file} goes on {last} with what is no member: it is damaged there, or "
-                    "several tars were joined"
+                    f"{file} continues {last} with something that is not a member: it is damaged "
+                    "there, or several tar files were concatenated"
                 )
             block = stream.read(2**20)
     return members
@@ -374,12 +391,14 @@ def _place(member):
     return (None if member.issparse() else member.offset_data), member.size
 
 
-def fingerprint(file, name=None):
-    """Name, size and time of a file; the name, not its place, so that folders can be moved.
+def fingerprint(file: StrPath, name: str | None = None) -> str:
+    """A line that changes when a file does: its name, size and time of change.
+
+    It does not depend on the folder, so that a source can be moved.
 
     Args:
-        file: path.
-        name: from the folder of the source; None takes the last part.
+        file: path of the file.
+        name: its name within the source; None takes the last part of the path.
 
     Raises:
         UserError: if it cannot be read.
@@ -394,24 +413,29 @@ def fingerprint(file, name=None):
 # --- Decoding --------------------------------------------------------------------------------
 
 
-def check_image(encoded, where, shown=None, errors=None):
-    """An image as every decoder reads it, after it was decoded once to find corrupt files.
+def check_image(
+    encoded: bytes,
+    where: str,
+    shown: Callable[[Size, Size], bool] | None = None,
+    errors: RecordErrors | None = None,
+) -> tuple[bytes, int, int, bool | None]:
+    """Decodes an image to find corrupt files, and converts what not every decoder can read.
 
-    JPEG and PNG of 8 bits in gray or RGB are kept byte for byte; everything else (CMYK, palettes,
-    transparency, 16 bits, other formats), and what is turned, becomes an RGB PNG. Of an animated
-    image and of several pages the first is taken.
+    JPEG and PNG of 8 bits in gray or RGB are kept byte for byte. Everything else (CMYK, palettes,
+    transparency, 16 bits, other formats), and an image that is turned, becomes an RGB PNG. Only the
+    first frame or page is used.
 
     Args:
         encoded: bytes of an image file.
         where: its name in errors.
-        shown: whether an image with an EXIF orientation is taken as it is shown, that is turned:
-            function (stored (height, width), turned (height, width)) -> bool. None always turns.
-            It is not called for images without an orientation.
-        errors: `RecordErrors` that counts images of several frames, or None.
+        shown: function (stored (height, width), turned (height, width)) that tells whether an
+            image with an EXIF orientation is to be turned; None always turns. It is not called for
+            images without an orientation.
+        errors: counts images with several frames.
 
     Returns:
-        (bytes, height, width, turned): `turned` tells whether an orientation was applied, and is
-        None without one.
+        (bytes, height, width, turned): the size in pixels, and whether the image was turned, None
+        if it has no orientation.
 
     Raises:
         UserError: if it cannot be decoded, or is too large.
@@ -511,8 +535,8 @@ def _eight_bits(values, mode):
     )
 
 
-def mask_size(encoded, where):
-    """(height, width) of a mask as it is shown, from its header.
+def mask_size(encoded: bytes, where: str) -> Size:
+    """(height, width) in pixels of a mask, turned as its EXIF orientation says, from its header.
 
     Raises:
         UserError: if it cannot be decoded.
@@ -521,19 +545,21 @@ def mask_size(encoded, where):
         return _shown_size(_opened(encoded))
 
 
-def check_mask(encoded, where, height, width, names):
-    """A mask as gray PNG bytes, after a check.
+def check_mask(
+    encoded: bytes, where: str, height: int, width: int, names: Mapping[int, str]
+) -> bytes:
+    """Checks a mask and returns it as a gray PNG.
 
     Args:
-        encoded: bytes of an image file without loss, gray or with a palette, whose values are class
-            ids. Colors are taken where all three are equal, more bits where the values are whole
-            numbers up to 255. It is turned as its EXIF orientation says.
+        encoded: bytes of a losslessly compressed image file, gray or with a palette, whose values
+            are class ids. RGB is accepted if all three channels are equal, and more bits if all
+            values are integers up to 255. It is turned as its EXIF orientation says.
         where: its name in errors.
-        height, width: of its image.
-        names: `{class id: name}`; empty where the classes are not known.
+        height, width: size of its image in pixels.
+        names: `{class id: name}`; empty if the classes are not known.
 
     Raises:
-        UserError: if it cannot be decoded, is compressed with loss, has colors in place of class
+        UserError: if it cannot be decoded, is compressed with loss, has colors instead of class
             ids, another size than the image, or an unknown class id.
     """
     with _decoding("mask", encoded, where):

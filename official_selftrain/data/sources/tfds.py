@@ -1,34 +1,42 @@
-"""Data sets of tensorflow-datasets, by name, as records; needs the extra `[tfds]`.
+"""Data sets of tensorflow-datasets as records; needs the extra `[tfds]`.
 
 `coco/2017`, `voc/2012`, `open_images_v4`, `imagenet2012` and others with the same feature names.
-The image files are taken as they are stored, without being decoded and encoded again.
+The bytes of the image files are used as they are stored, not decoded and encoded again.
 """
+
+from collections.abc import Container, Iterator
+from typing import Any
 
 import numpy as np
 
+from official_selftrain.config import SourceConfig
 from official_selftrain.data import records
 from official_selftrain.data.sources import stores
+from official_selftrain.data.sources.record_errors import RecordErrors
 from official_selftrain.utils.errors import UserError, did_you_mean, one_line
 from official_selftrain.utils.extras import import_extra
 
-# COCO's category ids have gaps, which tensorflow-datasets closes; these are the original ones.
+# COCO's category ids have gaps, which tensorflow-datasets closes. These are the original ids, which
+# trained weights know.
 COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_IDS = [number for number in range(1, 91) if number not in COCO_GAPS]
-OBJECTS = ("bobjects", "objects")  # Open Images has both; its `objects` are without boxes
+OBJECTS = ("bobjects", "objects")  # Open Images has both, and its `objects` have no boxes
 # Objects that are neither right nor wrong in an evaluation, as crowds are.
 CROWDS = ("is_crowd", "is_difficult", "is_group_of")
 
 
-def open_tfds(source, wanted, images_per_shard):
-    """What `readers.Reader` needs: class names, shards, number of images, reader and fingerprints.
+def open_tfds(
+    source: SourceConfig, wanted: Container[str], images_per_shard: int
+) -> tuple[dict[int, str], list[str], int, Any, list[str]]:
+    """The fields of a `readers.Reader`, in their order.
 
     Args:
-        source: `config.SourceConfig` with `tfds` and `split`.
-        wanted: container of the image names to take.
-        images_per_shard: of a shard.
+        source: source with `tfds` and `split`.
+        wanted: names of the images to read.
+        images_per_shard: number of images that become one TFRecord file.
 
     Raises:
-        UserError: without the extra, or if the data set is not known or cannot be had.
+        UserError: without the extra, or if the data set is unknown or cannot be loaded.
     """
     tfds = import_extra("tensorflow_datasets", "tfds", "tfds")
     try:
@@ -37,7 +45,7 @@ def open_tfds(source, wanted, images_per_shard):
             builder.download_and_prepare()
     except Exception as error:
         reason = one_line(error, 300)
-        raise UserError(f"the data set {source.tfds!r} cannot be had: {reason}") from None
+        raise UserError(f"cannot load the data set {source.tfds!r}: {reason}") from None
     if source.split not in builder.info.splits:
         hint = did_you_mean(source.split, list(builder.info.splits))
         raise UserError(f"{source.tfds} has no split {source.split!r}{hint}")
@@ -47,9 +55,9 @@ def open_tfds(source, wanted, images_per_shard):
         for first in range(0, count, images_per_shard)
     ]
     objects = next((key for key in OBJECTS if key in builder.info.features), None)
-    is_coco = source.tfds.split("/")[0].split(":")[0] == "coco"
+    is_coco = str(source.tfds).split("/")[0].split(":")[0] == "coco"
 
-    def read(shard, errors):
+    def read(shard: str, errors: RecordErrors) -> Iterator[records.ImageRecord]:
         data = builder.as_dataset(
             split=shard, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False
         )
@@ -61,7 +69,7 @@ def open_tfds(source, wanted, images_per_shard):
                 yield _record(example, name, objects, is_coco, builder.info.name)
             except UserError as error:
                 errors.add(error)
-            except Exception as error:  # whatever an example holds, it is told and can be skipped
+            except Exception as error:  # whatever is wrong with an example, it can be skipped
                 kind = type(error).__name__
                 errors.add(UserError(f"image {name!r} cannot be read: {kind}: {error}"))
 

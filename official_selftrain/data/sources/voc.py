@@ -1,7 +1,10 @@
 """PASCAL VOC XML as fields of records."""
 
+import pathlib
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
+from typing import Any
 
 from official_selftrain.data.sources.boxes import (
     Boxes,
@@ -12,6 +15,7 @@ from official_selftrain.data.sources.boxes import (
 )
 from official_selftrain.data.sources.lists import class_name, near_class_list
 from official_selftrain.data.sources.per_image import PerImage
+from official_selftrain.data.sources.record_errors import LeftOut, RecordErrors
 from official_selftrain.utils.errors import UserError, did_you_mean
 from official_selftrain.utils.files import read_bytes
 
@@ -22,19 +26,25 @@ CLASSES = (
 )  # fmt: skip
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 FLAGS = {"": 0.0, "true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
-# At least one of these is in every annotation.
+# Every annotation has at least one of these.
 KNOWN = ("object", "size", "filename")
 ENCODING = re.compile(rb"""<\?xml[^>]*encoding=["']([A-Za-z0-9._-]+)["']""")
 
 
 class Voc(PerImage):
-    """PASCAL VOC XML, one file an image; corners in pixels that count from 1.
+    """PASCAL VOC XML, one file per image; corners are in pixels that count from 1.
 
     Objects marked difficult are read as crowds: not trained on, and neither right nor wrong in an
-    evaluation. The image is told by the file's own path, not by the `filename` in it.
+    evaluation. The path of a file tells its image; the `filename` in it is often wrong.
     """
 
-    def __init__(self, folder, paths, left_out, class_names):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        paths: list[pathlib.Path],
+        left_out: LeftOut,
+        class_names: Mapping[int, str],
+    ) -> None:
         names = class_names or dict(enumerate(("background", *CLASSES)))
         super().__init__(
             folder, paths, left_out, {key: name for key, name in names.items() if key > 0}
@@ -42,17 +52,19 @@ class Voc(PerImage):
         self._ids = {name: key for key, name in self.class_names.items()}
         self._default = not class_names
 
-    def listed_size(self, path):
-        """(height, width) of an image as its XML says, or None."""
+    def listed_size(self, path: pathlib.Path | None) -> tuple[float, float] | None:
+        """(height, width) of an image in pixels as its XML states it, or None."""
         size = self._size(_root(path), path) if path else (0, 0)
         return size if all(size) else None
 
-    def fields(self, path, height, width, errors):
-        """Labels of one image; faults of an object go to `errors`."""
+    def fields(
+        self, path: pathlib.Path | None, height: int, width: int, errors: RecordErrors
+    ) -> dict[str, Any]:
+        """Labels of one image; see `annotations.Annotations`."""
         if path is None:
             raise UserError(
                 f"it has no annotation in {self.folder}; an image without objects needs an XML "
-                "without <object>, other images are left out by image_list"
+                "without <object>; leave out other images by image_list"
             )
         root = _root(path)
         check_size(self._size(root, path), height, width, f"{path} says the image")
@@ -64,8 +76,9 @@ class Voc(PerImage):
                 errors.add(error)
         return {"dataset": self.folder.parent.name, **boxes.fields()}
 
-    def _size(self, root, path):
-        return tuple(_number(root, f"size/{key}", path, 0.0) for key in ("height", "width"))
+    def _size(self, root: ElementTree.Element, path: pathlib.Path) -> tuple[float, float]:
+        where = str(path)
+        return _number(root, "size/height", where, 0.0), _number(root, "size/width", where, 0.0)
 
     def _add(self, boxes, item, path, where):
         label = self._class(item, where)
@@ -75,7 +88,9 @@ class Voc(PerImage):
             raise UserError(f"{where}: a box coordinate is not a finite number; given {given}")
         x1, y1, x2, y2 = corners
         if x2 < x1 or y2 < y1:
-            raise UserError(f"{where}: a box ends before it begins; given {given}; swapped?")
+            raise UserError(
+                f"{where}: a box ends before it begins; given {given}. Are the corners swapped?"
+            )
         if are_fractions(corners, boxes.height, boxes.width):
             raise UserError(f"{where}: {given} looks like fractions; VOC boxes are in pixels")
         difficult = _number(item, "difficult", where, 0.0) > 0
@@ -136,8 +151,8 @@ def _parse(data):
         return ElementTree.fromstring(data.decode(encoding))
 
 
-def _number(item, key, where, default=None):
-    text = item.findtext(key)
+def _number(item: ElementTree.Element, key: str, where: str, default: float | None = None) -> float:
+    text: Any = item.findtext(key)
     if text is None and default is not None:
         return default
     try:

@@ -2,28 +2,41 @@
 
 import contextlib
 import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from official_selftrain.data.sources import lists
 from official_selftrain.data.sources.boxes import LARGEST_CLASS, Boxes, finite, number, whole
 from official_selftrain.data.sources.per_image import PerImage
+from official_selftrain.data.sources.record_errors import LeftOut, RecordErrors
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_text
+from official_selftrain.utils.types import StrPath
 
-LOOKED_AT = 100  # files in which polygons are looked for
+LOOKED_AT = 100  # files that are searched for polygons
 
 
 class Yolo(PerImage):
-    """YOLO text, one file an image, a line an object: class from 0, then x y width height of a box
-    round (x, y), or the corners of a polygon, as fractions. An image without a file has no objects.
+    """YOLO text: one file per image, one line per object. An image without a file has no objects.
 
-    Where `data.yaml` has `kpt_shape`, the numbers after the box are keypoints and are not read.
+    A line is a class id from 0, and x y width height of a box with its center at (x, y), or the
+    corners of a polygon, all as fractions. If `data.yaml` has `kpt_shape`, the numbers after the
+    box are keypoints, which are not read.
 
     Args:
         folder, paths, left_out, class_names: see `PerImage`.
-        class_list: path of the class list, or None for a `data.yaml` beside or above the labels.
+        class_list: path of the class list; None takes a `data.yaml` in or above their folder.
     """
 
-    def __init__(self, folder, paths, left_out, class_names, class_list=None):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        paths: list[pathlib.Path],
+        left_out: LeftOut,
+        class_names: Mapping[int, str],
+        class_list: StrPath | None = None,
+    ) -> None:
         super().__init__(folder, paths, left_out, class_names)
         near = lists.near_class_list(folder)
         if near and not class_list:
@@ -39,10 +52,10 @@ class Yolo(PerImage):
                 "they are keypoints, give class_list=data.yaml with kpt_shape in it", folder
             )  # fmt: skip
 
-    def _any_polygons(self):
+    def _any_polygons(self) -> bool:
         """Whether one of the first files has a line that could also be a box with keypoints."""
         for path in self._paths[:LOOKED_AT]:
-            with contextlib.suppress(UserError):  # told when its image is read
+            with contextlib.suppress(UserError):  # reported when its image is read
                 lines = read_text(path, "annotations").splitlines()
                 if any(len(line.split()) > 6 for line in lines):
                     return True
@@ -57,11 +70,13 @@ class Yolo(PerImage):
             logging.warning("%s; it is not used", error)
             return None
 
-    def listed_size(self, path):
+    def listed_size(self, path: pathlib.Path | None) -> None:
         """None: YOLO knows no sizes."""
         return None
 
-    def fields(self, path, height, width, errors):
+    def fields(
+        self, path: pathlib.Path | None, height: int, width: int, errors: RecordErrors
+    ) -> dict[str, Any]:
         """Labels of one image; faults of a line go to `errors`."""
         boxes = Boxes(height, width, errors)
         lines = read_text(path, "annotations").splitlines() if path else []
