@@ -8,10 +8,10 @@ So `layer.name.replace(".", "/") + "/" + variable.name` is the name in a release
 import dataclasses
 
 import keras
-import numpy as np
 from keras import ops
 
 from official_selftrain.engine.replicas import ReplicaSeed
+from official_selftrain.ops import resize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,18 +237,7 @@ class BilinearUpsample(keras.layers.Layer):
         self.factor = factor
 
     def call(self, x):
-        return self._upsample(self._upsample(x, 1), 2)
-
-    def _upsample(self, x, axis):
-        if self.factor == 1:
-            return x
-        size = ops.shape(x)[axis]
-        following = ops.concatenate([x, ops.take(x, [-1], axis=axis)], axis)
-        following = ops.split(following, [1], axis)[1]
-        phases = [x + (following - x) * (p / self.factor) for p in range(self.factor)]
-        shape = list(ops.shape(x))
-        shape[axis] = size * self.factor
-        return ops.reshape(ops.stack(phases, axis + 1), shape)
+        return resize.upsample(x, self.factor)
 
     def compute_output_shape(self, input_shape):
         batch, *sides, channels = input_shape
@@ -273,7 +262,7 @@ class NearestResize(keras.layers.Layer):
 
     def call(self, x):
         for axis, size in ((1, self.height), (2, self.width)):
-            x = ops.take(x, _legacy_nearest_indices(x.shape[axis], size), axis=axis)
+            x = ops.take(x, resize.nearest_indices(x.shape[axis], size), axis=axis)
         return x
 
     def compute_output_shape(self, input_shape):
@@ -281,9 +270,3 @@ class NearestResize(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "height": self.height, "width": self.width}
-
-
-def _legacy_nearest_indices(source, target):
-    ratio = np.float32(source) / np.float32(target)
-    indices = np.floor(np.arange(target, dtype=np.float32) * ratio)
-    return np.minimum(indices, source - 1).astype("int32")

@@ -7,6 +7,7 @@ from PIL import Image
 
 from official_selftrain.data.records import IGNORE_LABEL
 from official_selftrain.evaluation.label_statistics import display_names
+from official_selftrain.ops import resize
 
 
 class SegmentationMetric:
@@ -71,8 +72,5 @@ def _nearest(mask, shape):
     """A mask `[H, W]` resized to `shape` by TF1's nearest neighbor, as masks are for training."""
     if mask.shape == shape:
         return mask
-    index = [
-        np.floor(np.arange(new, dtype="float32") * (np.float32(old) / np.float32(new))).astype(int)
-        for old, new in zip(mask.shape, shape, strict=True)
-    ]
-    return mask[index[0][:, None], index[1]]
+    rows, columns = map(resize.nearest_indices, mask.shape, shape)
+    return mask[rows[:, None], columns]
