@@ -17,7 +17,7 @@ from official_selftrain.evaluation.mask_labels import (
     mask_rows,
     open_png,
 )
-from official_selftrain.models import build_model
+from official_selftrain.models import build_segmenter
 from official_selftrain.ops import losses
 from official_selftrain.tasks import multiscale
 from official_selftrain.utils.errors import UserError
@@ -52,7 +52,7 @@ class SegmentationTask:
         self.stored = self._label_classes() if labeling else 1
 
     def build_model(self):
-        return build_model(self.config)
+        return build_segmenter(self.config)
 
     def inference_model(self, model):
         """The network that `predict` needs: `model`, or its weights in one for images of any size.
@@ -68,7 +68,7 @@ class SegmentationTask:
                 "task.label_scales to [1.0]"
             )
         # Not `changed`: no config has an open size.
-        any_size = build_model(self.config.model_copy(update={"image_size": (None, None)}))
+        any_size = build_segmenter(self.config.model_copy(update={"image_size": (None, None)}))
         any_size.set_weights(model.get_weights())
         return any_size
 
@@ -223,7 +223,12 @@ class SegmentationTask:
         if len(mask.shape) == 4:
             mask, probabilities = _distribution(mask, logits.shape[-1], logits.dtype)
         total, pixels = losses.segmentation_loss_sum(
-            logits, mask, IGNORE_LABEL, config.label_smoothing, config.class_weights, probabilities
+            logits,
+            mask,
+            ignore_label=IGNORE_LABEL,
+            label_smoothing=config.label_smoothing,
+            class_weights=config.class_weights,
+            probabilities=probabilities,
         )
         return {"total": total}, pixels
 

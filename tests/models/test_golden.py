@@ -10,8 +10,9 @@ from conftest import hashed_weight, load, set_hashed_weights
 from official_selftrain import config
 from official_selftrain.conversion import released_config
 from official_selftrain.conversion.checkpoint import variables_by_name
-from official_selftrain.models import build_model, multiply_adds
+from official_selftrain.models import multiply_adds
 from official_selftrain.models.build import build_backbone
+from official_selftrain.tasks import make_task
 
 CASES = [
     "retinanet_spinenet49S_128",
@@ -47,7 +48,7 @@ def task_config(golden, base, override, size):
 
 
 def network(golden, base, override, size):
-    return build_model(task_config(golden, base, override, size))
+    return make_task(task_config(golden, base, override, size)).build_model()
 
 
 def golden_network(golden, case, size=None):
