@@ -34,7 +34,7 @@ def test_huber_loss_by_hand():
 def test_focal_elements_equal_release(golden):
     case = load(golden / "losses/focal_elementwise.npz")
     ours = losses.focal_loss(
-        case["logits"], case["targets"], float(case["alpha"]), float(case["gamma"])
+        case["logits"], case["targets"], alpha=float(case["alpha"]), gamma=float(case["gamma"])
     )
     np.testing.assert_allclose(ours / case["normalizer"], case["loss"], rtol=1e-5)
 

@@ -44,6 +44,7 @@ def FPN(
     inputs = input_levels(backbone, min_level, max_level)
     scope = Scope("fpn", norm or NormActivation())
     finest, coarsest = min(inputs), max(inputs)
+    # Otherwise, upsampling a level by 2 would not give the size of the next finer one.
     if any(side is not None and side % 2**coarsest for side in backbone.input.shape[1:3]):
         raise ValueError(
             f"FPN needs an input height and width divisible by {2**coarsest} = 2^{coarsest}, so "
@@ -65,6 +66,7 @@ def FPN(
         if level > coarsest + 1:  # as released: no activation before the first of these levels
             x = keras.layers.Activation("relu", name=scope.name("relu"))(x)
         levels[level] = neck_conv(x, filters, 3, f"fpn.p{level}", separable=separable, strides=2)
+    # Unlike the paper, the release normalizes each level, but without an activation.
     outputs = {
         str(level): batch_norm(scope.norm_settings, f"fpn.p{level}-bn")(levels[level])
         for level in sorted(levels)
@@ -93,6 +95,7 @@ def input_levels(backbone: keras.Model, min_level: int, max_level: int) -> dict[
             f"Received {levels}. Backbones of this package do so with `include_top=False`."
         )
     levels = {int(key): x for key, x in levels.items() if min_level <= int(key) <= max_level}
+    # Each level is made from its neighbor, so that none may be missing in between.
     if sorted(levels) != list(range(min_level, max(levels, default=-1) + 1)):
         raise ValueError(
             f"The backbone must return levels from {min_level} up without a gap. "

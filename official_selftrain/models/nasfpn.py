@@ -87,6 +87,7 @@ def NASFPN(
 
 def _to_width(levels, filters, separable, norm):
     """Levels 3 to 7 with `filters` channels each, from those that the backbone has."""
+    # A level that has the right number of channels is used as it is, as in the release.
     for level, x in levels.items():
         if x.shape[-1] != filters:
             kind = "separable_conv2d" if separable else "conv2d"
@@ -120,6 +121,7 @@ def _cell(levels, filters, separable, sum_only, scope):
         x = after.drop_block(batch_norm(scope.norm_settings, f"{after.path}.bn")(x))
         unused.add(len(nodes))
         nodes.append((level, x))
+    # The outputs were made in another order than that of their levels.
     return dict(sorted(nodes[-OUTPUTS:]))
 
 

@@ -52,7 +52,16 @@ def RetinaNet(
             "it is built with `include_top=False`; FPN and NASFPN give them one number of channels."
         )
     levels = {level: levels[level] for level in sorted(levels, key=int)}
-    scope = Scope("retinanet", norm or NormActivation())
+    outputs = _outputs(
+        levels, num_classes, num_convs, num_filters, Scope("retinanet", norm or NormActivation())
+    )
+    model = keras.Model(backbone.input, outputs, name=name)
+    if weights is not None:
+        model.load_weights(weights)
+    return model
+
+
+def _outputs(levels, num_classes, num_convs, num_filters, scope):
     # Every class starts with probability 0.01. With 0.5, the loss of the many negative anchors
     # would drown that of the positive ones in the first steps.
     class_bias = -math.log((1 - 0.01) / 0.01)
@@ -71,10 +80,7 @@ def RetinaNet(
             for level, x in levels.items()
         ]
         outputs[output] = keras.layers.Concatenate(axis=1, dtype="float32", name=output)(per_level)
-    model = keras.Model(backbone.input, outputs, name=name)
-    if weights is not None:
-        model.load_weights(weights)
-    return model
+    return outputs
 
 
 class _Tower:

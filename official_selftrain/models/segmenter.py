@@ -53,6 +53,7 @@ def Segmenter(
     Raises:
         ValueError: if the levels differ in channels, or lack `level` without fusion.
     """
+    # 99: no level is too coarse.
     levels = input_levels(pyramid, min(map(int, pyramid.output)), 99)
     channels = {x.shape[-1] for x in levels.values()}
     if len(channels) != 1 or not (fusion or level in levels):
@@ -83,7 +84,7 @@ def _fuse(levels, target, scope):
             pool = keras.layers.MaxPooling2D
             x = pool(1, 2 ** (target - level), padding="same", name=scope.name("subsample"))(x)
         resized.append(x)
-    if len(resized) == 1:
+    if len(resized) == 1:  # Keras adds no fewer than two tensors
         return resized[0]
     return keras.layers.Add(name="segmentation.fused")(resized)
 
@@ -127,6 +128,7 @@ def ASPP(
     mean = scope.conv_norm(mean, filters, 1)
     branches = [scope.conv_norm(x, filters, 1)]
     branches += [scope.conv_norm(x, filters, 3, dilation=dilation) for dilation in dilations]
+    # Addition broadcasts the mean to all cells, also where the size of the image is not known.
     everywhere = mean + ops.zeros_like(branches[0])
     x = keras.layers.Concatenate(name=scope.name("concatenate"))([everywhere, *branches])
     outputs = {**backbone.output, str(level): scope.conv_norm(x, filters, 1)}

@@ -111,6 +111,7 @@ def segmentation_loss_sum(
     if probabilities is None:
         probabilities = ops.cast(labels[..., None] == classes, logits.dtype)
     smooth = probabilities * (1.0 - label_smoothing) + label_smoothing / logits.shape[-1]
+    # `log_softmax` stays finite where the logarithm of a softmax would be -inf.
     cross_entropy = -ops.sum(smooth * ops.log_softmax(logits, axis=-1), axis=-1)
     if class_weights is not None:
         cross_entropy *= ops.sum(probabilities * ops.convert_to_tensor(class_weights), axis=-1)
