@@ -58,10 +58,11 @@ def task_config(name, side=None):
 def measure(name):
     import keras
 
-    from official_selftrain.models import build_model, multiply_adds
+    from official_selftrain.models import multiply_adds
+    from official_selftrain.tasks import make_task
 
     began = time.perf_counter()
-    model = build_model(task_config(name))
+    model = make_task(task_config(name)).build_model()
     row = {"build": time.perf_counter() - began}
     row["parameters"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables) / 1e6
     row["multiply_adds"] = multiply_adds(model) / 1e9
@@ -69,7 +70,7 @@ def measure(name):
     row["gigabytes"] = harness.peak_megabytes() / 2**10
     del model
     keras.backend.clear_session()
-    row["small"] = latency(build_model(task_config(name, 256)))
+    row["small"] = latency(make_task(task_config(name, 256)).build_model())
     harness.report(row)
 
 

@@ -44,11 +44,11 @@ def main() -> None:
 
     from official_selftrain.conversion import serving
     from official_selftrain.engine import checkpoints
-    from official_selftrain.models import build_model
+    from official_selftrain.tasks import make_task
 
     serving.check_output(FLAGS.output, FLAGS.format)
     try:
-        model = build_model(task)
+        model = make_task(task).build_model()
     except ValueError as error:
         raise UserError(f"cannot build the network: {error}") from None
     checkpoints.load_weights(model, weights)

@@ -12,7 +12,7 @@ import numpy as np
 from official_selftrain import config
 from official_selftrain.conversion import released_config
 from official_selftrain.conversion.checkpoint import variables_by_name
-from official_selftrain.models import build_model
+from official_selftrain.tasks import make_task
 
 
 def hashed_weight(name, shape, gain):
@@ -59,7 +59,7 @@ def task_config(golden, base, override, size):
 
 
 def network(golden, base, override, size):
-    return build_model(task_config(golden, base, override, size))
+    return make_task(task_config(golden, base, override, size)).build_model()
 
 
 def golden_network(golden, case, size=None):

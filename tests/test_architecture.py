@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "official_selftrain"
 LAYERS = (
-    {"utils", "ops"},
+    {"utils"},
+    {"ops"},
     {"config"},
     {"engine"},
     {"applications", "data"},

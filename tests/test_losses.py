@@ -12,7 +12,7 @@ from official_selftrain.ops.losses import segmentation_loss_sum
 def test_focal_loss_by_hand():
     # p = 0.5: CE = ln 2, modulator 0.5^2.
     np.testing.assert_allclose(
-        losses.focal_loss(np.zeros(2, "float32"), np.array([1.0, 0.0], "float32"), 0.25, 2.0),
+        losses.focal_loss(np.zeros(2, "float32"), np.array([1.0, 0.0], "float32"), gamma=2.0),
         [0.25 * 0.25 * np.log(2), 0.75 * 0.25 * np.log(2)],
         rtol=1e-6,
     )
@@ -34,7 +34,7 @@ def test_huber_loss_by_hand():
 def test_focal_elements_equal_release(golden):
     case = load(golden / "losses/focal_elementwise.npz")
     ours = losses.focal_loss(
-        case["logits"], case["targets"], float(case["alpha"]), float(case["gamma"])
+        case["logits"], case["targets"], alpha=float(case["alpha"]), gamma=float(case["gamma"])
     )
     np.testing.assert_allclose(ours / case["normalizer"], case["loss"], rtol=1e-5)
 

@@ -21,10 +21,10 @@ from official_selftrain import convert_checkpoint
 from official_selftrain.applications import efficientnet
 from official_selftrain.conversion import architecture, checkpoint, released_config
 from official_selftrain.engine.optimizers import make_optimizer
-from official_selftrain.models import build_model
 from official_selftrain.ops import losses
 from official_selftrain.pipeline import start
 from official_selftrain.self_training import SelfTrainer
+from official_selftrain.tasks import make_task
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
 
@@ -152,7 +152,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
             "optimizer": {"warmup_steps": 0}, "trainer": {"steps": 1, "init": prefix},
         }
     )  # fmt: skip
-    model = build_model(recipe.task)
+    model = make_task(recipe.task).build_model()
     before = {n: np.array(v) for n, v in checkpoint.variables_by_name(model).items()}
     assert checkpoint.is_checkpoint(prefix) and checkpoint.is_checkpoint(tmp_path)
     assert not checkpoint.is_checkpoint(tmp_path / "absent.tar.gz")
@@ -165,7 +165,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
             expected = 2.0 if "moving" in name else 1 + order.index(name)
             np.testing.assert_array_equal(variable, np.full(variable.shape, expected))
     config["backbone_sizes"] = {"width": 0.5, "depth": 0.3}
-    other = build_model(config_lib.SegmentationConfig(**config))
+    other = make_task(config_lib.SegmentationConfig(**config)).build_model()
     with pytest.raises(UserError, match="misshapen efficientnet-b0/"):
         checkpoint.load_backbone(other, "efficientnet-b0", prefix)
 
@@ -647,7 +647,7 @@ def steps(request, golden):
     )
     made = config_lib.config_from_dict(released_config.experiment(info, found))
     task = made.task.model_copy(update={"image_size": (256, 256), "stochastic_depth": None})
-    student = build_model(task)
+    student = make_task(task).build_model()
     set_hashed_weights(student, info["gain"])
     optimizer = made.optimizer
     boxes = task.kind == "detection"

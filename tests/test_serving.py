@@ -19,7 +19,7 @@ from official_selftrain import config as config_lib
 from official_selftrain import export
 from official_selftrain.applications.efficientnet import preprocess_input
 from official_selftrain.conversion import exif, serving
-from official_selftrain.models import build_model
+from official_selftrain.tasks import make_task
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
 
@@ -37,7 +37,7 @@ def detector():
         head_filters=8,
         nms={"max_detections": 7},
     )
-    model = build_model(config)
+    model = make_task(config).build_model()
     predict = model.get_layer("retinanet.class_net.class-predict")
     kernel = np.random.default_rng(0).standard_normal(predict.kernel.shape) * 0.3
     predict.set_weights([kernel, np.zeros(predict.bias.shape)])  # scores worth suppressing
@@ -55,7 +55,7 @@ def segmenter():
         neck_repeats=1,
         head_convs=1,
     )
-    model = build_model(config)
+    model = make_task(config).build_model()
     classify = model.get_layer("segmentation.conv2d")
     kernel = np.random.default_rng(0).standard_normal(classify.kernel.shape)
     classify.set_weights([kernel, np.zeros(3)])

@@ -1,4 +1,4 @@
-"""Backbones in the manner of `keras.applications`: classifiers and pyramids of levels."""
+"""Backbones with the interface of `keras.applications`: classifiers and pyramids of levels."""
 
 from official_selftrain.applications.efficientnet import (
     EfficientNetB0,

@@ -1,12 +1,42 @@
-"""What all families share: a backbone as a classifier, as pooled features, or as a pyramid."""
+"""What all families have in common: their arguments, and how their models end."""
 
+import functools
+import inspect
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import keras
 
+from official_selftrain.utils.types import StrPath, Tensor
 
-def image_input(input_shape, input_tensor, default_size, include_top):
-    """The input of a family function: the given tensor, or one of the given or default shape.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from official_selftrain.applications.layers import Scope
+
+Activation: TypeAlias = str | Callable[[Tensor], Tensor] | None
+InputShape: TypeAlias = tuple[int | None, int | None, int]
+Variant = TypeVar("Variant")
+Arguments = ParamSpec("Arguments")
+
+
+def image_input(
+    input_shape: InputShape | None,
+    input_tensor: Tensor | None,
+    default_size: int,
+    include_top: bool,
+) -> Tensor:
+    """The input of a network: the tensor if one is given, otherwise a new one.
+
+    Args:
+        input_shape: `(height, width, 3)` in pixels, where None leaves a side open, or None.
+        input_tensor: `[B, H, W, 3]`, or None.
+        default_size: side in pixels of a classifier for which no shape is given.
+        include_top: whether the network is a classifier; without a shape, others have open sides.
+
+    Returns:
+        A symbolic tensor `[B, H, W, 3]`.
 
     Raises:
         ValueError: if the shape is not `(height, width, 3)`.
@@ -17,80 +47,88 @@ def image_input(input_shape, input_tensor, default_size, include_top):
         side = default_size if include_top else None
         shape = tuple(input_shape or (side, side, 3))
     if len(shape) != 3 or shape[-1] != 3:
-        raise ValueError(f"`input_shape` must be (height, width, 3). Received {tuple(shape)}.")
+        raise ValueError(
+            f"`input_shape` must be (height, width, 3), without the batch. Received {tuple(shape)}."
+        )
     return keras.Input(shape) if input_tensor is None else input_tensor
 
 
-def check_weights(weights, imagenet=False):
-    """Refuses unusable `weights` before anything is built.
+def check_weights(weights: StrPath | None, imagenet: bool = False) -> None:
+    """Refuses `weights` that cannot be loaded, before anything is built.
 
     Args:
-        weights: None, a `.weights.h5` path, or "imagenet".
-        imagenet: whether the family has ImageNet weights.
+        weights: None, the path of a `.weights.h5` file, or "imagenet".
+        imagenet: whether there are ImageNet weights for the network.
 
     Raises:
-        ValueError: for "imagenet" where there are none, or a file that does not exist.
+        ValueError: if `weights` is "imagenet" and there are none, or if the file does not exist.
     """
     if weights is None or (weights == "imagenet" and imagenet):
         return
     if weights == "imagenet":
         raise ValueError(
             'There are no public ImageNet weights of this network for `weights="imagenet"`. Give '
-            "the path of a .weights.h5 file; convert_checkpoint makes one of a released checkpoint."
+            "the path of a .weights.h5 file; convert_checkpoint makes one from a released "
+            "checkpoint."
         )
+    # Keras would report a missing file only after the network has been built, which takes a minute.
     if not pathlib.Path(weights).is_file():
         raise ValueError(
-            f'`weights` must be None, "imagenet" or an existing file. Received {weights!r}.'
+            '`weights` must be None, "imagenet" or the path of an existing file. '
+            f"Received {weights!r}."
         )
 
 
 def assemble(
-    images,
-    levels,
-    features,
-    scope,
-    include_top,
-    pooling,
-    classes,
-    classifier_activation,
-    name=None,
-    dropout=0.0,
-    dense_initializer="glorot_uniform",
-):
-    """The model of a family function, as `keras.applications` would return it.
+    images: Tensor,
+    levels: Mapping[int, Tensor],
+    features: Callable[[], Tensor],
+    scope: "Scope",
+    *,
+    include_top: bool,
+    pooling: str | None,
+    classes: int,
+    classifier_activation: Activation,
+    name: str | None = None,
+    dropout: float = 0.0,
+    dense_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+) -> keras.Model:
+    """The model that a family function returns.
 
     Args:
-        images: input tensor.
+        images: symbolic tensor `[B, H, W, 3]`.
         levels: `{level: [B, H / 2^level, W / 2^level, C]}`.
-        features: function without arguments that builds `[B, h, w, C]` to be pooled.
-        scope: `Scope` of the dense layer.
-        include_top: end in class probabilities `[B, classes]`.
-        pooling: without the top: None returns the pyramid with levels as string keys, "avg" or
-            "max" pooled features `[B, C]`.
-        classes: channels of the classifier.
-        classifier_activation: of the classifier; None returns logits.
-        name: name of the model; None takes that of the scope.
-        dropout: before the classifier.
-        dense_initializer: of the classifier's kernel.
+        features: builds the features `[B, h, w, C]` that are pooled. It is called only if something
+            is pooled, so that a pyramid has no layers that it does not use.
+        scope: names the layers made here.
+        include_top: end in a classifier.
+        pooling: used without the top. None returns the pyramid, with the levels as string keys;
+            "avg" and "max" return pooled features `[B, C]`.
+        classes: number of outputs of the classifier.
+        classifier_activation: activation of the classifier; None returns logits.
+        name: name of the model; None takes the first part of the scope's path.
+        dropout: rate before the classifier, in [0, 1).
+        dense_initializer: initializer of the classifier's kernel.
 
     Raises:
-        ValueError: for another `pooling`.
+        ValueError: if `pooling` is anything else.
     """
+    layers = keras.layers
     if include_top:
-        x = keras.layers.GlobalAveragePooling2D(name=scope.name("average_pool"))(features())
+        x = layers.GlobalAveragePooling2D(name=scope.name("average_pool"))(features())
         if dropout:
-            x = keras.layers.Dropout(dropout, name=scope.name("dropout"))(x)
-        outputs = keras.layers.Dense(
+            x = layers.Dropout(dropout, name=scope.name("dropout"))(x)
+        outputs = layers.Dense(
             classes,
             activation=classifier_activation,
             kernel_initializer=dense_initializer,
-            dtype="float32",
+            dtype="float32",  # probabilities in 16 bits are too coarse for a loss
             name=scope.name("dense"),
         )(x)
     elif pooling == "avg":
-        outputs = keras.layers.GlobalAveragePooling2D(name=scope.name("average_pool"))(features())
+        outputs = layers.GlobalAveragePooling2D(name=scope.name("average_pool"))(features())
     elif pooling == "max":
-        outputs = keras.layers.GlobalMaxPooling2D(name=scope.name("max_pool"))(features())
+        outputs = layers.GlobalMaxPooling2D(name=scope.name("max_pool"))(features())
     elif pooling is None:
         outputs = {str(level): levels[level] for level in sorted(levels)}
     else:
@@ -98,58 +136,57 @@ def assemble(
     return keras.Model(images, outputs, name=name or scope.path.split(".")[0])
 
 
-def family_member(builder, variant, name):
-    """The function of one variant with the signature of `keras.applications`."""
+def family_member(
+    builder: Callable[Concatenate[Variant, Arguments], keras.Model], variant: Variant, name: str
+) -> Callable[Arguments, keras.Model]:
+    """The function of one variant, such as `SpineNet49`.
 
-    def build(
-        include_top=True,
-        weights=None,
-        input_tensor=None,
-        input_shape=None,
-        pooling=None,
-        classes=1000,
-        classifier_activation="softmax",
-        name=None,
-        **options,
-    ):
-        return builder(
-            variant,
-            include_top,
-            weights,
-            input_tensor,
-            input_shape,
-            pooling,
-            classes,
-            classifier_activation,
-            name,
-            **options,
-        )
+    Editors, `help` and `inspect` show the arguments of `builder` without the first.
 
+    Args:
+        builder: function of the family, such as `SpineNet`, whose first argument is the variant.
+        variant: value of that argument.
+        name: name of the new function.
+    """
+
+    @functools.wraps(builder)
+    def build(*args: Arguments.args, **kwargs: Arguments.kwargs) -> keras.Model:
+        return builder(variant, *args, **kwargs)
+
+    # `wraps` alone would show the variant, too, as an argument.
+    signature = inspect.signature(builder)
+    parameters = list(signature.parameters.values())[1:]
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name}; arguments and result are those of `{builder.__name__}`."
+    build.__doc__ = (
+        f"Builds {name}: `{builder.__name__}({variant!r}, ...)`, which documents the arguments."
+    )
     return build
 
 
-def preprocess_input(images):
+def preprocess_input(images: Tensor) -> Tensor:
     """Normalizes RGB images `[..., 3]` from 0..255 to zero mean and unit variance (ImageNet)."""
     return keras.applications.imagenet_utils.preprocess_input(images, mode="torch")
 
 
-def decode_predictions(probabilities, top=5):
+def decode_predictions(
+    probabilities: "np.ndarray", top: int = 5
+) -> list[list[tuple[str, str, float]]]:
     """Names of the most likely ImageNet classes.
 
     The first call downloads the list of names, as in `keras.applications`.
 
     Args:
-        probabilities: `[B, 1000]`, or `[B, 1001]` with a background class first, which is left out.
-        top: classes to return for each image.
+        probabilities: `[B, 1000]`, or `[B, 1001]` with a background class first, which is ignored.
+        top: number of classes to return for each image.
 
     Returns:
         For each image a list of `(WordNet id, name, probability)`, best first.
 
     Raises:
-        ValueError: for another number of classes.
+        ValueError: if there is another number of classes.
     """
+    # TF1's ImageNet classifiers count from 1 and keep class 0 for the background.
     if probabilities.shape[-1] == 1001:
         probabilities = probabilities[:, 1:]
     return keras.applications.imagenet_utils.decode_predictions(probabilities, top=top)

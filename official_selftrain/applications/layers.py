@@ -1,17 +1,19 @@
-"""Primitive layers of the released networks, named as in the released checkpoints.
+"""Layers of the released networks, named as in the released checkpoints.
 
-A layer is called like its TF1 variable scope with `.` in place of `/`, for example
+The name of a layer is its TF1 variable scope with `.` instead of `/`, for example
 `spinenet.sub_policy0.scale_permuted_block_2.conv2d_1`, because Keras allows no slash in a name.
 So `layer.name.replace(".", "/") + "/" + variable.name` is the name in a released checkpoint.
 """
 
 import dataclasses
+from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from official_selftrain.engine.replicas import ReplicaSeed
+from official_selftrain.ops import resize
+from official_selftrain.utils.types import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +21,10 @@ class NormActivation:
     """Batch normalization and the activation that follows it.
 
     Attributes:
-        activation: "relu" or "swish".
-        momentum: share of the old moving average that is kept in one step.
+        activation: "relu", "relu6" or "swish".
+        momentum: decay of the moving averages in each step, in [0, 1).
         epsilon: added to the variance.
-        synchronized: compute batch statistics over all replicas.
+        synchronized: whether batch statistics are those of all replicas.
         trainable: False freezes statistics, scale and offset.
     """
 
@@ -34,36 +36,46 @@ class NormActivation:
 
 
 class Scope:
-    """Builds layers under one name scope, counting unnamed ones as TF1 does.
+    """Builds layers under one name scope and counts those of a kind, as TF1 does.
 
     Calls create `conv2d`, `conv2d_1`, ... and `batch_normalization`, `batch_normalization_1`, ...
     in order, so the order of calls is part of the checkpoint format.
 
     Args:
-        path: the scope, with dots.
-        norm: `NormActivation` of every batch normalization.
-        drop_block: `(keep_prob, block_size)` of `DropBlock`, or None for none.
+        path: the name scope, with dots.
+        norm: settings of every batch normalization, and the activation.
+        drop_block: `(keep_prob, block_size)` of `DropBlock`; None adds no such layer.
     """
 
-    def __init__(self, path, norm, drop_block=None):
+    def __init__(
+        self, path: str, norm: NormActivation, drop_block: tuple[float, int] | None = None
+    ) -> None:
         self.path = path
         self.norm_settings = norm
         self.drop_block_settings = drop_block
-        self._counts = {}
+        self._counts: dict[str, int] = {}
 
-    def child(self, name):
+    def child(self, name: str) -> "Scope":
+        """A scope below this one, which counts from the beginning."""
         path = f"{self.path}.{name}" if self.path else name
         return Scope(path, self.norm_settings, self.drop_block_settings)
 
-    def name(self, kind):
+    def name(self, kind: str) -> str:
+        """The name of the next layer of a kind, such as "conv2d"."""
         count = self._counts.get(kind, 0)
         self._counts[kind] = count + 1
         return f"{self.path}.{kind}" + (f"_{count}" if count else "")
 
-    def conv(self, x, filters, kernel_size, strides=1, dilation=1):
-        """Bias-free convolution whose padding does not depend on the input size."""
+    def conv(
+        self, x: Tensor, filters: int, kernel_size: int, *, strides: int = 1, dilation: int = 1
+    ) -> Tensor:
+        """A convolution without bias, `[B, H, W, C]` to `[B, H / strides, W / strides, filters]`.
+
+        With a stride, the padding does not depend on the size of the input.
+        """
         padding = "same"
         if strides > 1:
+            # "same" would pad an even side on one edge only, unlike the released code.
             before = (kernel_size - 1) // 2
             after = kernel_size - 1 - before
             name = self.name("pad")
@@ -80,26 +92,40 @@ class Scope:
             name=self.name("conv2d"),
         )(x)
 
-    def norm(self, x, activate=True):
+    def norm(self, x: Tensor, *, activate: bool = True) -> Tensor:
+        """A batch normalization of `[B, H, W, C]` and, if wanted, the activation."""
         settings = self.norm_settings
         x = batch_norm(settings, self.name("batch_normalization"))(x)
         return self.activation(x) if activate else x
 
-    def conv_norm(self, x, filters, kernel_size, strides=1, activate=True, dilation=1):
-        return self.norm(self.conv(x, filters, kernel_size, strides, dilation), activate)
+    def conv_norm(
+        self,
+        x: Tensor,
+        filters: int,
+        kernel_size: int,
+        *,
+        strides: int = 1,
+        dilation: int = 1,
+        activate: bool = True,
+    ) -> Tensor:
+        """`conv` followed by `norm`."""
+        x = self.conv(x, filters, kernel_size, strides=strides, dilation=dilation)
+        return self.norm(x, activate=activate)
 
-    def activation(self, x):
+    def activation(self, x: Tensor) -> Tensor:
+        """The activation of the scope, element by element."""
         kind = self.norm_settings.activation
         return keras.layers.Activation(kind, name=self.name(kind))(x)
 
-    def drop_block(self, x):
+    def drop_block(self, x: Tensor) -> Tensor:
+        """`DropBlock` of `[B, H, W, C]` if the scope has one, otherwise `x`."""
         if self.drop_block_settings is None:
             return x
         return DropBlock(*self.drop_block_settings, name=self.name("drop_block"))(x)
 
 
-def batch_norm(settings, name):
-    """A batch normalization layer with `settings`, a `NormActivation`."""
+def batch_norm(settings: NormActivation, name: str) -> "BatchNorm":
+    """A batch-normalization layer with the given settings, without their activation."""
     return BatchNorm(
         momentum=settings.momentum,
         epsilon=settings.epsilon,
@@ -111,30 +137,38 @@ def batch_norm(settings, name):
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class BatchNorm(keras.layers.BatchNormalization):
-    """Keras' batch normalization with a gradient in closed form, for unsynchronized training.
+    """Keras' batch normalization with a gradient in closed form where it is not synchronized.
 
-    The same numbers in fewer passes over the activations, which bound narrow networks on the CPU.
-    On JAX statistics are those of all devices, `synchronized` or not.
+    It computes the same numbers in fewer passes over the activations; on a CPU these passes limit
+    the speed of narrow networks. Input and output `[B, H, W, C]`.
+
+    Args:
+        arguments, named: those of `keras.layers.BatchNormalization`.
+        synchronized: whether batch statistics are those of all replicas. On JAX they always are.
     """
 
-    def __init__(self, *arguments, synchronized=False, **named):
+    def __init__(self, *arguments: Any, synchronized: bool = False, **named: Any) -> None:
+        # On JAX a batch is one array over all devices, and Keras refuses the argument.
         synchronized = synchronized and keras.backend.backend() != "jax"
         super().__init__(*arguments, synchronized=synchronized, **named)
 
-    def call(self, x, training=None, mask=None):
+    def call(self, x: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+        """Normalizes `[B, H, W, C]`; in training by, and with an update of, batch statistics."""
         if not training or not self.trainable or self.synchronized or mask is not None:
             return super().call(x, training=training, mask=mask)
         # Reshaping makes tensors of the variables, which a custom gradient cannot take.
         gamma, beta = ops.reshape(self.gamma, (-1,)), ops.reshape(self.beta, (-1,))
+        # In 16 bits a sum over all pixels of a batch would lose most of its digits.
         y, mean, variance = _normalize(ops.cast(x, "float32"), gamma, beta, self.epsilon)
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            # The averages are not part of the loss, so no gradient may flow through them.
             moved = self.momentum * average + (1.0 - self.momentum) * ops.stop_gradient(value)
             average.assign(ops.cast(moved, average.dtype))
         return ops.cast(y, self.compute_dtype)
 
 
 def _normalize(x, gamma, beta, epsilon):
-    """Normalized `[B, H, W, C]`, and mean and biased variance `[C]`, which carry no gradient."""
+    """Normalized `[B, H, W, C]`, and mean and biased variance `[C]`, which have no gradient."""
 
     @ops.custom_gradient
     def normalize(x, gamma, beta):
@@ -144,8 +178,9 @@ def _normalize(x, gamma, beta, epsilon):
         deviation = ops.rsqrt(variance + epsilon)
         scale = gamma * deviation
 
+        # Only dy and dy * x are summed over the batch; all else is a multiply-add per element.
         def gradient(*upstream, **_):
-            # One gradient for each output from TensorFlow, all in a tuple from JAX.
+            # TensorFlow passes the gradients of the three outputs one by one, JAX in one tuple.
             dy = upstream[0][0] if isinstance(upstream[0], tuple) else upstream[0]
             count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
             dbeta = ops.sum(dy, axes)
@@ -166,50 +201,61 @@ class DropConnect(keras.layers.Layer):
 
     Args:
         rate: probability of dropping, in [0, 1).
+        seed: of the random numbers; None draws one.
     """
 
-    def __init__(self, rate, seed=None, **kwargs):
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.rate = rate
         self.seed = seed
+        # Keras' own generator would drop the same positions of the batch on every replica.
         self.seed_generator = ReplicaSeed(seed)
 
-    def call(self, x, training=False):
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        """Drops examples of `[B, H, W, C]` in training."""
         if not training or not self.rate:
             return x
         keep = 1.0 - self.rate
         shape = (ops.shape(x)[0], 1, 1, 1)
+        # 1 with probability `keep`, otherwise 0.
         mask = ops.floor(keep + keras.random.uniform(shape, seed=self.seed_generator))
         return x / keep * ops.cast(mask, x.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class DropBlock(keras.layers.Layer):
-    """Drops square blocks of a feature map, each channel by itself, in training only.
+    """Drops square blocks of a feature map, in each channel others, in training only.
 
-    Ghiasi et al., "DropBlock", NeurIPS 2018, with the released code's rescaling by the share of
-    cells that were kept. Input and output `[B, H, W, C]`, H and W fixed.
+    Ghiasi et al., "DropBlock", NeurIPS 2018. As in the released code, the rest is divided by the
+    fraction of cells that were kept. Input and output `[B, H, W, C]`, where H and W are fixed.
 
     Args:
-        keep_prob: share of cells to keep, in (0, 1].
-        block_size: side of a block in cells; at most the side of the map is used.
+        keep_prob: fraction of cells to keep, in (0, 1].
+        block_size: side of a block in cells; blocks are never larger than the map.
+        seed: of the random numbers; None draws one.
     """
 
-    def __init__(self, keep_prob, block_size, seed=None, **kwargs):
+    def __init__(
+        self, keep_prob: float, block_size: int, seed: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.keep_prob = keep_prob
         self.block_size = block_size
         self.seed = seed
         self.seed_generator = ReplicaSeed(seed)
 
-    def call(self, x, training=False):
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        """Drops blocks of `[B, H, W, C]` in training."""
         if not training:
             return x
         height, width, channels = x.shape[1:]
         size = min(self.block_size, height, width)
+        # Blocks lie wholly inside of the map, so fewer cells than it has can be their corner; the
+        # rate makes up for it.
         corners = (height - size + 1, width - size + 1)
         rate = (1.0 - self.keep_prob) * height * width / (size**2 * corners[0] * corners[1])
         shape = (ops.shape(x)[0], *corners, channels)
@@ -217,73 +263,68 @@ class DropBlock(keras.layers.Layer):
         around = ((0, 0), (size - 1, size - 1), (size - 1, size - 1), (0, 0))
         dropped = ops.max_pool(ops.pad(corner, around), size, strides=1)
         kept = 1.0 - dropped
+        # If everything was dropped, the mean is 0, and 0 / 0 would be NaN.
         return x * ops.cast(kept / ops.maximum(ops.mean(kept), 1e-6), x.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
         config = {"keep_prob": self.keep_prob, "block_size": self.block_size, "seed": self.seed}
         return {**super().get_config(), **config}
 
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class BilinearUpsample(keras.layers.Layer):
-    """Bilinear up-sampling with TF1's rule, `[B, H, W, C]` to `[B, f * H, f * W, C]`.
+    """Upsampling by TF1's bilinear rule, `[B, H, W, C]` to `[B, factor * H, factor * W, C]`.
 
-    Source coordinate = target / factor, clamped at the far edge: no half-pixel shift, which
-    `keras.ops.image.resize` has.
+    `keras.ops.image.resize` would shift the result by half a pixel; see `ops.resize`.
+
+    Args:
+        factor: at least 1.
     """
 
-    def __init__(self, factor, **kwargs):
+    def __init__(self, factor: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.factor = factor
 
-    def call(self, x):
-        return self._upsample(self._upsample(x, 1), 2)
+    def call(self, x: Tensor) -> Tensor:
+        """Upsamples `[B, H, W, C]`."""
+        return resize.upsample(x, self.factor)
 
-    def _upsample(self, x, axis):
-        if self.factor == 1:
-            return x
-        size = ops.shape(x)[axis]
-        following = ops.concatenate([x, ops.take(x, [-1], axis=axis)], axis)
-        following = ops.split(following, [1], axis)[1]
-        phases = [x + (following - x) * (p / self.factor) for p in range(self.factor)]
-        shape = list(ops.shape(x))
-        shape[axis] = size * self.factor
-        return ops.reshape(ops.stack(phases, axis + 1), shape)
-
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of the output; an open side stays open."""
         batch, *sides, channels = input_shape
         return (batch, *(side and side * self.factor for side in sides), channels)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
         return {**super().get_config(), "factor": self.factor}
 
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class NearestResize(keras.layers.Layer):
-    """Nearest-neighbor resize with TF1's index rule, `[B, h, w, C]` to `[B, height, width, C]`.
+    """A resize by TF1's nearest-neighbor rule, `[B, h, w, C]` to `[B, height, width, C]`.
 
-    Source index = min(floor(target index * (in / out)), in - 1), in float32: neither half-pixel
-    centers nor aligned corners, which no resize of `keras.ops` offers.
+    No resize of `keras.ops` takes the same pixels; see `ops.resize`.
+
+    Args:
+        height, width: size of the output in pixels.
     """
 
-    def __init__(self, height, width, **kwargs):
+    def __init__(self, height: int, width: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.height = height
         self.width = width
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
+        """Resizes `[B, h, w, C]`, where h and w are known."""
         for axis, size in ((1, self.height), (2, self.width)):
-            x = ops.take(x, _legacy_nearest_indices(x.shape[axis], size), axis=axis)
+            x = ops.take(x, resize.nearest_indices(x.shape[axis], size), axis=axis)
         return x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """`(batch, height, width, channels)`."""
         return (input_shape[0], self.height, self.width, input_shape[3])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor."""
         return {**super().get_config(), "height": self.height, "width": self.width}
-
-
-def _legacy_nearest_indices(source, target):
-    ratio = np.float32(source) / np.float32(target)
-    indices = np.floor(np.arange(target, dtype=np.float32) * ratio)
-    return np.minimum(indices, source - 1).astype("int32")

@@ -11,7 +11,7 @@ import pydantic_core
 
 from official_selftrain.utils.errors import UserError, nearest, or_nearest, short
 
-ConfigModel = TypeVar("ConfigModel", bound="ConfigModel")
+Group = TypeVar("Group", bound="ConfigModel")
 Path: TypeAlias = tuple[str, ...]  # the parts of a dotted key
 Layers: TypeAlias = Sequence[tuple[str | None, Any]]  # (name, nested dicts), the later on top
 
@@ -41,9 +41,7 @@ class ConfigModel(pydantic.BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
-def model_from_dict(
-    group: type[ConfigModel], values: Any, origin: str | Layers | None = None
-) -> ConfigModel:
+def model_from_dict(group: type[Group], values: Any, origin: str | Layers | None = None) -> Group:
     """Builds a `Config`, or one of its groups, from nested dicts.
 
     Args:
@@ -72,7 +70,7 @@ def _as_user_error(group: type[ConfigModel], layers: Layers) -> Iterator[None]:
         raise UserError("the settings are nested too deeply, or contain themselves") from None
 
 
-def changed(config: ConfigModel, **changes: Any) -> ConfigModel:
+def changed(config: Group, **changes: Any) -> Group:
     """Returns a copy of a config, or of one of its groups, with some fields changed, and checks it.
 
     Raises:

@@ -8,7 +8,8 @@ import dataclasses
 import math
 from typing import Literal
 
-# level: channels of a block of SpineNet-49
+# Channels of the 3x3 convolutions by level. They stop growing at level 4, as in the paper, so that
+# the coarse levels, where most blocks are, stay small.
 SPINENET_FILTERS = {2: 64, 3: 128, 4: 256, 5: 256, 6: 256, 7: 256}
 
 
@@ -29,7 +30,7 @@ class SpineNetVariant:
     block_repeats: int
 
     def filters(self, level: int) -> int:
-        """Channels of a block of a level, 2 to 7."""
+        """Channels of the 3x3 convolutions at a level, 2 to 7, truncated to a whole number."""
         return int(SPINENET_FILTERS[level] * self.filter_size_scale)
 
 
@@ -64,6 +65,7 @@ class EfficientNetVariant:
     def channels(self, base: int) -> int:
         """Channels where EfficientNet-B0 has `base`."""
         scaled = base * self.width
+        # Half of the multiple is added before the division, which rounds to the nearest one.
         rounded = max(8, int(scaled + 4) // 8 * 8)
         # Rounding must not take away more than a tenth.
         return rounded + 8 if rounded < 0.9 * scaled else rounded

@@ -302,7 +302,7 @@ def convert(
     Raises:
         UserError: if the checkpoint is damaged, or its variables are not those of the network.
     """
-    from official_selftrain.models import build_model
+    from official_selftrain.tasks import make_task
 
     arrays = read_checkpoint(checkpoint)
     found = detect({name: array.shape for name, array in arrays.items()})
@@ -312,7 +312,7 @@ def convert(
     # Not `changed`: SpineNet works with multiples of 8, which training refuses.
     size = image_size or config.task.image_size
     try:
-        model = build_model(config.task.model_copy(update={"image_size": tuple(size)}))
+        model = make_task(config.task.model_copy(update={"image_size": tuple(size)})).build_model()
     except ValueError as error:
         raise UserError(f"cannot build the network: {error}") from None
     mapped, skipped = assign(model, arrays, found)

@@ -8,6 +8,7 @@ from official_selftrain.data import png
 from official_selftrain.data.predictions import MaskPrediction
 from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
 from official_selftrain.evaluation.label_statistics import display_names
+from official_selftrain.ops import resize
 
 
 class SegmentationMetric:
@@ -87,9 +88,5 @@ def _nearest(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A mask `[H, W]` resized to `shape` by TF1's nearest neighbor, as masks are for training."""
     if mask.shape == shape:
         return mask
-    # In float32 like TensorFlow's kernel: in float64 some rows would come from their neighbors.
-    index = [
-        np.floor(np.arange(new, dtype="float32") * (np.float32(old) / np.float32(new))).astype(int)
-        for old, new in zip(mask.shape, shape, strict=True)
-    ]
-    return mask[index[0][:, None], index[1]]
+    rows, columns = map(resize.nearest_indices, mask.shape, shape)
+    return mask[rows[:, None], columns]

@@ -1,7 +1,7 @@
-"""RetinaNet: a class tower and a box tower shared by all pyramid levels.
+"""RetinaNet: a class tower and a box tower that all levels of a pyramid share.
 
-Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, with the released code's batch
-normalization per convolution and level.
+Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017. As in the released code, each
+convolution of a tower has one batch normalization per level.
 """
 
 import math
@@ -9,72 +9,82 @@ import math
 import keras
 
 from official_selftrain.applications.layers import NormActivation, Scope, batch_norm
+from official_selftrain.ops.anchors import ANCHORS_PER_CELL
+from official_selftrain.utils.types import StrPath
 
 
 def RetinaNet(
-    backbone,
-    num_classes,
-    num_anchors=9,
-    num_convs=4,
-    num_filters=256,
-    norm=None,
-    weights=None,
-    name="retinanet",
-):
+    backbone: keras.Model,
+    num_classes: int,
+    *,
+    num_convs: int = 4,
+    num_filters: int = 256,
+    norm: NormActivation | None = None,
+    weights: StrPath | None = None,
+    name: str = "retinanet",
+) -> keras.Model:
     """Puts a RetinaNet head on a pyramid.
 
     Args:
-        backbone: any `keras.Model` whose output is a dict of levels, `{"3": [B, H/8, W/8, D], ...}`
-            with one D for all levels.
-        num_classes: class channels including the background, which is class 0 and is trained as a
-            class that never occurs (released code).
-        num_anchors: anchors per cell.
-        num_convs: 3x3 convolutions in each tower.
+        backbone: any `keras.Model` whose output is a dict of levels such as
+            `{"3": [B, H / 8, W / 8, D], ...}`, with one D for all levels.
+        num_classes: number of classes, including the background. That is class 0 and is trained
+            like a class that never occurs (released code).
+        num_convs: number of 3x3 convolutions in each tower.
         num_filters: channels of the towers.
-        norm: `NormActivation` of the towers.
+        norm: batch-norm settings and activation of the towers.
         weights: path of a `.weights.h5` file to load, or None.
         name: name of the model.
 
     Returns:
-        A `keras.Model` from normalized images `[B, H, W, 3]` to a dict: `class_logits`
-        `[B, R, num_classes]` and `box_deltas` `[B, R, 4]` as (ty, tx, th, tw), float32, where R
-        runs over levels, then rows, columns and anchors, as in `ops.anchors.anchor_boxes`.
+        A `keras.Model` from normalized images `[B, H, W, 3]` to a dict of float32: `class_logits`
+        `[B, R, num_classes]` and `box_deltas` `[B, R, 4]`, (ty, tx, th, tw). The R anchors are
+        ordered as in `ops.anchors.anchor_boxes`: by level, row, column and anchor of the cell.
 
     Raises:
-        ValueError: if `backbone` does not return a dict of levels with equal channels.
+        ValueError: if the backbone does not return a dict of levels with one number of channels.
     """
     levels = backbone.output
     if not isinstance(levels, dict) or len({x.shape[-1] for x in levels.values()}) != 1:
         raise ValueError(
             "`backbone` must return a dict of levels with one number of channels, such as "
-            f'{{"3": [B, H/8, W/8, D], ...}}. Received {levels}. A backbone returns levels with '
-            "include_top=False; FPN and NASFPN give them one number of channels."
+            f'{{"3": [B, H/8, W/8, D], ...}}. Received {levels}. A backbone returns levels if '
+            "it is built with `include_top=False`; FPN and NASFPN give them one number of channels."
         )
     levels = {level: levels[level] for level in sorted(levels, key=int)}
-    scope = Scope("retinanet", norm or NormActivation())
-    class_bias = -math.log((1 - 0.01) / 0.01)  # every class starts at probability 0.01
-    outputs = {}
-    for output, kind, depth, bias in (
-        ("class_logits", "class", num_classes, class_bias),
-        ("box_deltas", "box", 4, 0.0),
-    ):
-        tower = _Tower(scope.child(f"{kind}_net"), kind, num_convs, num_filters)
-        predict = _conv(f"{tower.scope.path}.{kind}-predict", num_anchors * depth, 1e-5, bias)
-        per_level = [
-            keras.layers.Reshape((-1, depth), dtype="float32", name=f"{output}_{level}")(
-                predict(tower(x, level))
-            )
-            for level, x in levels.items()
-        ]
-        outputs[output] = keras.layers.Concatenate(axis=1, dtype="float32", name=output)(per_level)
+    outputs = _outputs(
+        levels, num_classes, num_convs, num_filters, Scope("retinanet", norm or NormActivation())
+    )
     model = keras.Model(backbone.input, outputs, name=name)
     if weights is not None:
         model.load_weights(weights)
     return model
 
 
+def _outputs(levels, num_classes, num_convs, num_filters, scope):
+    # Every class starts with probability 0.01. With 0.5, the loss of the many negative anchors
+    # would drown that of the positive ones in the first steps.
+    class_bias = -math.log((1 - 0.01) / 0.01)
+    outputs = {}
+    for output, kind, depth, bias in (
+        ("class_logits", "class", num_classes, class_bias),
+        ("box_deltas", "box", 4, 0.0),
+    ):
+        tower = _Tower(scope.child(f"{kind}_net"), kind, num_convs, num_filters)
+        predict = _conv(f"{tower.scope.path}.{kind}-predict", ANCHORS_PER_CELL * depth, 1e-5, bias)
+        per_level = [
+            # In float32 also with a 16-bit policy: the losses need the precision.
+            keras.layers.Reshape((-1, depth), dtype="float32", name=f"{output}_{level}")(
+                predict(tower(x, level))
+            )
+            for level, x in levels.items()
+        ]
+        outputs[output] = keras.layers.Concatenate(axis=1, dtype="float32", name=output)(per_level)
+    return outputs
+
+
 class _Tower:
-    """Convolutions shared by all levels, each followed by the level's own batch norm."""
+    """Convolutions that all levels share, each followed by a batch normalization of the level."""
 
     def __init__(self, scope, kind, num_convs, num_filters):
         self.scope = scope

@@ -1,8 +1,10 @@
-"""Segmenter: the levels of a pyramid fused into one map, and a convolutional head on it.
+"""Segmenter: fuses the levels of a pyramid into one map and classifies its pixels.
 
-The released segmentation network of Zoph et al. 2020, with the ASPP option of Chen et al.,
-"Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
+The released segmentation network of Zoph et al. 2020, and the atrous spatial pyramid pooling (ASPP)
+of Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017.
 """
+
+from collections.abc import Sequence
 
 import keras
 from keras import ops
@@ -14,30 +16,33 @@ from official_selftrain.applications.layers import (
     batch_norm,
 )
 from official_selftrain.models.fpn import input_levels
+from official_selftrain.utils.types import StrPath
 
 
 def Segmenter(
-    pyramid,
-    num_classes,
-    level=2,
-    num_convs=3,
-    fusion=True,
-    norm=None,
-    weights=None,
-    name="segmenter",
-):
+    pyramid: keras.Model,
+    num_classes: int,
+    *,
+    level: int = 2,
+    num_convs: int = 3,
+    fusion: bool = True,
+    norm: NormActivation | None = None,
+    weights: StrPath | None = None,
+    name: str = "segmenter",
+) -> keras.Model:
     """Puts a segmentation head on a pyramid.
 
     Args:
-        pyramid: any `keras.Model` whose output is a dict of levels `{"3": [B, H/8, W/8, D], ...}`
-            with one D, such as a `NASFPN`.
-        num_classes: channels of the logits, background included.
-        level: the head works at stride `2^level`. The released networks take 2, finer than any
-            level of their pyramid.
-        num_convs: 3x3 convolutions of the head, with D channels.
-        fusion: sum all levels, each resized bilinearly to the head's stride; otherwise take
-            `level`.
-        norm: `NormActivation` of the head.
+        pyramid: any `keras.Model` whose output is a dict of levels such as
+            `{"3": [B, H / 8, W / 8, D], ...}`, with one D for all levels, for example a `NASFPN`.
+        num_classes: number of classes, including the background.
+        level: the head has stride `2^level`. That of the released networks is 2, which is finer
+            than any level of their pyramid.
+        num_convs: number of 3x3 convolutions in the head, each with D channels.
+        fusion: whether the head gets the sum of all levels, resized bilinearly to its stride, or
+            only the level of its stride.
+        norm: batch-norm settings and activation of the head; None is ReLU with the settings of
+            `NormActivation`.
         weights: path of a `.weights.h5` file to load, or None.
         name: name of the model.
 
@@ -46,8 +51,9 @@ def Segmenter(
         W / 2^level, num_classes]}`, float32.
 
     Raises:
-        ValueError: if the pyramid's levels differ in channels, or lack `level` without fusion.
+        ValueError: if the levels differ in channels, or lack `level` without fusion.
     """
+    # 99: no level is too coarse.
     levels = input_levels(pyramid, min(map(int, pyramid.output)), 99)
     channels = {x.shape[-1] for x in levels.values()}
     if len(channels) != 1 or not (fusion or level in levels):
@@ -60,6 +66,7 @@ def Segmenter(
     for index in range(num_convs):
         x = _conv(x, x.shape[-1], 3, f"segmentation.conv-{index}")
         x = scope.activation(batch_norm(scope.norm_settings, f"segmentation.conv-{index}-bn")(x))
+    # In float32 also with a 16-bit policy: the loss needs the precision.
     logits = _conv(x, num_classes, 1, "segmentation.conv2d", dtype="float32")
     model = keras.Model(pyramid.input, {"logits": logits}, name=name)
     if weights is not None:
@@ -72,11 +79,12 @@ def _fuse(levels, target, scope):
     for level, x in levels.items():
         if level > target:
             x = BilinearUpsample(2 ** (level - target), name=scope.name("upsample"))(x)
-        elif level < target:  # without half-pixel centers, this is sub-sampling
+        elif level < target:
+            # Without half-pixel centers, a bilinear resize by a whole factor only picks pixels.
             pool = keras.layers.MaxPooling2D
             x = pool(1, 2 ** (target - level), padding="same", name=scope.name("subsample"))(x)
         resized.append(x)
-    if len(resized) == 1:
+    if len(resized) == 1:  # Keras adds no fewer than two tensors
         return resized[0]
     return keras.layers.Add(name="segmentation.fused")(resized)
 
@@ -92,28 +100,36 @@ def _conv(x, filters, kernel_size, name, dtype=None):
     )(x)
 
 
-def ASPP(backbone, level=5, filters=256, dilations=(6, 12, 18), name=None):
-    """Replaces one level of a backbone by atrous spatial pyramid pooling.
+def ASPP(
+    backbone: keras.Model,
+    *,
+    level: int = 5,
+    filters: int = 256,
+    dilations: Sequence[int] = (6, 12, 18),
+    name: str = "aspp",
+) -> keras.Model:
+    """Applies atrous spatial pyramid pooling to one level of a backbone.
 
     Args:
-        backbone: any `keras.Model` whose output is a dict of levels.
-        level: the level to replace.
+        backbone: any `keras.Model` whose output is a dict of levels such as
+            `{"5": [B, H / 32, W / 32, C], ...}`.
+        level: the level that is replaced.
         filters: channels of each branch and of the result.
-        dilations: of the 3x3 branches.
+        dilations: one for each branch with 3x3 convolutions.
         name: name of the model.
 
     Returns:
-        A `keras.Model` with the levels of `backbone`, `level` having `filters` channels.
+        A `keras.Model` with the levels of `backbone`, of which `level` has `filters` channels.
     """
-    scope = Scope(
-        "aspp", NormActivation("relu", 0.997, 1e-4)
-    )  # as released, whatever the configuration
+    # As released, whatever the configuration says about the other layers.
+    scope = Scope("aspp", NormActivation("relu", epsilon=1e-4))
     x = backbone.output[str(level)]
     mean = keras.layers.GlobalAveragePooling2D(keepdims=True, name=scope.name("average_pool"))(x)
     mean = scope.conv_norm(mean, filters, 1)
     branches = [scope.conv_norm(x, filters, 1)]
     branches += [scope.conv_norm(x, filters, 3, dilation=dilation) for dilation in dilations]
+    # Addition broadcasts the mean to all cells, also where the size of the image is not known.
     everywhere = mean + ops.zeros_like(branches[0])
     x = keras.layers.Concatenate(name=scope.name("concatenate"))([everywhere, *branches])
     outputs = {**backbone.output, str(level): scope.conv_norm(x, filters, 1)}
-    return keras.Model(backbone.input, outputs, name=name or "aspp")
+    return keras.Model(backbone.input, outputs, name=name)

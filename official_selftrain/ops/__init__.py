@@ -1,1 +1,1 @@
-"""Pure functions and constants; none of them knows a network or a file."""
+"""Pure functions on arrays, and constants; nothing depends on a network or a file."""

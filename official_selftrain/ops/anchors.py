@@ -1,74 +1,84 @@
-"""Anchors and their assignment to ground truth, on the device.
+"""Anchors and their assignment to ground truth.
 
-Lin et al. 2017, section 4, with the rules of the released code.
-M ground-truth boxes, R anchors, B images.
+Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 4, with the rules of the
+released code. In the shapes, M is the number of ground-truth boxes, R of anchors and B of images.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from keras import ops
 
 from official_selftrain.ops import boxes as box_ops
+from official_selftrain.utils.types import Tensor
 
+LEVELS = range(3, 8)  # of the pyramid; level l has stride 2^l
+NUM_SCALES = 3  # sizes per octave
+ASPECT_RATIOS = (1.0, 2.0, 0.5)  # width over height
+ANCHORS_PER_CELL = NUM_SCALES * len(ASPECT_RATIOS)
 NEGATIVE, IGNORED = -1, -2
 
 
-def anchor_boxes(
-    image_size,
-    min_level=3,
-    max_level=7,
-    anchor_size=4.0,
-    num_scales=3,
-    aspect_ratios=(1.0, 2.0, 0.5),
-):
+def anchor_boxes(image_size: Sequence[int], anchor_size: float = 4.0) -> np.ndarray:
     """All anchors of an image, not clipped to it.
 
     Args:
-        image_size: (height, width) in pixels, divisible by the largest stride to fit a network.
-        min_level, max_level: pyramid levels, level `l` having stride `2^l`.
-        anchor_size: side of the smallest anchor in strides.
-        num_scales: sizes per octave.
-        aspect_ratios: width over height.
+        image_size: (height, width) in pixels. To match the outputs of a network, both must be
+            divisible by the largest stride, 128.
+        anchor_size: side of the smallest anchor of a level, in strides.
 
     Returns:
-        float32 NumPy array `[R, 4]` in pixels, by level, row, column, scale, then aspect ratio.
+        float32 `[R, 4]`, (ymin, xmin, ymax, xmax) in pixels, ordered by level, row, column, scale
+        and aspect ratio.
     """
     levels = []
-    for level in range(min_level, max_level + 1):
+    for level in LEVELS:
         stride = 2**level
         y = np.arange(stride / 2, image_size[0], stride)
         x = np.arange(stride / 2, image_size[1], stride)
         centers = np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)[:, :, None, :]
-        sides = anchor_size * stride * 2.0 ** (np.arange(num_scales) / num_scales)
-        ratios = np.sqrt(np.asarray(aspect_ratios, "float64"))
+        sides = anchor_size * stride * 2.0 ** (np.arange(NUM_SCALES) / NUM_SCALES)
+        # A ratio stretches one side by its root and shrinks the other: the area stays the same.
+        ratios = np.sqrt(np.asarray(ASPECT_RATIOS, "float64"))
         sizes = np.stack([sides[:, None] / ratios, sides[:, None] * ratios], -1).reshape(-1, 2)
         corners = np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=-1)
         levels.append(corners.reshape(-1, 4))
     return np.concatenate(levels).astype("float32")
 
 
-def assign(anchors, boxes, classes, match_threshold=0.5, unmatched_threshold=0.5):
+def assign(
+    anchors: Tensor,
+    boxes: Tensor,
+    classes: Tensor,
+    *,
+    match_threshold: float = 0.5,
+    unmatched_threshold: float = 0.5,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Matches anchors to ground truth and encodes the targets.
 
-    An anchor takes the box with the largest IoU: it is positive from `match_threshold` on, negative
-    below `unmatched_threshold`, ignored between. Then each box claims its best anchor whatever the
-    IoU; of two boxes that claim one anchor the first wins, and a box that overlaps no anchor claims
-    anchor 0 (released code). Ties go to the lower index.
+    Each anchor is compared with the box with which it has the largest IoU: it is positive if that
+    is at least `match_threshold`, negative if it is below `unmatched_threshold`, and ignored in
+    between. Then each box claims the anchor with which it has the largest IoU, however small. If
+    two boxes claim the same anchor, the first one wins; a box that overlaps no anchor claims anchor
+    0 (released code). Ties go to the lower index.
 
     Args:
-        anchors: `[R, 4]` in pixels.
-        boxes: `[B, M, 4]` in pixels, padded with any value.
-        classes: `[B, M]` int, class of each box, -1 where padded.
-        match_threshold, unmatched_threshold: IoU in [0, 1].
+        anchors: `[R, 4]`, (ymin, xmin, ymax, xmax) in pixels.
+        boxes: `[B, M, 4]`, likewise; padding may hold any value.
+        classes: `[B, M]` int, class of each box, -1 where it is padding.
+        match_threshold: IoU in [0, 1].
+        unmatched_threshold: IoU in [0, `match_threshold`].
 
     Returns:
-        `class_targets` `[B, R]` int32 (class, `NEGATIVE` or `IGNORED`), `box_targets` `[B, R, 4]`
-        as (ty, tx, th, tw), zero unless positive, and `num_positives` `[B]` float32.
+        `class_targets` `[B, R]` int32: a class, `NEGATIVE` or `IGNORED`; `box_targets`
+        `[B, R, 4]`: (ty, tx, th, tw), zero unless positive; `num_positives` `[B]` float32.
     """
     anchors = ops.convert_to_tensor(anchors, "float32")
     boxes = ops.cast(boxes, "float32")
     classes = ops.cast(classes, "int32")
     valid = classes >= 0
     overlap = box_ops.iou(boxes[:, :, None, :], anchors[None, None])  # [B, M, R]
+    # Padding gets less than the IoU of any box, which may be 0, so that no anchor is matched to it.
     overlap = ops.where(valid[:, :, None], overlap, -1.0)
     best_box = ops.argmax(overlap, axis=1)  # [B, R]
     best_overlap = ops.max(overlap, axis=1)
@@ -84,8 +94,8 @@ def assign(anchors, boxes, classes, match_threshold=0.5, unmatched_threshold=0.5
     matched_class = ops.take_along_axis(classes, best_box, axis=1)
     matched_boxes = ops.take_along_axis(boxes, best_box[..., None], axis=1)
     class_targets = ops.where(positive, matched_class, ops.where(ignored, IGNORED, NEGATIVE))
-    # Padding may hold boxes of negative size; encode a harmless box there, or the logarithm's NaN
-    # would reach the gradient.
+    # Padding may hold boxes of negative size. Encode a harmless box instead: the NaN of a logarithm
+    # would reach the gradient although its value is not selected.
     matched_boxes = ops.where(positive[..., None], matched_boxes, anchors)
     box_targets = ops.where(positive[..., None], box_ops.encode(matched_boxes, anchors), 0.0)
     return class_targets, box_targets, ops.sum(ops.cast(positive, "float32"), axis=1)

@@ -1,6 +1,6 @@
-"""The mean color of ImageNet and its standard deviation (R, G, B from 0 to 1).
+"""Mean and standard deviation of the colors in ImageNet: red, green and blue, from 0 to 1.
 
-Inputs of every network are normalized by them: (pixel / 255 - MEAN) / STDDEV.
+The input of every network is normalized by them: (pixel / 255 - MEAN) / STDDEV.
 """
 
 MEAN = (0.485, 0.456, 0.406)

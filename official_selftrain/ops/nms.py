@@ -1,52 +1,56 @@
-"""Non-maximum suppression per class, hard and soft, for all classes and images in one loop.
+"""Non-maximum suppression within each class, hard and soft, for all images in one loop.
 
-K candidates, C classes, R anchors, B images, D detections.
+In the shapes, K is the number of candidates, C of classes, R of anchors, B of images and D of
+detections.
 """
 
 from keras import ops
 
 from official_selftrain.ops import boxes as box_ops
+from official_selftrain.utils.types import Tensor
 
 NO_SCORE = -1.0  # score of an empty slot
 
 
 def class_wise_nms(
-    boxes,
-    scores,
-    max_detections=100,
-    iou_threshold=0.5,
-    score_threshold=0.05,
-    pre_nms=5000,
-    soft_sigma=0.0,
-):
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    max_detections: int = 100,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.05,
+    pre_nms: int = 5000,
+    soft_sigma: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Detections of each image, best first.
 
-    Greedy suppression never mixes classes, so walking through all candidates in order of score
-    and keeping D of them gives the same boxes as suppressing class by class and merging, and needs
-    one loop of D steps for any number of classes.
+    Greedy suppression never mixes classes. So going through all candidates in order of their scores
+    and keeping D of them gives the same boxes as suppressing class by class and merging, but it
+    needs only one loop of D steps for any number of classes.
 
     Args:
-        boxes: `[B, R, 4]`.
-        scores: `[B, R, C]`, all classes that may be detected; no background.
+        boxes: `[B, R, 4]`, (ymin, xmin, ymax, xmax) in any unit.
+        scores: `[B, R, C]` in [0, 1], without the background.
         max_detections: D.
-        iou_threshold: hard suppression drops candidates that overlap a kept box of their class by
-            more.
-        score_threshold: only scores above it are candidates; soft suppression applies it again to
-            the decayed score.
-        pre_nms: K, candidates looked at: the best of the image, over all classes. The released code
-            takes this many from every class; the difference shows only if so many candidates are
+        iou_threshold: hard suppression drops candidates whose IoU with a kept box of their class is
+            larger than this.
+        score_threshold: only scores above it are candidates. Soft suppression also applies it to
+            the decayed scores.
+        pre_nms: K, the number of candidates: the best of each image, over all classes. The released
+            code takes this many of each class; the results differ only if so many candidates are
             suppressed that fewer than D remain.
-        soft_sigma: above 0, Soft-NMS (Bodla et al. 2017) instead: a kept box multiplies the scores
-            it overlaps by exp(-0.5 / sigma * iou^2), whatever the IoU, as TensorFlow's
-            NonMaxSuppressionV5 does.
+        soft_sigma: a value above 0 selects Soft-NMS (Bodla et al. 2017), where a kept box
+            multiplies the scores of all others of its class by exp(-0.5 / sigma * iou^2), as in
+            TensorFlow's NonMaxSuppressionV5.
 
     Returns:
-        `boxes` `[B, D, 4]`, `scores` `[B, D]` (`NO_SCORE` in empty slots, which are last),
-        `classes` `[B, D]` int32 index into C.
+        `boxes` `[B, D, 4]`; `scores` `[B, D]`, which are `NO_SCORE` in empty slots, always the last
+        ones; `classes` `[B, D]`, int32 indices into the C classes.
     """
     num_classes = scores.shape[-1]
     candidates = min(pre_nms, scores.shape[1] * num_classes)
-    # The K best pairs lie among the K anchors with the best maximum: a smaller sort.
+    # The K best pairs of anchor and class belong to the K anchors with the best maxima. Finding
+    # these first leaves much less to sort.
     anchors = min(candidates, scores.shape[1])
     _, anchor = ops.top_k(ops.max(scores, axis=-1), anchors)  # [B, anchors]
     pairs = ops.reshape(_rows(scores, anchor), (-1, anchors * num_classes))
@@ -56,10 +60,10 @@ def class_wise_nms(
     kept, kept_scores = _suppress(
         _apart_by_class(candidate_boxes, label),
         ops.where(score > score_threshold, score, NO_SCORE),
-        max_detections,
-        iou_threshold,
-        score_threshold,
-        soft_sigma,
+        steps=max_detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        soft_sigma=soft_sigma,
     )
     labels = ops.cast(_rows(label, kept), "int32")
     return _rows(candidate_boxes, kept), kept_scores, labels
@@ -68,7 +72,7 @@ def class_wise_nms(
 def _rows(x, indices):
     """`x[b, indices[b, i]]`: `[B, N, ...]` and `[B, K]` to `[B, K, ...]`.
 
-    One flat gather; `take_along_axis` would spell out an index for every number.
+    This is one flat gather; `take_along_axis` would need an index for every number.
     """
     batch, count = ops.shape(x)[0], x.shape[1]
     start = count * ops.arange(batch, dtype=indices.dtype)[:, None]
@@ -76,17 +80,17 @@ def _rows(x, indices):
 
 
 def _apart_by_class(boxes, label):
-    """Moves each class to a place of its own, so that boxes of two classes never overlap."""
+    """Moves the boxes of each class to a region of their own, so that classes never overlap."""
     low = ops.min(boxes, axis=(1, 2), keepdims=True)
     extent = ops.max(boxes, axis=(1, 2), keepdims=True) - low + 1.0
     return boxes - low + ops.cast(label, boxes.dtype)[..., None] * extent
 
 
-def _suppress(boxes, scores, steps, iou_threshold, score_threshold, soft_sigma):
+def _suppress(boxes, scores, *, steps, iou_threshold, score_threshold, soft_sigma):
     """Picks the best remaining candidate `steps` times; indices and scores `[B, steps]`.
 
-    Time is the number of operations in a step, not their size: hence corners side by side, and a
-    masked sum to look up the chosen box.
+    The time depends on the number of operations in a step, not on their size. Hence the corners lie
+    side by side, and the chosen box is looked up by a masked sum.
     """
     batch = ops.shape(scores)[0]
     slots = ops.arange(steps, dtype="int32")

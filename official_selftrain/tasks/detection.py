@@ -16,7 +16,7 @@ from official_selftrain.data.records import ImageRecord
 from official_selftrain.evaluation import coco
 from official_selftrain.evaluation.box_labels import BoxLabelStatistics, box_rows
 from official_selftrain.evaluation.label_statistics import check_class
-from official_selftrain.models import build_model
+from official_selftrain.models import build_detector
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.ops import losses, nms
@@ -58,7 +58,7 @@ class DetectionTask:
 
     def build_model(self) -> keras.Model:
         """A `RetinaNet`, `[B, S, S, 3]` -> `class_logits` `[B, R, C]`, `box_deltas` `[B, R, 4]`."""
-        return build_model(self.config)
+        return build_detector(self.config)
 
     def inference_model(self, model: keras.Model) -> keras.Model:
         """`model` itself: a detector predicts at the size at which it was trained."""
@@ -202,9 +202,9 @@ class DetectionTask:
             ops.cast(outputs["box_deltas"], "float32"),
             class_targets,
             box_targets,
-            config.focal_alpha,
-            config.focal_gamma,
-            config.huber_delta,
+            alpha=config.focal_alpha,
+            gamma=config.focal_gamma,
+            delta=config.huber_delta,
         )
         box_sum = box_sum / 4.0
         total = class_sum + config.box_weight * box_sum

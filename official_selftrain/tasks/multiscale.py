@@ -3,6 +3,7 @@
 import numpy as np
 
 from official_selftrain.data.predictions import MaskPrediction
+from official_selftrain.ops import resize
 
 MAX_PROBABILITIES = 2**24  # probabilities held at a time while an image is put together
 
@@ -43,10 +44,7 @@ def _resized_rows(x, first, last, height, width):
     """Rows `first` to `last` of `x` resized to (height, width), by TF1's bilinear rule."""
     import tensorflow as tf
 
-    scale = np.float32(x.shape[0]) / np.float32(height)
-    source = np.arange(first, last, dtype="float32") * scale
-    low = np.floor(source).astype("int32")
-    share = (source - low)[:, None, None]
+    low, high, weight = (v[first:last] for v in resize.bilinear_weights(x.shape[0], height))
     top = tf.gather(x, low)
-    rows = top + (tf.gather(x, np.minimum(low + 1, x.shape[0] - 1)) - top) * share
+    rows = top + (tf.gather(x, high) - top) * weight[:, None, None]
     return tf.raw_ops.ResizeBilinear(images=rows[None], size=[last - first, width])[0]

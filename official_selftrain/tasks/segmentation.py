@@ -27,7 +27,7 @@ from official_selftrain.evaluation.mask_labels import (
     check_mask,
     mask_rows,
 )
-from official_selftrain.models import build_model
+from official_selftrain.models import build_segmenter
 from official_selftrain.ops import losses
 from official_selftrain.tasks import multiscale
 from official_selftrain.tasks.base import Labels
@@ -72,7 +72,7 @@ class SegmentationTask:
 
     def build_model(self) -> keras.Model:
         """A new `Segmenter`, `[B, S, S, 3]` -> `logits` `[B, S / r, S / r, C]`."""
-        return build_model(self.config)
+        return build_segmenter(self.config)
 
     def inference_model(self, model: keras.Model) -> keras.Model:
         """`model`, or its weights in a network for images of any size if the scales need that.
@@ -88,7 +88,7 @@ class SegmentationTask:
                 "task.label_scales to [1.0]"
             )
         # `changed` would refuse an open size, which no training can have.
-        any_size = build_model(self.config.model_copy(update={"image_size": (None, None)}))
+        any_size = build_segmenter(self.config.model_copy(update={"image_size": (None, None)}))
         any_size.set_weights(model.get_weights())
         return any_size
 
@@ -282,7 +282,12 @@ class SegmentationTask:
         if len(mask.shape) == 4:
             mask, probabilities = _distribution(mask, logits.shape[-1], logits.dtype)
         total, pixels = losses.segmentation_loss_sum(
-            logits, mask, IGNORE_LABEL, config.label_smoothing, config.class_weights, probabilities
+            logits,
+            mask,
+            ignore_label=IGNORE_LABEL,
+            label_smoothing=config.label_smoothing,
+            class_weights=config.class_weights,
+            probabilities=probabilities,
         )
         return {"total": total}, pixels
 

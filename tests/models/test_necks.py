@@ -40,7 +40,9 @@ def test_a_model_of_keras_applications_is_a_backbone():
 
 
 def test_nasfpn_without_attention_has_the_same_weights():
-    attention, plain = (NASFPN(backbone(), 8, 1, sum_only=flag) for flag in (False, True))
+    attention, plain = (
+        NASFPN(backbone(), filters=8, repeats=1, sum_only=flag) for flag in (False, True)
+    )
     shapes = [w.shape for w in attention.weights]
     assert shapes == [w.shape for w in plain.weights]
     plain.set_weights(attention.get_weights())
@@ -51,7 +53,7 @@ def test_nasfpn_without_attention_has_the_same_weights():
 def test_drop_block_is_where_the_release_has_it():
     pyramid = NASFPN(
         resnet.ResNet(10, include_top=False, input_shape=(128, 128, 3), drop_block=(0.9, 3)),
-        8,
+        filters=8,
         repeats=2,
         drop_block=(0.9, 3),
     )
@@ -71,7 +73,7 @@ def test_segmenter_of_any_size_saves_and_loads(aspp, tmp_path):
         "b0", include_top=False, input_shape=(None, None, 3), sizes=SIZES
     )
     base = ASPP(base, filters=8) if aspp else base
-    model = Segmenter(NASFPN(base, 8, 1), 4, num_convs=1)
+    model = Segmenter(NASFPN(base, filters=8, repeats=1), 4, num_convs=1)
     for side in ((128, 128), (128, 256)):
         assert model(images(2, *side))["logits"].shape == (2, side[0] // 4, side[1] // 4, 4)
     model.save(tmp_path / "model.keras")
@@ -81,7 +83,7 @@ def test_segmenter_of_any_size_saves_and_loads(aspp, tmp_path):
 
 
 def test_head_level_and_fusion_are_optional():
-    pyramid = NASFPN(backbone(), 8, 1)
+    pyramid = NASFPN(backbone(), filters=8, repeats=1)
     assert Segmenter(pyramid, 4, level=4, num_convs=0).output["logits"].shape[1:3] == (8, 8)
     assert Segmenter(pyramid, 4, level=3, fusion=False).output["logits"].shape[1:3] == (16, 16)
     with pytest.raises(ValueError, match="without fusion, level 2"):

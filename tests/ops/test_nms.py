@@ -63,7 +63,9 @@ def test_one_class_equals_tensorflow_op(tag, golden):
 def test_soft_decay_by_hand_and_classes_apart():
     boxes = np.array([[[0, 0, 2, 2], [0, 1, 2, 3]]], "float32")  # IoU 1/3
     scores = np.array([[[0.9, 0.1], [0.8, 0.7]]], "float32")
-    _, kept, label = class_wise_nms(boxes, scores, 4, 1.0, 0.05, soft_sigma=0.5)
+    _, kept, label = class_wise_nms(
+        boxes, scores, max_detections=4, iou_threshold=1.0, soft_sigma=0.5
+    )
     decay = np.exp(-((1 / 3) ** 2))
     np.testing.assert_allclose(kept[0], [0.9, 0.8 * decay, 0.7, 0.1 * decay][:4], rtol=1e-5)
     np.testing.assert_array_equal(label[0], [0, 0, 1, 1])
