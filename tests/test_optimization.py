@@ -49,3 +49,17 @@ def test_schedule_and_optimizer_are_described_and_made_again(kind):
     for step in range(10):
         rates = [float(one._learning_rate(step)) for one in (optimizer, again)]
         assert rates[0] == rates[1]
+
+
+def test_momentum_collects_gradients_and_not_steps():
+    """By hand: v = 0.8 v + g and w = w - rate v, while the rate rises from 0.1 to 0.3."""
+    settings = {"learning_rate": 0.3, "warmup_learning_rate": 0.1, "warmup_steps": 2}
+    optimizer = make_optimizer(OptimizerConfig(momentum=0.8, **settings), 100)
+    weight = keras.Variable([1.0, -2.0])
+    optimizer.build([weight])
+    gradients = ([1.0, 2.0], [-3.0, 0.5])
+    for gradient in gradients:
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)])
+    # v is (1, 2), then (0.8 - 3, 1.6 + 0.5); the rates are 0.1 and 0.2.
+    np.testing.assert_allclose(optimizer.momentums[0], [-2.2, 2.1], rtol=1e-6)
+    np.testing.assert_allclose(weight, [1 - 0.1 + 0.2 * 2.2, -2 - 0.2 - 0.2 * 2.1], rtol=1e-6)

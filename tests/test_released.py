@@ -699,18 +699,32 @@ def unused_squares(expected, gain):
 
 
 def test_losses_and_gradient_norm_equal_release(steps):
+    """The first step, and the loss after one update.
+
+    Noise of 1e-6 in the images changes the loss of the detector by 6e-7 before the first update,
+    by 1.3e-4 after it, and by 4e-3 after the second: rounding alone does as much. So the loss after
+    one update may differ by 30 times its noise, and that after two proves nothing.
+    """
     rows, _, expected, gain, l2 = steps
     extra = unused_squares(expected, gain)
-    for index, (row, tolerance) in enumerate(zip(rows, (1e-3, 5e-2, 5e-2), strict=True)):
-        assert row["learning_rate"] == pytest.approx(expected["learning_rate"][index], rel=1e-6)
+    for index, tolerance in enumerate((1e-3, 30 * 1.3e-4)):
+        row = rows[index]
         assert row["human_loss"] == pytest.approx(expected["model_loss"][index], rel=tolerance)
         total = row["loss"] + 0.5 * l2 * extra
         assert total == pytest.approx(expected["total_loss"][index], rel=tolerance)
-    regularization = rows[0]["loss"] - rows[0]["human_loss"] + 0.5 * l2 * extra
-    wanted = expected["total_loss"][0] - expected["model_loss"][0]
-    assert regularization == pytest.approx(wanted, rel=1e-5)
     norm = np.sqrt(rows[0]["gradient_norm"] ** 2 + l2**2 * extra)
     assert norm == pytest.approx(expected["global_grad_norm_before_clip"][0], rel=1e-2)
+
+
+def test_learning_rates_and_regularization_equal_release_in_every_step(steps):
+    rows, _, expected, gain, l2 = steps
+    extra = unused_squares(expected, gain)
+    for index, row in enumerate(rows):
+        assert row["learning_rate"] == pytest.approx(expected["learning_rate"][index], rel=1e-6)
+        regularization = row["loss"] - row["human_loss"] + 0.5 * l2 * extra
+        wanted = expected["total_loss"][index] - expected["model_loss"][index]
+        # The four losses are float32 numbers below 8, which are rounded by at most 2.4e-7 each.
+        assert regularization == pytest.approx(wanted, abs=1e-6)
 
 
 def test_weights_and_momentum_after_a_step_equal_release(steps):
