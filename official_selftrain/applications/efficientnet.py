@@ -70,15 +70,12 @@ def EfficientNet(
     Args:
         variant: a name in `VARIANTS`.
         include_top: end in the classifier.
-        weights: None for random weights, the path of a `.weights.h5` file, or "imagenet" for B0 to
-            B7 (those of `keras.applications`, downloaded once) and for Lite0 (from the extra
-            `[lite]`, without a network).
+        weights: None for random ones, a `.weights.h5` file, or "imagenet" for B0 to B7 (those of
+            `keras.applications`, downloaded once) and Lite0 (from the extra `[lite]`, offline).
         input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
-        classes: number of outputs of the classifier.
-        classifier_activation: activation of the classifier, None for logits.
-        name: name of the model.
+        classes, classifier_activation: outputs of the classifier; None as activation gives logits.
         stochastic_depth: block i of N, counted from 0, is dropped in training with i / N of this
             probability. None never drops.
         norm: batch-norm settings and activation; None is what `released_norm` returns.
@@ -92,9 +89,7 @@ def EfficientNet(
     Raises:
         ValueError: if the variant is unknown or the weights cannot be loaded.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
-    _check_weights(variant, weights, sizes, classes if include_top else 1000)
+    _check(variant, weights, sizes, classes if include_top else 1000)
     sizes = sizes or VARIANTS[variant]
     images = classifier.image_input(input_shape, input_tensor, sizes.size, include_top)
     network = _Builder(f"efficientnet-{variant}", sizes, norm or released_norm(sizes))
@@ -114,6 +109,10 @@ def EfficientNet(
         # As released: uniform within 1 / sqrt(classes).
         dense_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
     )
+    return _load(model, variant, weights)
+
+
+def _load(model, variant, weights):
     if weights == "imagenet":
         imagenet.load_efficientnet(model, variant)
     elif weights is not None:
@@ -121,7 +120,9 @@ def EfficientNet(
     return model
 
 
-def _check_weights(variant, weights, sizes, classes):
+def _check(variant, weights, sizes, classes):
+    if variant not in VARIANTS:
+        raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
     if weights == "imagenet" and (sizes or classes != 1000):
         raise ValueError(
             '`weights="imagenet"` needs the published sizes and `classes=1000`. Received '

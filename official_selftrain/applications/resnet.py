@@ -36,9 +36,7 @@ def ResNet(
         input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
-        classes: number of outputs of the classifier.
-        classifier_activation: activation of the classifier, None for logits.
-        name: name of the model.
+        classes, classifier_activation: outputs of the classifier; None as activation gives logits.
         stochastic_depth: probability of dropping a block of level 5 in training; a block of level
             `l` is dropped with `l / 5` of it. None never drops.
         drop_block: `(keep_prob, block_size)` of `layers.DropBlock`; needs a fixed input size.

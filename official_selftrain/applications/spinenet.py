@@ -80,9 +80,6 @@ def SpineNet(
 ) -> keras.Model:
     """Builds a SpineNet as a classifier or as a pyramid of levels 3 to 7.
 
-    The classifier pools the mean of all levels, each repeated to the size of level 3 (Du et al.,
-    section 4.4; "aggregation: all" of the released classification configs).
-
     Args:
         variant: a name in `VARIANTS`.
         include_top: end in the classifier.
@@ -91,9 +88,8 @@ def SpineNet(
         input_shape: `(height, width, 3)` in pixels, divisible by 8. The sides must be known because
             the connections between blocks depend on them. None is 224 with the top, 640 without.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
-        classes: number of outputs of the classifier. The released ones have 1001, background first.
-        classifier_activation: activation of the classifier, None for logits.
-        name: name of the model.
+        classes, classifier_activation: outputs of the classifier, 1001 in the released ones (the
+            background is first); None as activation gives logits.
         stochastic_depth: probability of dropping the last block in training, in (0, 1). Earlier
             blocks are dropped less, in proportion to their position. None never drops.
         norm: batch-norm settings and activation; None takes those of `NormActivation`.
@@ -105,17 +101,14 @@ def SpineNet(
         `[B, H / 2^l, W / 2^l, endpoint_filters]`, rounded up.
 
     Raises:
-        ValueError: if the variant is unknown, a side is open or not divisible by 8, or the weights
-            cannot be loaded.
+        ValueError: for an unknown variant, bad weights, or a side that 8 does not divide.
     """
     if variant not in VARIANTS:
         raise ValueError(f"SpineNet variant {variant!r} is unknown; choose from {list(VARIANTS)}.")
     classifier.check_weights(weights)
-    sizes = sizes or VARIANTS[variant]
     images = _image_input(input_shape, input_tensor, include_top)
-    # The released checkpoints name all variants alike.
-    scope = Scope("spinenet", norm or NormActivation())
-    levels = _Builder(scope, sizes).levels(images, stochastic_depth or 0.0)
+    scope = Scope("spinenet", norm or NormActivation())  # as released, for all variants
+    levels = _Builder(scope, sizes or VARIANTS[variant]).levels(images, stochastic_depth or 0.0)
     model = classifier.assemble(
         images,
         levels,
@@ -145,6 +138,8 @@ def _image_input(input_shape, input_tensor, include_top):
 
 
 def _mean_of_levels(levels, scope):
+    """What the classifier pools: each level repeated to the size of level 3 (Du et al., section
+    4.4; "aggregation: all" of the released classification configs)."""
     height, width = levels[3].shape[1:3]
     same_size = [
         NearestResize(height, width, name=scope.name("resize"))(x) for x in levels.values()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from official_selftrain.config import networks
 from official_selftrain.utils.errors import UserError
 
 Shapes = Mapping[str, Sequence[int]]
@@ -98,8 +99,6 @@ def _nasfpn(shapes: Shapes) -> dict[str, Any]:
 
 
 def _spinenet(shapes: Shapes) -> dict[str, Any]:
-    from official_selftrain.applications import spinenet
-
     # Outside of the scale-permuted blocks there are 7 convolutions (the first one, a projection,
     # and five endpoints), and for each repeat two bottlenecks of 3.
     repeats = max(1, round((_count(shapes, r"spinenet/conv2d(_\d+)?/kernel") - 7) / 6))
@@ -114,10 +113,14 @@ def _spinenet(shapes: Shapes) -> dict[str, Any]:
     resampled = shapes.get(
         "spinenet/sub_policy0/resample_with_alpha_resample_0_0/conv2d/kernel", (1, 1, 1, 0)
     )
-    sizes = spinenet.Variant(endpoints, scale, 0.5 if resampled[-1] < filters[64] else 1.0, repeats)
-    for name, known in spinenet.VARIANTS.items():
+    sizes = networks.SpineNetVariant(
+        endpoints, scale, 0.5 if resampled[-1] < filters[64] else 1.0, repeats
+    )
+    for name, known in networks.SPINENETS.items():
         # By the filters, because the exact scale cannot be recovered from rounded numbers.
-        same = all(known.filters(level) == sizes.filters(level) for level in spinenet.FILTERS)
+        same = all(
+            known.filters(level) == sizes.filters(level) for level in networks.SPINENET_FILTERS
+        )
         rest = ("endpoint_filters", "resample_alpha", "block_repeats")
         if same and all(getattr(known, key) == getattr(sizes, key) for key in rest):
             return {"backbone": f"spinenet{name}"}
@@ -147,13 +150,13 @@ def _efficientnet(shapes: Shapes) -> dict[str, Any]:
             expected += [sizes.channels(stage)] * sizes.repeats(repeats)
         return expected == channels
 
-    known = efficientnet.VARIANTS.get(scope.removeprefix("efficientnet-"))
+    known = networks.EFFICIENTNETS.get(scope.removeprefix("efficientnet-"))
     if known is None or fits(known):
         return {"backbone": scope}
     # A variant with other sizes: the grid is that of the published multipliers.
     for depth in (known.depth, *(step / 10 for step in range(10, 60))):
         for width in (step / 20 for step in range(1, 100)):
-            if fits(efficientnet.Variant(width, depth)):
+            if fits(networks.EfficientNetVariant(width, depth)):
                 return {"backbone": scope, "backbone_sizes": {"width": width, "depth": depth}}
     return {"backbone": scope}
 

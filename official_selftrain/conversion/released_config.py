@@ -19,7 +19,7 @@ Values = dict[str, Any]
 _RATE = {"warmup_learning_rate": 0.0067, "warmup_steps": 500}
 
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "detection": {
         "train": {
             "train_batch_size": 64,

@@ -74,19 +74,8 @@ def save_model(
     check_finite(model)
     size = tuple(model.input.shape[1:3])
     # Not `changed`: a network may be exported at a size that training refuses.
-    serve = make_task(config.model_copy(update={"image_size": size})).serving(model, nms)
-
-    # A `tf.function`, so that the network is traced once for all signatures.
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([batch_size, *size, 3]),
-            tf.TensorSpec([batch_size, 4, 2]),
-        ],
-        autograph=False,
-    )
-    def answer(images, info):
-        return {**serve(images, info), "image_info": info}
-
+    task = make_task(config.model_copy(update={"image_size": size}))
+    answer = _answer(task.serving(model, nms), size, batch_size)
     # `model.export` writes the network only; decoding images needs signatures of our own.
     archive = keras.export.ExportArchive()
     archive.track(model)
@@ -101,6 +90,16 @@ def save_model(
         if not np.isfinite(difference):
             raise UserError(f"an output of the written file is not finite; {NOT_FINITE}")
     return difference
+
+
+def _answer(serve, size, batch_size):
+    """The outputs of prepared images, as a `tf.function`: all signatures share its one trace."""
+    images, info = tf.TensorSpec([batch_size, *size, 3]), tf.TensorSpec([batch_size, 4, 2])
+    return tf.function(
+        lambda images, info: {**serve(images, info), "image_info": info},
+        input_signature=[images, info],
+        autograph=False,
+    )
 
 
 def _signatures(

@@ -30,7 +30,7 @@ def read_records(source: SourceConfig) -> list[ImageRecord]:
     found = [record for shard in reader.shards for record in reader.read(shard, problems)]
     left_out = merged([reader.left_out, problems.left_out])
     skipped = [*reader.skipped, *problems.messages]
-    tell(source.images, skipped, left_out, problems.turned, problems.first_turned)
+    tell(str(source.images), skipped, left_out, problems.turned, problems.first_turned)
     return found
 
 

@@ -383,7 +383,7 @@ def decode(serialized: Tensor) -> dict[str, Tensor]:
 
 
 def matching_files(
-    patterns: StrPath | Iterable[StrPath], path: Callable[[StrPath], str] = str
+    patterns: StrPath | Iterable[StrPath], path: Callable[[Any], str] = str
 ) -> list[str]:
     """The TFRecord files that paths and globs stand for, each once.
 

@@ -191,14 +191,19 @@ class _Pace:
     """Divides updates into calls to the device; the division changes no result.
 
     The first two calls make one update each: the first one compiles, the second one shows how long
-    an update takes. Later calls take a few seconds.
+    an update takes, and the time left is logged. Later calls take a few seconds.
+
+    Args:
+        title: name of the training for the log; "" logs nothing.
+        steps: number of updates in all.
 
     Attributes:
         seconds: time of one update, 0.0 while unknown.
         calls: number of calls so far.
     """
 
-    def __init__(self):
+    def __init__(self, title: str, steps: int) -> None:
+        self.title, self.steps = title, steps
         self.seconds, self.calls = 0.0, 0
 
     def call(
@@ -219,7 +224,18 @@ class _Pace:
         if self.calls > 1:
             # Never 0, by which the next call would divide.
             self.seconds = max((time.perf_counter() - began) / count, 1e-9)
+        if self.calls == 2 and self.title:
+            self._log_time_left(step + count)
         return step + count, scalars
+
+    def is_long(self, loop: TensorFlowLoop | JaxLoop, updates: int) -> bool:
+        """Whether so many updates take several calls, between which the training may be left."""
+        return loop.divisible and self.seconds * updates > CALL_SECONDS
+
+    def _log_time_left(self, step):
+        to_go = self.steps - step
+        left = duration(self.seconds * to_go)
+        logging.info("%s: %d of %d steps to go, about %s", self.title, to_go, self.steps, left)
 
 
 def run_loop(
@@ -241,8 +257,7 @@ def run_loop(
 
     Args:
         loop: the result of `make_loop`.
-        steps: number of updates in all, those before `start_step` included.
-        start_step: number of updates made already.
+        steps, start_step: numbers of updates in all, and made already.
         steps_per_loop: number of updates between two reports.
         summary_folder: folder for TensorBoard, or None.
         on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
@@ -251,13 +266,12 @@ def run_loop(
         skipped: steps whose batch is taken from the input without an update.
         stall_seconds: time without progress before a warning; 0 turns warnings off.
         quiet: hides the progress bar and the time left.
-        on_pause: called with (step) wherever the training may be saved and left: after each loop,
-            and inside a loop that will take long.
+        on_pause: called with (step) after each loop and inside long ones; it may save and raise.
 
     Raises:
         NonFiniteLossError: if a loss or the gradient norm is not finite.
     """
-    step, pace = start_step, _Pace()
+    step, pace = start_step, _Pace("" if quiet else title, steps)
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=quiet) as progress,
         Watchdog(stall_seconds) as watchdog,
@@ -265,40 +279,38 @@ def run_loop(
     ):
         while step < steps:
             if step in skipped:
-                # The batch is used up, because the position in the data follows from the step.
-                loop.batch()
+                loop.batch()  # used up, because the position in the data follows from the step
                 step += 1
-                progress.update(1)
                 continue
             first, began = step, time.perf_counter()
-            # Loops end at multiples of `steps_per_loop`, wherever they start, so that a resumed
-            # training reports at the same steps.
-            ends = [s for s in skipped if s > step]
-            end = min([step + steps_per_loop - step % steps_per_loop, steps, *ends])
+            end = _end_of_loop(step, steps, steps_per_loop, skipped)
             while step < end:
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
-                if pace.calls == 2 and not quiet:
-                    logging.info(
-                        "%s: %d of %d steps to go, about %s",
-                        title, steps - step, steps, duration(pace.seconds * (steps - step)),
-                    )  # fmt: skip
-                if step < end:
-                    progress.update(step - progress.n)
-                    if on_pause and loop.divisible and pace.seconds * (end - step) > CALL_SECONDS:
-                        on_pause(step)
+                progress.update(step - progress.n)
+                if on_pause and step < end and pace.is_long(loop, end - step):
+                    on_pause(step)
+            rate = (end - first) * images_per_step / (time.perf_counter() - began)
+            scalars["images_per_second"] = rate
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
-            seconds = time.perf_counter() - began
-            scalars["images_per_second"] = (end - first) * images_per_step / seconds
             # Before `on_loop`, which would save a checkpoint with the broken weights.
             check_finite(scalars, step)
             summaries.write(step, scalars)
-            progress.set_postfix_str(_postfix(scalars), refresh=False)
-            progress.update(step - progress.n)
+            progress.set_postfix_str(_postfix(scalars))
             if on_loop:
                 on_loop(step, {"step": step, **scalars})
             if on_pause:
                 on_pause(step)
+
+
+def _end_of_loop(step: int, steps: int, steps_per_loop: int, skipped: Collection[int]) -> int:
+    """The step at which the loop that starts at `step` ends.
+
+    Loops end at multiples of `steps_per_loop`, wherever they start, so that a resumed training
+    reports at the same steps.
+    """
+    ends = [s for s in skipped if s > step]
+    return min([step + steps_per_loop - step % steps_per_loop, steps, *ends])
 
 
 def _postfix(scalars: dict[str, float]) -> str:

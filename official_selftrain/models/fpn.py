@@ -25,13 +25,11 @@ def FPN(
     Args:
         backbone: any `keras.Model` whose output is a dict of levels, such as
             `{"3": [B, H / 8, W / 8, C], ...}`.
-        min_level: finest level of the result.
-        max_level: coarsest level of the result. Levels that the backbone lacks are made from its
-            coarsest one by strided convolutions.
+        min_level, max_level: finest and coarsest level of the result. Levels that the backbone
+            lacks are made from its coarsest one by strided convolutions.
         filters: channels of every level.
         separable: use depthwise-separable convolutions.
         norm: batch-norm settings; the activation is not used.
-        name: name of the model.
 
     Returns:
         A `keras.Model` from images `[B, H, W, 3]` to `{"3": ..., ..., "7": ...}`, where level `l`

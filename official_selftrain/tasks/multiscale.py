@@ -1,23 +1,38 @@
 """One class map out of the logits of many scales, strip by strip."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from official_selftrain.data.predictions import MaskPrediction
 from official_selftrain.ops import resize
+from official_selftrain.utils.types import Tensor
 
 MAX_PROBABILITIES = 2**24  # probabilities held at a time while an image is put together
 
 
-def inside(logits, info, size):
-    """Logits `[h, w, C]` at the pixels of the fitted image, without the padding."""
+def inside(logits: np.ndarray, info: np.ndarray, size: Sequence[int]) -> Tensor:
+    """Logits at the pixels of the fitted image, without the padding: `[h, w, C]`.
+
+    Args:
+        logits: `[H / r, W / r, C]` of the padded network input.
+        info: `[4, 2]`, as in `geometry.plan_resize`.
+        size: (H, W) of the padded network input in pixels.
+    """
     import tensorflow as tf
 
     height, width = (int(side) for side in np.rint(info[0] * info[2]))
     return tf.raw_ops.ResizeBilinear(images=logits[None], size=size)[0, :height, :width]
 
 
-def merge_views(views, height, width, stored):
-    """The `stored` largest mean probabilities of views `[h, w, C]` at (height, width)."""
+def merge_views(views: Sequence[Tensor], height: int, width: int, stored: int) -> MaskPrediction:
+    """The classes with the largest mean probabilities over all views, at every pixel.
+
+    Args:
+        views: logits `[h, w, C]`, each of a size of its own.
+        height, width: of the result in pixels.
+        stored: number of classes to keep for each pixel.
+    """
     import tensorflow as tf
 
     rows = max(1, MAX_PROBABILITIES // (width * views[0].shape[-1]))

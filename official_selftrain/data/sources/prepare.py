@@ -456,8 +456,8 @@ def read_index(name: StrPath) -> Iterator[tuple[str, int, str, list[int]]]:
     file = _index_file(name)
     for number, line in enumerate(files.read_text(file, "index").removesuffix("\n").split("\n"), 1):
         try:
-            image, image_id, digest, classes = line.split("\t")
-            classes = [int(c) for c in classes.split(",") if c]
+            image, image_id, digest, listed = line.split("\t")
+            classes = [int(c) for c in listed.split(",") if c]
             yield _unescaped(image), int(image_id), digest, classes
         except ValueError:
             raise UserError(
