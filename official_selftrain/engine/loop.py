@@ -250,7 +250,6 @@ def run_loop(
     images_per_step: int = 0,
     skipped: Collection[int] = (),
     stall_seconds: float = 0,
-    quiet: bool = False,
     on_pause: Callable[[int], None] | None = None,
 ) -> None:
     """Trains until `steps` updates have been made.
@@ -261,19 +260,18 @@ def run_loop(
         steps_per_loop: number of updates between two reports.
         summary_folder: folder for TensorBoard, or None.
         on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
-        title: text of the progress bar.
+        title: text of the progress bar; "" hides the bar and the time left.
         images_per_step: number of images of an update, for the speed.
         skipped: steps whose batch is taken from the input without an update.
         stall_seconds: time without progress before a warning; 0 turns warnings off.
-        quiet: hides the progress bar and the time left.
         on_pause: called with (step) after each loop and inside long ones; it may save and raise.
 
     Raises:
         NonFiniteLossError: if a loss or the gradient norm is not finite.
     """
-    step, pace = start_step, _Pace("" if quiet else title, steps)
+    step, pace = start_step, _Pace(title, steps)
     with (
-        tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=quiet) as progress,
+        tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=not title) as bar,
         Watchdog(stall_seconds) as watchdog,
         Summaries(summary_folder) as summaries,
     ):
@@ -287,16 +285,16 @@ def run_loop(
             while step < end:
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
-                progress.update(step - progress.n)
+                bar.update(step - bar.n)
                 if on_pause and step < end and pace.is_long(loop, end - step):
                     on_pause(step)
-            rate = (end - first) * images_per_step / (time.perf_counter() - began)
-            scalars["images_per_second"] = rate
+            images = (end - first) * images_per_step
+            scalars["images_per_second"] = images / (time.perf_counter() - began)
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             # Before `on_loop`, which would save a checkpoint with the broken weights.
             check_finite(scalars, step)
             summaries.write(step, scalars)
-            progress.set_postfix_str(_postfix(scalars))
+            bar.set_postfix_str(_postfix(scalars))
             if on_loop:
                 on_loop(step, {"step": step, **scalars})
             if on_pause:

@@ -162,11 +162,10 @@ class Training:
             steps_per_loop=steps_per_loop(settings),
             summary_folder=self.folder / "tensorboard" if chief else None,
             on_loop=self._on_loop,
-            title=self.folder.name,
+            title=self.folder.name if chief else "",
             images_per_step=images_per_step(self.config),
             skipped=self.divergence.skipped(),
             stall_seconds=self.config.runtime.stall_seconds,
-            quiet=not chief,
             on_pause=self._on_pause,
         )
 
