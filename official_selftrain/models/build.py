@@ -26,11 +26,11 @@ def build_detector(config: DetectionConfig) -> keras.Model:
         ValueError: if `num_classes` is not set, or if the network cannot take images of the
             config's size.
     """
-    norm = _norm_activation(config)
+    num_classes, norm = _num_classes(config), _norm_activation(config)
     with _dtype_policy(config.precision):
         return RetinaNet(
             _add_neck(build_backbone(config), config, norm),
-            _num_classes(config),
+            num_classes,
             num_convs=config.head_convs,
             num_filters=config.head_filters,
             norm=norm,
@@ -47,12 +47,12 @@ def build_segmenter(config: SegmentationConfig) -> keras.Model:
         ValueError: if `num_classes` is not set, or if the network cannot take images of the
             config's size.
     """
-    norm = _norm_activation(config)
+    num_classes, norm = _num_classes(config), _norm_activation(config)
     with _dtype_policy(config.precision):
         backbone = build_backbone(config)
         return Segmenter(
             _add_neck(ASPP(backbone) if config.aspp else backbone, config, norm),
-            _num_classes(config),
+            num_classes,
             level=config.head_level,
             num_convs=config.head_convs,
             fusion=config.fusion,

@@ -2,13 +2,23 @@ import keras
 import numpy as np
 import pytest
 
+from official_selftrain import config
 from official_selftrain.applications import spinenet
-from official_selftrain.models import RetinaNet
+from official_selftrain.models import RetinaNet, build_detector, build_segmenter
 
 
 def test_backbone_without_levels_is_refused():
     with pytest.raises(ValueError, match="dict of levels"):
         RetinaNet(keras.applications.MobileNetV2((64, 64, 3), include_top=False, weights=None), 3)
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [(build_detector, config.DetectionConfig), (build_segmenter, config.SegmentationConfig)],
+)
+def test_a_config_without_its_number_of_classes_is_refused(build, kind):
+    with pytest.raises(ValueError, match="The config has no `num_classes`"):
+        build(kind())
 
 
 def test_model_survives_saving(tmp_path):
