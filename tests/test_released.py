@@ -436,7 +436,7 @@ def test_shapes_of_no_network_are_told(shapes):
         ({"dropblock": {"dropblock_keep_prob": 0.9}}, "drop_block"),
         ({"spinenet": {"init_drop_connect_rate": "some"}}, "spinenet.init_drop_connect_rate"),
         ({"eval": {"eval_batch_size": 0}}, "evaluation.batch_size"),
-        ({"params": 5}, "params must contain keys and values"),
+        ({"params": 5}, "params must hold keys and values"),
         ({"model": ["retinanet"]}, "the model is a name"),
         ({"type": {}}, "the model is a name"),
         ({5: 5}, "Keys should be strings"),

@@ -240,7 +240,7 @@ def flip(file):
     [
         (lambda file: file.write_bytes(b""), "is damaged and is written again"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged and is written again"),
-        (lambda file: file.write_bytes(b"x" * file.stat().st_size), "is damaged: it is made"),
+        (lambda file: file.write_bytes(b"x" * file.stat().st_size), "is damaged and is written"),
         (lambda file: file.unlink(), "is missing and is written again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text(""), "not valid JSON.*made again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text('{"sou'), "not valid JSON.*again"),
