@@ -430,7 +430,7 @@ def test_masks_of_0_and_255_are_refused_with_the_remedy(folder):
         mask = np.zeros((4, 6), "uint8")
         mask[:, 3:] = 255 * (index > 0)
         Image.fromarray(mask).save(folder / f"masks/{index}.png")
-    with pytest.raises(UserError, match="no class but 0, and 9 of 10 hold 255.*write 1 for it"):
+    with pytest.raises(UserError, match="no class but 0, and 9 of 10 contain 255.*write 1 instead"):
         prepare(folder, masks="masks")
     Image.fromarray(np.eye(4, 6, dtype="uint8")).save(folder / "masks/0.png")
     assert prepare(folder, masks="masks")["images_per_class"] == {0: 10, 1: 1}
