@@ -283,7 +283,7 @@ def test_silent_damage_is_found_by_checksum_and_mended(folder):
     assert prepare(folder) == summary  # size and time are as they were: not read through each time
     message = sources.find_damage(str(folder / "out/all"))
     assert re.search("00001-of-00004.*has changed.*00003-of-00004.*has changed", message)
-    assert message.endswith("; the same command makes them again")
+    assert message.endswith("; the same command writes them again")
     assert prepare(folder) == summary and sources.verify(folder / "out/all") == 4
 
 

@@ -323,7 +323,12 @@ def _in_threads(jobs, tallies, images, workers, name):
 # --- The whole -------------------------------------------------------------------------------
 
 
-def _class_names(source, path, reader, tallies):
+def _class_names(
+    source: SourceConfig,
+    path: Callable[[str], str],
+    reader: readers.Reader,
+    tallies: Sequence[Tally],
+) -> dict[int, str]:
     """`{class id: name}` of a source.
 
     Names of TFRecords are in the class list, else in the summary or `classes.json` in their folder,
