@@ -88,6 +88,7 @@ def _explain(
     lines: dict[str | None, list[str]] = {}
     misplaced: dict[tuple[str | None, type[ConfigModel]], list[str]] = {}
     reported = set()
+    # All errors are reported at once; several messages about one key would hide the others.
     for path, group, siblings, error in located:
         if path in reported:  # for example the second number of a pair
             continue

@@ -65,7 +65,7 @@ def load_yaml(text: str, origin: StrPath, last_wins: bool = False) -> Any:
         node = loader.get_single_node()
         _check_size(node, {})
         if not last_wins:
-            _check_keys(node, set())
+            _check_keys(node, set())  # PyYAML keeps the last of equal keys without a word
         return None if node is None else loader.construct_document(node)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
@@ -80,7 +80,7 @@ def load_yaml(text: str, origin: StrPath, last_wins: bool = False) -> Any:
         raise UserError(f"{origin} is not valid YAML: {one_line(error, None)}") from None
     finally:
         if loader is not None:
-            loader.dispose()
+            loader.dispose()  # breaks the reference cycles in the parser
 
 
 def _children(node: Any) -> list[Any]:
@@ -194,6 +194,7 @@ def _split_commas(text: str) -> list[str]:
     for letter in text:
         if quote:
             quote = "" if letter == quote else quote
+        # A quote counts only where a value begins: description=it's has none.
         elif letter in "'\"" and before in "=,[{:":
             quote = letter
         elif letter in "[{]}":

@@ -822,6 +822,8 @@ class Config(ConfigModel):
     def _check_micro_batches(self) -> None:
         count = self.trainer.micro_batches
         self.check_batch_sizes(count, f"trainer.micro_batches={count}")
+        # The divisors of the losses are known only after all micro-batches. Until then the
+        # gradients of the two streams are kept apart, and each needs a pass of its own.
         if count > 1 and self.pseudo is not None and not self.self_training.separate_batch_norm:
             raise ValueError(
                 "trainer.micro_batches adds up the gradients of each source by itself: it needs "

@@ -291,8 +291,7 @@ def run_loop(
             images = (end - first) * images_per_step
             scalars["images_per_second"] = images / (time.perf_counter() - began)
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
-            # Before `on_loop`, which would save a checkpoint with the broken weights.
-            check_finite(scalars, step)
+            check_finite(scalars, step)  # before `on_loop`, which would save the broken weights
             summaries.write(step, scalars)
             bar.set_postfix_str(_postfix(scalars))
             if on_loop:

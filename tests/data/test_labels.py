@@ -296,9 +296,9 @@ def test_folders_are_classes(folder):
         "n01/b.jpg": 0, "n01/c.jpg": 0, "n02/a.jpg": 1,
     }  # fmt: skip
     write(folder, {"wnids.txt": "n03\nn01\n"})
-    with pytest.raises(UserError, match="the class list has no 'n02'; did you mean"):
+    with pytest.raises(UserError, match="the class list does not contain 'n02'; did you mean"):
         prepare(folder, images="classes", label_by_folder=True, class_list="wnids.txt")
-    with pytest.raises(UserError, match="'im_0.jpg' of .* is not in a folder of its class"):
+    with pytest.raises(UserError, match="'im_0.jpg' of .* is not in the folder of a class"):
         prepare(folder, label_by_folder=True)
 
 
@@ -516,7 +516,7 @@ def test_masks_and_labels_belong_to_the_image_of_their_path(folder):
 def test_a_mask_for_two_images_is_refused(folder):
     two_cameras(folder)
     save_mask(folder, "0001.png", np.zeros((40, 60)))
-    with pytest.raises(UserError, match="'cam1/0001.png' and 'cam2/0001.png' would share"):
+    with pytest.raises(UserError, match="'cam1/0001.png' and 'cam2/0001.png' would have the same"):
         read(folder, images="cams", masks="masks")
     write(folder, {"l.txt": "cam1/0001.png\n"})
     (folder / "masks/cam1").mkdir()

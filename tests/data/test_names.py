@@ -131,7 +131,11 @@ def test_labels_belong_to_the_image_of_their_path_and_then_of_their_stem(images,
         ),
         (["a.jpg"], ["a.png", "a.tif"], "'a.jpg' could have the labels 'a.png' or 'a.tif' of lab"),
         (["a.jpg"], ["x/a.txt", "y/a.txt"], "could have the labels 'x/a.txt' or 'y/a.txt'"),
-        (["x/a.jpg", "y/a.jpg"], ["x/a.txt", "z/a.txt"], "'y/a.jpg' and 'z/a.txt' .* one stem"),
+        (
+            ["x/a.jpg", "y/a.jpg"],
+            ["x/a.txt", "z/a.txt"],
+            "'y/a.jpg' and 'z/a.txt' .* the same stem",
+        ),
     ],
 )
 def test_a_doubtful_pair_is_refused_with_both_names(images, labels, message):

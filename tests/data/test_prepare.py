@@ -240,7 +240,7 @@ def flip(file):
     [
         (lambda file: file.write_bytes(b""), "is damaged and is written again"),
         (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is damaged and is written again"),
-        (lambda file: file.write_bytes(b"x" * file.stat().st_size), "is damaged: it is made"),
+        (lambda file: file.write_bytes(b"x" * file.stat().st_size), "is damaged and is written"),
         (lambda file: file.unlink(), "is missing and is written again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text(""), "not valid JSON.*made again"),
         (lambda file: pathlib.Path(f"{file}.json").write_text('{"sou'), "not valid JSON.*again"),
@@ -283,7 +283,7 @@ def test_silent_damage_is_found_by_checksum_and_mended(folder):
     assert prepare(folder) == summary  # size and time are as they were: not read through each time
     message = sources.find_damage(str(folder / "out/all"))
     assert re.search("00001-of-00004.*has changed.*00003-of-00004.*has changed", message)
-    assert message.endswith("; the same command makes them again")
+    assert message.endswith("; the same command writes them again")
     assert prepare(folder) == summary and sources.verify(folder / "out/all") == 4
 
 
@@ -430,7 +430,7 @@ def test_masks_of_0_and_255_are_refused_with_the_remedy(folder):
         mask = np.zeros((4, 6), "uint8")
         mask[:, 3:] = 255 * (index > 0)
         Image.fromarray(mask).save(folder / f"masks/{index}.png")
-    with pytest.raises(UserError, match="no class but 0, and 9 of 10 hold 255.*write 1 for it"):
+    with pytest.raises(UserError, match="no class but 0, and 9 of 10 contain 255.*write 1 instead"):
         prepare(folder, masks="masks")
     Image.fromarray(np.eye(4, 6, dtype="uint8")).save(folder / "masks/0.png")
     assert prepare(folder, masks="masks")["images_per_class"] == {0: 10, 1: 1}

@@ -375,7 +375,7 @@ FAULTS = [
     (first_image(file_name="im_2.jpg"), "two images have the file name 'im_2.jpg' .ids", (2, 1)),
     (everywhere(12), "two images have the id 12, 'im_0.jpg' and 'im_2.jpg'", (1, 0)),
     (first_image(id=[10]), r"item 0 of 'images': id must be a whole number.*given \[10\]", None),
-    (first_image(width=61), "says im_0.jpg is 61 x 40 pixels, the file is 60 x 40", (2, 1)),
+    (first_image(width=61), "says im_0.jpg is 61 x 40 pixels, but the file is 60 x 40", (2, 1)),
     (first_image(height=None, width=61), r"says im_0.jpg is 61 x \? pixels", (2, 1)),
     (first_image(width="wide"), 'width must be a whole number of pixels.*given "wide"', (2, 1)),
     (first_image(width=-60), "width must be a whole number of pixels.*given -60", (2, 1)),

@@ -460,7 +460,7 @@ def test_a_path_that_exists_is_that_path(tmp_path, place, names):
         ("photos/*.bmp", r"no file matches .*bmp'$"),
         ("photos/nothing/*.jpg", "no file matches"),
         ("nothing/at/all", "no file matches"),
-        ("*", "matches tar files and images; name one kind"),
+        ("*", "matches both tar files and images; give a pattern"),
         ("a\0b", "no file matches"),
     ],
 )

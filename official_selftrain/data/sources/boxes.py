@@ -122,6 +122,7 @@ class Boxes:
             raise UserError(f"{where}: {given} extends beyond the {width} x {height} image{hint}")
         fractions = (y1 / height, x1 / width, y2 / height, x2 / width)
         top, left, bottom, right = (min(max(value, 0.0), 1.0) for value in fractions)
+        # The network learns the logarithms of the sides.
         if bottom - top < THINNEST or right - left < THINNEST:
             self.errors.leave_out("boxes without an area", where)
             return

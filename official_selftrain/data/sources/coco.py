@@ -249,6 +249,7 @@ class Coco:
             if isinstance(items[index], dict) and isinstance(items[index].get("id"), (int, str)):
                 faulty.add(_identity_or_none(items[index]["id"]))
         counts = collections.Counter(image.id for image in images)
+        # The annotations of such an image could belong to either of the two files.
         twice = {key: [] for key, count in counts.items() if count > 1}
         for image in images:
             if image.id in twice:
@@ -316,6 +317,7 @@ class Coco:
     def _named(self, images, names, errors):
         """`{image name: image}`; a name that the store has as it stands comes first."""
         named, given = {}, {}
+        # Exact names first, so that a similar name cannot claim their file.
         for image in sorted(images, key=lambda image: image.file_name not in names):
             try:
                 name = names.find(image.file_name) or image.file_name
@@ -334,6 +336,7 @@ class Coco:
                 errors.add(error)
                 continue
             named[name], given[name] = image, image.file_name
+        # The shards, and so their checksums, follow the order of the file.
         order = {image.id: place for place, image in enumerate(images)}
         return dict(sorted(named.items(), key=lambda item: order[item[1].id]))
 
@@ -348,6 +351,7 @@ class Coco:
             return map(_Annotation._make, _ANNOTATIONS.validate_python(objects))
         except pydantic.ValidationError as error:
             faults = _first_faults(error)
+        # Pydantic checks the whole list at once, which is fast; only lists with errors come here.
         for index, fault in faults.items():
             item, field = objects[index], _Annotation._fields[fault["loc"][1]]
             errors.add(

@@ -100,6 +100,7 @@ def read_data_yaml(path: StrPath) -> DataYaml:
     if not isinstance(content, dict):
         raise UserError(f"{path} must contain keys and values, among them `names: [cat, dog]`")
     try:
+        # Other keys, such as paths and download scripts, are none of our business.
         return DataYaml.model_validate({key: content.get(key) for key in EXPECTED})
     except pydantic.ValidationError as error:
         field = error.errors()[0]["loc"][0]
@@ -186,6 +187,7 @@ def read_image_list(path: StrPath, exists: Callable[[str], bool] = lambda name: 
     lines = [line.strip() for line in read_text(path, "image list").splitlines()]
     lines = [line for line in lines if line]
     columns = [WITH_COLUMN.fullmatch(line) for line in lines]
+    # One line that is a name as a whole shows that the numbers are part of the names.
     if lines and all(columns) and not any(map(exists, lines)):
         return [column[1] for column in columns if column and column[2] != "-1"]
     return lines

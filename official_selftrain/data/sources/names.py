@@ -97,6 +97,7 @@ class Names:
 
         `images/cam1/a.jpg` and `a.jpg` can mean cam1/a.jpg; `cam2/a.jpg` cannot.
         """
+        # Comparing all pairs would take hours; only names with the same last part can match.
         if reading not in self._tables:
             table = self._tables[reading] = collections.defaultdict(list)
             for name in self._names:
@@ -169,6 +170,7 @@ def pair(
         free = [name for name in free if name not in taken]
         if not rest or not free:
             return found
+    # Stems of paired names count as well: a stem that occurs twice proves nothing.
     counts = collections.Counter(map(_last, images)), collections.Counter(map(_last, labels))
     for image, label in _matches(rest, free, _last, _last, where, wanted).items():
         if any(count[_last(image)] > 1 for count in counts):

@@ -128,6 +128,7 @@ def _jobs(
 def _fingerprint(source: SourceConfig, reader: readers.Reader) -> str:
     """Changes when the source's settings or any of its files change."""
     # Sections of a config have more fields, such as the batch size, that no record depends on.
+    # Size and time stand for the content of a file: reading all would take as long as preparing.
     settings = source.model_dump_json(include=set(SourceConfig.model_fields))
     lines = [str(FORMAT), settings, *reader.fingerprints]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
@@ -322,7 +323,12 @@ def _in_threads(jobs, tallies, images, workers, name):
 # --- The whole -------------------------------------------------------------------------------
 
 
-def _class_names(source, path, reader, tallies):
+def _class_names(
+    source: SourceConfig,
+    path: Callable[[str], str],
+    reader: readers.Reader,
+    tallies: Sequence[Tally],
+) -> dict[int, str]:
     """`{class id: name}` of a source.
 
     Names of TFRecords are in the class list, else in the summary or `classes.json` in their folder,
@@ -333,7 +339,9 @@ def _class_names(source, path, reader, tallies):
     if source.class_list:
         first = 1 if any(tally["boxes"] for tally in tallies) else 0
         return lists.read_class_list(path(source.class_list), first)
-    names, own = {}, {}
+    # Names in a file may include classes that no record has, so they come before those of records.
+    names: dict[int, str] = {}
+    own: dict[int, str] = {}
     for file in dict.fromkeys(map(_names_file, reader.shards)):
         content = files.read_json_or_none(file) if file else None
         if isinstance(content, dict):
@@ -399,6 +407,7 @@ def _check(summary: Summary, tallies: list[Tally], place: str | None) -> None:
 def _write(name, summary, tallies, jobs):
     """Writes summary and index unless they are up to date, and logs what is missing in the data."""
     folder = os.path.dirname(os.path.abspath(name))
+    # Own shards are listed by name only, so that the folder can be moved.
     inside = [not job.in_place for job in jobs]
     listed = [
         os.path.basename(file) if own else os.path.abspath(file)

@@ -173,6 +173,7 @@ def _images(source, path):
     if source.class_list:
         first = 0 if source.masks or source.label_by_folder else 1
         names = lists.read_class_list(path(source.class_list), first)
+    # Without label files the images are those of the store; with them, those that the labels list.
     labels, entries = None, dict.fromkeys(store.names)
     if source.annotations:
         class_list = path(source.class_list) if source.class_list else None
@@ -240,6 +241,7 @@ def _matching_masks(masks, images, entries):
     Raises:
         UserError: if an image has no mask, or it is ambiguous which one.
     """
+    # Images without a mask take part, so that they cannot leave their mask to another image.
     every = dict.fromkeys([*images, *entries])
     found = pair(every, masks.names, str(masks), entries)
     missing = [name for name in entries if name not in found]

@@ -355,6 +355,7 @@ COMPRESSIONS = {
 
 
 def _refuse_compression(file):
+    # Members of a compressed tar cannot be read at their offsets.
     try:
         with open(file, "rb") as stream:
             start = stream.read(8)
@@ -447,6 +448,7 @@ def check_image(
             turned = bool(shown(image.size[::-1], _shown_size(image)))
         if errors is not None and _frames(image) > 1:
             errors.leave_out("further frames or pages of images", where)
+        # Decoding now finds a corrupt file before a training does, hours later.
         image.load()
         if image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and not turned:
             return encoded, image.height, image.width, turned

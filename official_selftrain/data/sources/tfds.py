@@ -41,7 +41,7 @@ def open_tfds(
     tfds = import_extra("tensorflow_datasets", "tfds", "tfds")
     try:
         builder = tfds.builder(source.tfds)
-        if not builder.info.splits:
+        if not builder.info.splits:  # not downloaded yet
             builder.download_and_prepare()
     except Exception as error:
         reason = one_line(error, 300)
