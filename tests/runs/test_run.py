@@ -87,7 +87,7 @@ def test_student_reads_the_teachers_labels_and_control_does_not(finished, tmp_pa
             record.boxes[:] = [0.1, 0.1, 0.9, 0.9]
             moved.append(record)
         records.write(str(again / "labels" / file.name), moved)
-    teacher_folder = folder / "teacher"
+    teacher_folder = str(folder / "teacher")
     labels = str(again / "labels/pseudo-*.tfrecord")
     for stage, stage_config in (
         ("student", config_lib.student_config(config, labels, teacher_folder)),
