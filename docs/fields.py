@@ -1,7 +1,7 @@
 """Writes the tables of settings in the pages of this folder: `python docs/fields.py`.
 
 A table stands between `<!-- fields of NAME -->` and `<!-- end of fields -->`, NAME being a class of
-`official_selftrain.config`. It is made of the descriptions in `config/schema.py`.
+`official_selftrain.config`. It is made of the descriptions in `config/`.
 """
 
 import pathlib

@@ -49,3 +49,19 @@ def test_a_verb_stays_a_function_when_its_command_is_imported(verb):
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'SpineNet50'"):
         _ = ost.SpineNet50
+
+
+def test_an_experiment_is_loaded_with_changes_and_checked():
+    config = ost.load_experiment("demo", "trainer.steps=700", data_dir="here")
+    assert isinstance(config, ost.Config) and config.trainer.steps == 700
+    assert pathlib.Path(config.data_dir) == pathlib.Path("here").absolute()
+    with pytest.raises(ost.UserError, match="did you mean 'demo'"):
+        ost.load_experiment("dmo")
+    with pytest.raises(ost.UserError, match="mean 'steps'"):
+        ost.load_experiment("demo", "trainer.stps=1")
+
+
+@pytest.mark.parametrize("settings", [ost.DetectionTask, ost.DetectionConfig, ost.SegmentationTask])
+def test_a_misspelled_setting_in_python_is_answered_with_the_nearest_name(settings):
+    with pytest.raises(ost.UserError, match="num_clases.* did you mean 'num_classes'"):
+        settings(num_clases=91)

@@ -397,7 +397,7 @@ def test_an_export_appears_when_it_is_complete(tmp_path):
 )
 def test_a_damaged_class_list_asks_for_the_number(tmp_path, content):
     (tmp_path / "classes.json").write_text(content)
-    config = config_lib.load_experiment("demo")
+    config = config_lib.experiment_settings("demo")
     with pytest.raises(UserError, match=r"num_classes=N|is not valid JSON"):
         export.num_classes(config_lib.config_from_dict(config), tmp_path)
 

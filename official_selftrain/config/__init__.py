@@ -8,6 +8,7 @@ from official_selftrain.config.build import changed, choices, model_from_dict
 from official_selftrain.config.experiments import (
     PACKAGE,
     config_from_dict,
+    experiment_settings,
     load,
     load_experiment,
     load_experiments,
@@ -25,17 +26,16 @@ from official_selftrain.config.overrides import (
 from official_selftrain.config.schema import (
     STRATEGIES,
     Config,
-    DetectionConfig,
+    OptimizerConfig,
+    RuntimeConfig,
+    SelfTrainingConfig,
+    TrainerConfig,
+)
+from official_selftrain.config.sources import (
     EvaluationConfig,
     InputConfig,
-    NmsConfig,
-    OptimizerConfig,
     PseudoConfig,
-    RuntimeConfig,
-    SegmentationConfig,
-    SelfTrainingConfig,
     SourceConfig,
-    TrainerConfig,
 )
 from official_selftrain.config.stages import (
     control_config,
@@ -44,6 +44,7 @@ from official_selftrain.config.stages import (
     student_config,
     teacher_config,
 )
+from official_selftrain.config.tasks import DetectionConfig, NmsConfig, SegmentationConfig
 from official_selftrain.config.values import MAX_CLASSES, MAX_SIDE
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "config_from_dict",
     "control_config",
     "dump",
+    "experiment_settings",
     "load",
     "load_experiment",
     "load_experiments",

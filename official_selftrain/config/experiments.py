@@ -93,7 +93,7 @@ def _execute(file: pathlib.Path) -> dict[Any, Any]:
     return experiments
 
 
-def load_experiment(name: str) -> dict[str, Any]:
+def experiment_settings(name: str) -> dict[str, Any]:
     """Loads the nested dicts of an experiment.
 
     Args:
@@ -118,6 +118,20 @@ def load_experiment(name: str) -> dict[str, Any]:
     return experiments[wanted]
 
 
+def load_experiment(name: str, *overrides: str, data_dir: StrPath | None = None) -> Config:
+    """Loads an experiment, with changes, for `run` or `train`.
+
+    Args:
+        name: its name, or `FILE.py:NAME`, which executes the file.
+        overrides: settings that replace those of the experiment, such as `"trainer.steps=100"`.
+        data_dir: folder at which relative paths of the data start.
+
+    Raises:
+        UserError: if there is no such experiment, or for a wrong setting, with the nearest name.
+    """
+    return resolve(name, None, overrides, data_dir)
+
+
 def resolve(
     experiment: str | None = None,
     config_file: StrPath | None = None,
@@ -127,7 +141,7 @@ def resolve(
     """Resolves a command line to a checked config. Later arguments win over earlier ones.
 
     Args:
-        experiment: see `load_experiment`.
+        experiment: see `experiment_settings`.
         config_file: YAML or JSON file; without an experiment it must be complete.
         overrides: texts as `parse_override` takes them.
         data_dir: folder at which relative paths of the data start.
@@ -142,7 +156,7 @@ def resolve(
         )
     layers: list[tuple[str, dict[str, Any]]] = []
     if experiment:
-        layers.append((f"experiment {experiment!r}", load_experiment(experiment)))
+        layers.append((f"experiment {experiment!r}", experiment_settings(experiment)))
     if config_file:
         layers.append((str(config_file), load_file(config_file)))
     for text in overrides:

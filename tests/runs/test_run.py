@@ -196,10 +196,10 @@ def test_batches_are_shared_out_evenly(data):
     """Silent error 3: a replica that gets no image turns all weights to NaN."""
     two = Distribution("any", 2)
     training.check_batches(resolve(data), two)
-    with pytest.raises(UserError, match=r"pseudo.batch_size=3 .* by 2 .2 replicas.; take 4"):
+    with pytest.raises(UserError, match=r"pseudo.batch_size=3 .* by 2 .2 replicas.; use 4"):
         training.check_batches(resolve(data, "pseudo.batch_size=3"), two)
     parts = resolve(data, "trainer.micro_batches=2,self_training.separate_batch_norm=true")
-    with pytest.raises(UserError, match="4 .2 replicas with 2 micro-batches each.; take 4"):
+    with pytest.raises(UserError, match="4 .2 replicas with 2 micro-batches each.; use 4"):
         training.check_batches(parts, two)
     with pytest.raises(UserError, match="micro_batches=2 needs the TensorFlow backend"):
         training.check_batches(parts, JaxDistribution())

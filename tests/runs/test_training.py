@@ -78,7 +78,7 @@ def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(da
         losses.append([[row["loss"], row["gradient_norm"]] for row in rows])
     # Sums in another order; at the rate of `mini` a difference does not grow.
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    with pytest.raises(UserError, match="=2 is not divisible by trainer.micro_batches=3; take 3"):
+    with pytest.raises(UserError, match="=2 is not divisible by trainer.micro_batches=3; use 3"):
         teacher_of(data, "trainer.micro_batches=3", *settings)
     with pytest.raises(UserError, match="needs self_training.separate_batch_norm=true"):
         resolve(data, "trainer.micro_batches=2")
