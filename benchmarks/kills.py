@@ -3,12 +3,12 @@
     python benchmarks/kills.py --kills=24 --seed=0
 
 The run has every kind of file: two policies, averaged and best weights, evaluations during
-training, three shards of pseudo labels, a control. Each kill (SIGKILL) comes a random time
-after the run has written the next file of a list that covers all stages. `--inside` more kills come
-while a temporary file exists, in the middle of writing a checkpoint, weights or a shard. Then the
-command is repeated until it finishes. Prints where the run was killed and which files equal those
-of the uninterrupted run bit for bit; the exit status is 1 if any differs. Takes about 10 minutes on
-two cores.
+training, three shards of pseudo labels, a control. Each kill (SIGKILL) comes a random time after
+the run has written the next file of a list that covers all stages. `--inside` more kills come while
+a temporary file exists, in the middle of writing a checkpoint, weights or a shard. Then the command
+is repeated until it finishes. Prints where the run was killed and which files equal those of the
+uninterrupted run bit for bit; the exit status is 1 if any differs. Takes about 10 minutes on two
+cores.
 """
 
 import argparse
