@@ -204,7 +204,7 @@ def _label_table(config, labels):
 
 
 def _history(folder):
-    """The rows of a training; a line that a kill left half written is none."""
+    """The rows of a training; a line that a kill left half written is skipped."""
     rows, file = [], folder / "history.jsonl"
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError):

@@ -103,7 +103,7 @@ class Workspace:
         self.config = self.data.with_num_classes(self.config)
 
     def on_chief_first(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns; the chief calls it first, because it alone writes files."""
+        """What `function` returns; the chief calls it first, because only it writes files."""
         return self.distribution.on_chief_first(function)
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Annotations(Protocol):
         """The (height, width) in pixels of the image that the labels refer to, None if unknown."""
 
     def fields(self, raw: Any, height: int, width: int, errors: RecordErrors) -> dict[str, Any]:
-        """Reads the labels of one image; an annotation with an error is left out alone.
+        """Reads the labels of one image, without the annotations that have an error.
 
         Args:
             raw: a value of `entries`.

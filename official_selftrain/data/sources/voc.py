@@ -105,7 +105,7 @@ class Voc(PerImage):
         near = near_class_list(self.folder)
         raise UserError(
             f"{where}: unknown class {name!r}; the 20 names of PASCAL VOC are known, others need "
-            f"class_list, a file with one name a line{f' (class_list={near}?)' if near else ''}"
+            f"class_list, a file with one name per line{f' (class_list={near}?)' if near else ''}"
         )
 
 
