@@ -76,8 +76,8 @@ SMALLER = {
     "3), include_top=False)": "3), include_top=False, weights=None)",
     # A SpineNet takes a minute to trace.
     "import SpineNet49S": "import ResNet18",
-    "SpineNet49S(include_top=False, input_shape=(128, 128, 3))": (
-        "ost.FPN(ResNet18(include_top=False, input_shape=(128, 128, 3)), filters=16)"
+    "ost.SpineNet49S(include_top=False, input_shape=(128, 128, 3))": (
+        "ost.FPN(ost.ResNet18(include_top=False, input_shape=(128, 128, 3)), filters=16)"
     ),
     "SpineNet49S(include_top=False, input_shape=(*size, 3))": (
         "ost.FPN(ResNet18(include_top=False, input_shape=(*size, 3)), filters=16)"
