@@ -91,7 +91,7 @@ def fill(arrays):
         if "seed" in how:
             arrays[key] = noise(how["seed"], how["shape"])
             continue
-        whole = np.ma.masked_all(how["shape"], arrays[key].dtype)
+        whole = np.ma.array(np.zeros(how["shape"], arrays[key].dtype), mask=True)
         whole.flat[:: how["stride"]] = arrays[key]
         arrays[key] = whole
     return arrays
