@@ -20,7 +20,7 @@ def test_focal_loss_by_hand():
 
 def test_focal_loss_of_extreme_logits_is_alpha_times_the_logit():
     logits = np.array([-1e4, 1e4, -1e4, 1e4], "float32")
-    values = losses.focal_loss(logits, np.array([1, 1, 0, 0], "float32"), 0.25, 1.5)
+    values = losses.focal_loss(logits, np.array([1, 1, 0, 0], "float32"), alpha=0.25, gamma=1.5)
     np.testing.assert_allclose(values, [0.25 * 1e4, 0, 0, 0.75 * 1e4], rtol=1e-6)
 
 

@@ -368,7 +368,7 @@ def test_teacher_stores_the_distribution(model, tmp_path):
     stored = make(True, label_classes=9).to_record(image, soft, "teacher")
     source = PseudoConfig(soft=True)
     make(label_classes=3).check_pseudo_record(stored, source)
-    with pytest.raises(UserError, match="hold 3 of 3 classes a pixel; label again"):
+    with pytest.raises(UserError, match="hold 3 of 3 classes per pixel; label again"):
         make(label_classes=2).check_pseudo_record(stored, source)
     with pytest.raises(UserError, match="hold 1 of 3 classes"):
         make(label_classes=2).check_pseudo_record(
