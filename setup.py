@@ -80,7 +80,7 @@ setuptools.setup(
     # The recipes lie beside the package and travel inside it in a wheel.
     package_dir={"official_selftrain.experiments": "experiments"},
     # The mark by which type checkers know that the package is annotated.
-    package_data={"official_selftrain": ["py.typed"]},
+    package_data={"official_selftrain": ["py.typed"], "official_selftrain.pipeline": ["*.html"]},
     install_requires=[
         "absl-py>=2.0",
         "keras>=3.10",

@@ -61,7 +61,7 @@ def test_the_version_can_be_cited_and_has_a_place_in_the_changelog(settings):
 
 
 def test_the_wheel_says_that_it_is_typed(settings):
-    assert settings["package_data"] == {"official_selftrain": ["py.typed"]}
+    assert settings["package_data"]["official_selftrain"] == ["py.typed"]
     assert (ROOT / "official_selftrain/py.typed").is_file()
 
 

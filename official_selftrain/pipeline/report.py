@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import pathlib
+import string
 import tempfile
 from collections.abc import Mapping
 
@@ -29,12 +30,7 @@ SHOWN_SCORE, ANY_SCORE = 0.3, 0.1  # lower scores clutter the pictures
 
 NO_CURVES = "<p>Curves need matplotlib: pip install 'official_selftrain[report]'</p>"
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; }
-table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: .3em .8em; }
-td { text-align: right; } td:first-child, th { text-align: left; }
-img { image-rendering: auto; max-width: 100%; } .warning { color: #a00; font-weight: bold; }
-"""
+TEMPLATE = pathlib.Path(__file__).with_suffix(".html")
 
 
 def write(
@@ -67,10 +63,8 @@ def write(
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
-    title = html.escape(title_of(config))
-    page = (
-        f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
-        f"<h1>{title}</h1>" + "\n".join(parts)
+    page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=html.escape(title_of(config)), body="\n".join(parts)
     )
     write_json(folder / "comparison.json", results)
     write_text(folder / "report.html", f"{page}\n{end}\n")
