@@ -53,7 +53,8 @@ def _fault_file(job: Job) -> pathlib.Path:
     return pathlib.Path(f"{job.file}.fault.tmp")
 
 
-def _run(job: Job) -> None:
+# Not annotated: Beam would check the jobs against the protocol, which Python cannot.
+def _run(job):
     """Runs a job, and writes a `UserError` to a file instead of raising it.
 
     Beam would retry an exception several times, and then report its own stack trace.

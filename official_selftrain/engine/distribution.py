@@ -161,7 +161,7 @@ class Distribution:
 
         # Which one TensorFlow raises depends on the operation that was interrupted.
         gone = (
-            errors.AbortedError, errors.CanceledError, errors.DeadlineExceededError,
+            errors.AbortedError, errors.CancelledError, errors.DeadlineExceededError,
             errors.FailedPreconditionError, errors.InternalError, errors.UnavailableError,
             errors.UnknownError,
         )  # fmt: skip

@@ -475,7 +475,7 @@ def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
     for trained in ("checkpoints/ckpt-00000002.npz", "teacher/model.weights.h5"):
         (tmp_path / trained).parent.mkdir(exist_ok=True)
         (tmp_path / trained).touch()
-        with pytest.raises(UserError, match=r"differs in .*trainer.steps \(3 there, 4 now\)"):
+        with pytest.raises(UserError, match=r"differs in .*trainer.steps \(3 before, 4 now\)"):
             init_run_folder(first, tmp_path)
         (tmp_path / trained).unlink()
     init_run_folder(first, tmp_path)
@@ -544,7 +544,7 @@ def test_metrics_of_other_data_or_weights_are_kept_apart(own, no_network, caplog
         caplog.clear()
         metrics = pipeline.evaluate(config, stage, weights=weights, refresh=True)
         assert json.loads((stage / "metrics.json").read_text()) == results["student"]
-        assert "not the metrics of the run" in caplog.text
+        assert "these metrics are not those of the run" in caplog.text
         file = max((stage / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
         assert str(file) in caplog.text
         assert json.loads(file.read_text())["metrics"] == metrics != results["student"]
@@ -584,7 +584,7 @@ def test_evaluation_reads_classes_beside_the_weights(own, no_network):
             config.override({"task.num_classes": 2}), folder.parent / "out", weights=classes.parent
         )
     start = config.override({"pseudo": None, "trainer.init": str(folder / "student")})
-    with pytest.raises(UserError, match="student knows 4 classes .*, the data 2; set task.num_cl"):
+    with pytest.raises(UserError, match="student knows 4 classes .*, but the data has 2; if .* set task.num_cl"):
         pipeline.train(start, folder.parent / "b")
 
 
@@ -720,7 +720,7 @@ def test_the_report_is_of_the_last_round_and_says_what_ran(own, monkeypatch):
 
 def test_ctrl_c_says_in_which_stage(tmp_path):
     clock = StageTimer(tmp_path / "seconds.json")
-    told = "in the stage labels; the same command goes on"
+    told = "in the stage labels; the same command resumes it"
     with pytest.raises(KeyboardInterrupt, match=told), clock("labels"):
         raise KeyboardInterrupt
     assert list(json.loads((tmp_path / "seconds.json").read_text())) == ["labels"]
