@@ -584,9 +584,7 @@ def test_evaluation_reads_classes_beside_the_weights(own, no_network):
             config.override({"task.num_classes": 2}), folder.parent / "out", weights=classes.parent
         )
     start = config.override({"pseudo": None, "trainer.init": str(folder / "student")})
-    with pytest.raises(
-        UserError, match="student knows 4 classes .*, but the data has 2; if .* set task.num_cl"
-    ):
+    with pytest.raises(UserError, match="student knows 4 classes .*, but the data has 2; if "):
         pipeline.train(start, folder.parent / "b")
 
 
