@@ -170,7 +170,7 @@ def test_help_shows_every_flag_with_type_default_and_example(name):
     assert list(entries) == flags
     for flag, entry in entries.items():
         usage, *text, facts = entry.splitlines()
-        assert re.fullmatch(r"|=(TEXT|INTEGER|NUMBER|[a-z_]+\|).*", usage), (flag, usage)
+        assert re.fullmatch(r"|=(TEXT|INTEGER|NUMBER|[a-z_/]+\|).*", usage), (flag, usage)
         assert text and text[0].strip()[0].isupper() and text[-1].endswith("."), (flag, text)
         assert re.fullmatch(rf" +Default: .+\. Example: --(no)?{flag}(=\S+)?", facts), facts
     examples = re.findall(r"^  python -m (?:.*\\\n)*.*$", done.stdout, re.M)

@@ -54,7 +54,7 @@ def test_no_code_hides_behind_another_language():
     found = 0
     for page, text in ALL_PAGES.items():
         for language, block in re.findall(r"^```(.*)\n((?:.*\n)*?)```$", text, re.M):
-            assert language in ("python", "yaml", "sh", ""), f"{page}: {language}"
+            assert language in ("python", "yaml", "sh", "bibtex", ""), f"{page}: {language}"
             code = language == "" and re.search(r"^(import|from) \w+|^\w+: ", block, re.M)
             assert not code, f"{page}: say which language this is:\n{block}"
             found += 1

@@ -41,7 +41,7 @@ def test_an_installed_extra_is_imported():
         ("import gone_with_the_wind", r" \(broken cannot be imported: No module named 'gone_"),
         ("raise ImportError('libcuda.so: no\\nfile')", r" \(broken .*: libcuda.so: no file\)$"),
         ("1 / 0", r" \(broken cannot be imported: division by zero\)$"),
-        ("raise OSError", r" \(broken cannot be imported: \)$"),
+        ("raise OSError", r" \(broken cannot be imported: OSError\)$"),
         ("def", r" \(broken cannot be imported: invalid syntax"),
     ],
 )

@@ -3,7 +3,6 @@
 import importlib
 import io
 import logging
-import pathlib
 import struct
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
 
 SIZE = (128, 256)
-SPINENET = {"endpoint_filters": 8, "filter_size_scale": 0.125}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,9 @@ def detector():
     config = config_lib.DetectionConfig(
         num_classes=3,
         image_size=SIZE,
-        backbone_sizes=SPINENET,
+        backbone="resnet10",
+        neck="fpn",
+        neck_filters=8,
         head_convs=1,
         head_filters=8,
         nms={"max_detections": 7},
@@ -50,7 +50,7 @@ def segmenter():
         num_classes=3,
         image_size=SIZE,
         backbone="efficientnet-b0",
-        backbone_sizes={"width": 0.1},
+        backbone_sizes={"width": 0.1, "depth": 0.3},
         neck_filters=8,
         neck_repeats=1,
         head_convs=1,
@@ -371,24 +371,6 @@ def test_output_folders_and_files_are_not_mixed_up(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             serving.check_output(tmp_path / path, kind)
-
-
-def test_an_export_appears_when_it_is_complete(tmp_path):
-    def write(content, fail=False):
-        with serving._appearing(tmp_path / "model") as temporary:
-            pathlib.Path(temporary).mkdir()
-            (pathlib.Path(temporary) / content).touch()
-            if fail:
-                raise UserError("stopped")
-
-    with pytest.raises(UserError):
-        write("first", fail=True)
-    assert not list(tmp_path.iterdir())
-    write("second")
-    write("third")
-    with pytest.raises(UserError):
-        write("fourth", fail=True)
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["model", "model/third"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ def make(labeling=False, **changes):
     return SegmentationTask(SegmentationConfig(**{**SMALL, **changes}), labeling)
 
 
+def make_labeler(**changes):
+    """A task that labels at two scales, each of which is traced twice."""
+    return make(True, label_scales=(0.5, 1.0), **changes)
+
+
 def gray(pixels):
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(pixels, "uint8")).save(buffer, "PNG")
@@ -273,7 +278,7 @@ def test_records_of_the_teacher_hold_every_pixel_and_its_confidence(model, tmp_p
     from official_selftrain import teacher
 
     files = write_images(tmp_path, (64, 96), (30, 90), (128, 128))
-    task = make(labeling=True)
+    task = make_labeler()
     written = teacher.outputs(files, tmp_path)
     shards = list(zip(files, written, strict=True))
     teacher.label(teacher.Predictor(task, model, 2), shards, "teacher")
@@ -355,8 +360,8 @@ def test_soft_labels_move_like_hard_ones(soft_file, policy):
 
 def test_teacher_stores_the_distribution(model, tmp_path):
     files = write_images(tmp_path, (64, 96))
-    (hard,) = predict(make(True), model, files)
-    (soft,) = predict(make(True, label_classes=9), model, files)  # there are three
+    (hard,) = predict(make_labeler(), model, files)
+    (soft,) = predict(make_labeler(label_classes=9), model, files)  # there are three
     np.testing.assert_array_equal(soft.classes, hard.classes)
     np.testing.assert_array_equal(soft.confidence, hard.confidence)
     classes = np.stack([soft.classes, *np.split(soft.runner_up_classes, 2)])
@@ -365,14 +370,14 @@ def test_teacher_stores_the_distribution(model, tmp_path):
     assert (np.diff(confidences, axis=0) <= 0).all()
     assert np.abs(confidences.sum(axis=0) - 255).max() <= 1
     (image,) = records.read(files)
-    stored = make(True, label_classes=9).to_record(image, soft, "teacher")
+    stored = make_labeler(label_classes=9).to_record(image, soft, "teacher")
     source = PseudoConfig(soft=True)
     make(label_classes=3).check_pseudo_record(stored, source)
     with pytest.raises(UserError, match="hold 3 of 3 classes per pixel; label again"):
         make(label_classes=2).check_pseudo_record(stored, source)
     with pytest.raises(UserError, match="hold 1 of 3 classes"):
         make(label_classes=2).check_pseudo_record(
-            make(True).to_record(image, hard, "teacher"), source
+            make_labeler().to_record(image, hard, "teacher"), source
         )
 
 
