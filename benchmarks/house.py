@@ -56,34 +56,36 @@ def code_lines(text, tree):
 
 
 def measure():
-    """`{what: number or text}`."""
+    """`{what: number}`."""
     texts = {file: file.read_text(encoding="utf-8") for file in sorted(PACKAGE.rglob("*.py"))}
     trees = {file: ast.parse(text) for file, text in texts.items()}
-    found = [
-        (file, node, public) for file, tree in trees.items() for node, public in definitions(tree)
-    ]
-    functions = [(file, node) for file, node, _ in found if isinstance(node, FUNCTIONS)]
-    shown = [node for _, node, public in found if public]
+    found = [pair for tree in trees.values() for pair in definitions(tree)]
+    functions = [node for node, _ in found if isinstance(node, FUNCTIONS)]
+    shown = [node for node, public in found if public]
     methods = [node for node in shown if isinstance(node, FUNCTIONS)]
-    length, longest = max((n.end_lineno - n.lineno + 1, f"{f.stem}.{n.name}") for f, n in functions)
     code = sum(code_lines(text, trees[file]) for file, text in texts.items())
     commented = sum(len(comments(text)) for text in texts.values())
-    described = sum(ast.get_docstring(node) is not None for node in shown)
     return {
         "modules": len(texts),
         "modules at the root": len(list(PACKAGE.glob("*.py"))),
         "lines of code": code,
         "lines of self_training.py": len(texts[PACKAGE / "self_training.py"].splitlines()),
-        "longest function": f"{length} lines ({longest})",
-        "public definitions with a docstring": f"{described / len(shown):.1%} of {len(shown)}",
-        "public functions with all types": (
-            f"{sum(map(annotated, methods)) / len(methods):.1%} of {len(methods)}"
-        ),
-        "comments per 100 lines of code": f"{100 * commented / code:.1f}",
+        "lines of the longest function": max(n.end_lineno - n.lineno + 1 for n in functions),
+        "public definitions": len(shown),
+        "percent of them with a docstring": percent(map(ast.get_docstring, shown)),
+        "public functions": len(methods),
+        "percent of them with all types": percent(map(annotated, methods)),
+        "comments per 100 lines of code": round(100 * commented / code, 1),
         "calls that make devices, in pipeline/": sum(
             texts[file].count("make_distribution(") for file in (PACKAGE / "pipeline").glob("*.py")
         ),
     }
+
+
+def percent(values):
+    """Percentage of values that are true."""
+    values = list(values)
+    return round(100 * sum(map(bool, values)) / len(values), 1)
 
 
 if __name__ == "__main__":
