@@ -21,7 +21,7 @@ PYTEST = $(LAUNCH) -m pytest --durations=20
 PARALLEL := --numprocesses=auto
 # Tests that train nothing and build no large network, for `make check`.
 FAST := tests/ops tests/applications/test_layers.py $(addprefix tests/data/, \
-	test_augment.py test_embedded.py test_image_ops.py) $(addprefix tests/test_, \
+	test_augment.py test_digits.py test_image_ops.py) $(addprefix tests/test_, \
 	architecture.py config.py experiments.py extras.py losses.py metrics.py optimization.py \
 	setup.py visualize.py)
 

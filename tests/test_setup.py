@@ -3,6 +3,7 @@
 import pathlib
 import re
 import runpy
+import subprocess
 
 import pytest
 import setuptools
@@ -104,3 +105,11 @@ def test_every_python_of_the_metadata_is_tested(settings):
     stated = [line[len(prefix) - 2 :] for line in settings["classifiers"] if prefix in line]
     assert stated == workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
     assert settings["python_requires"] == f">={stated[0]}"
+
+
+def test_make_check_names_tests_that_exist():
+    command = ["make", "--dry-run", "--old-file=.venv/ready", "check"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    named = re.findall(r"tests/[\w/.]+", printed)
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []

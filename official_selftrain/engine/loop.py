@@ -245,7 +245,7 @@ def run_loop(
     start_step: int = 0,
     steps_per_loop: int = 100,
     summary_folder: StrPath | None = None,
-    on_loop: Callable[[int, dict[str, float]], None] | None = None,
+    on_loop: Callable[[int, dict[str, float]], None] = lambda *_: None,
     title: str = "train",
     images_per_step: int = 0,
     skipped: Collection[int] = (),
@@ -279,6 +279,7 @@ def run_loop(
             if step in skipped:
                 loop.batch()  # used up, because the position in the data follows from the step
                 step += 1
+                bar.update(1)
                 continue
             first, began = step, time.perf_counter()
             end = _end_of_loop(step, steps, steps_per_loop, skipped)
@@ -294,8 +295,7 @@ def run_loop(
             check_finite(scalars, step)  # before `on_loop`, which would save the broken weights
             summaries.write(step, scalars)
             bar.set_postfix_str(_postfix(scalars))
-            if on_loop:
-                on_loop(step, {"step": step, **scalars})
+            on_loop(step, {"step": step, **scalars})
             if on_pause:
                 on_pause(step)
 

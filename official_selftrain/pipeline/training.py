@@ -58,6 +58,7 @@ def train(config: Config, folder: StrPath, evaluate_after: bool = True) -> Metri
 
 def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
     """`train` in a workspace, whose data is prepared unless it has been."""
+    check_startable(workspace.config, (workspace.folder / checkpoints.WEIGHTS).exists())
     check_batches(workspace.config, workspace.distribution)
     with workspace:
         workspace.claim()
@@ -69,11 +70,8 @@ def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
             check_start(config, data)
             if evaluate_after or config.trainer.evaluation_interval:
                 evaluation.check_measurable(config, data)
-            with workspace.reading(), memory.given_back():
-                training = Training(workspace)
-                for text in training.task.warnings(config, data):
-                    logging.warning("%s", text)
-                training.run()
+            with workspace.reading():
+                _run_training(workspace)
         if workspace.distribution.chief:
             check_weights(folder)
             if read_json_or_none(folder / checkpoints.CLASSES) is None:
@@ -81,6 +79,15 @@ def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
         if not evaluate_after or config.evaluation is None:
             return {}
         return evaluation.evaluate_stage(workspace)
+
+
+@memory.given_back()
+def _run_training(workspace):
+    # A function of its own, so that the networks are garbage when the memory is given back.
+    training = Training(workspace)
+    for text in training.task.warnings(workspace.config, workspace.data):
+        logging.warning("%s", text)
+    training.run()
 
 
 class Training:
@@ -281,7 +288,8 @@ def training_data(
     seed = 2 * config.trainer.seed
     streams = {"human": dataset("human", seed)}
     if config.pseudo is not None and config.self_training.alpha > 0:
-        task.check_pseudo_record(next(records.read(data.files("pseudo"))), config.pseudo)
+        if config.pseudo.soft:
+            task.check_pseudo_record(next(records.read(data.files("pseudo"))), config.pseudo)
         keep = None if config.pseudo.keep_empty else task.make_record_filter(config.pseudo)
         streams["pseudo"] = dataset("pseudo", seed + 1, keep)
     return inputs.zip_streams(**streams)

@@ -51,7 +51,12 @@ class Workspace:
         return cls(config, folder, make_distribution(config.runtime))
 
     def stage(self, name: str, config: Config) -> Workspace:
-        """The workspace of a stage in the folder `name` of this one, on its devices and data."""
+        """The workspace of a stage in the folder `name` of this one, on its devices and data.
+
+        Raises:
+            UserError: if the data of this one has labels outside the classes of `config`.
+        """
+        config = self.data.with_num_classes(config) if self.prepared else config
         return Workspace(config, self.folder / name, self.distribution, self._data)
 
     @property

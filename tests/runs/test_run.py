@@ -617,6 +617,14 @@ def test_classes_of_two_sources_that_differ_are_named(first, second):
     assert f"{wrong} {second[wrong]!r}" in str(told.value) and len(str(told.value)) < 1500
 
 
+def test_a_stage_has_the_class_count_of_the_data(data, tmp_path):
+    config = resolve(data)
+    workspace = Workspace.open(config, tmp_path)
+    workspace.prepare(WITHOUT_LABELS)
+    assert config.task.num_classes is None
+    assert workspace.stage("teacher", config).config.task.num_classes == 2
+
+
 def lost_boxes(config, prepared):
     return list(make_task(config.task).warnings(config, prepared))
 

@@ -1,6 +1,8 @@
 """One training: averages, parts of batches, precision, and what goes wrong."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -12,8 +14,9 @@ from mini import history, resolve, resolve_masks
 from official_selftrain import config as config_lib
 from official_selftrain import pipeline
 from official_selftrain.data import records
-from official_selftrain.engine import memory, precision
-from official_selftrain.pipeline import evaluation, training
+from official_selftrain.engine import guards, memory, precision
+from official_selftrain.engine.distribution import JaxDistribution
+from official_selftrain.pipeline import divergence, evaluation, training
 from official_selftrain.tasks.detection import DetectionTask
 from official_selftrain.utils.errors import UserError
 
@@ -224,6 +227,36 @@ def test_bad_batches_are_left_out_as_often_as_allowed(data, tmp_path, monkeypatc
     assert all(np.isfinite(row["loss"]) for row in rows) and rows[-1]["step"] == 4
     with pytest.raises(UserError, match="the training diverged"):
         pipeline.train(teacher_of(data, "trainer.skip_nonfinite=1"), tmp_path / "b")
+
+
+@pytest.mark.parametrize(("allowed", "skipped"), [(1, [0]), (2, [0, 2])])
+def test_a_resumed_training_knows_how_many_batches_it_has_left_out(tmp_path, allowed, skipped):
+    """Of the steps 0 and 2, which go wrong, 0 was left out before the training was killed."""
+    batches = itertools.count()
+    steps = SimpleNamespace(
+        batch=lambda: [({"human": np.full(1, next(batches))}, {"human": {}})],
+        step=lambda batch: {"loss": np.nan if batch[0][0]["human"] in (0, 2) else 1.0},
+    )
+    (tmp_path / "skipped.json").write_text("[0]")
+    found = divergence.Divergence(
+        SimpleNamespace(
+            folder=tmp_path,
+            config=SimpleNamespace(trainer=SimpleNamespace(skip_nonfinite=allowed)),
+            restore=lambda: 0,
+            loop=lambda start: steps,
+            distribution=JaxDistribution(),
+            saved=SimpleNamespace(path=lambda step: f"ckpt-{step}"),
+        )
+    )
+    problem = guards.NonFiniteLossError("loss", 4)
+    if allowed == 1:
+        with pytest.raises(UserError, match="before step 3: the training diverged.*ckpt-0"):
+            found.leave_out(problem)
+    else:
+        found.leave_out(problem)
+    assert json.loads((tmp_path / "skipped.json").read_text()) == skipped
+    with np.load(tmp_path / "nonfinite-00000002-0.npz") as saved:
+        assert saved["0/images/human"] == [2]
 
 
 def test_check_looks_at_everything_and_leaves_no_training(data, tmp_path, monkeypatch):
