@@ -103,7 +103,7 @@ def evaluate_stage(
             return metrics
     if not workspace.prepared:
         _prepare(workspace, folder, weights)
-    config, data = workspace.data.with_num_classes(config), workspace.data
+    config, data = workspace.config, workspace.data  # now with a class count
     check_measurable(config, data)
     summary = data.summaries["evaluation"]
     before = made_of(folder).get("evaluation", {}).get("content", content_of(summary))

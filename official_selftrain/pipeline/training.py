@@ -52,6 +52,7 @@ def train(config: Config, folder: StrPath, evaluate_after: bool = True) -> Metri
     Raises:
         UserError: for bad data or settings, a folder made of other data, or a diverged training.
     """
+    # Already here, because making the devices may mean waiting for other workers.
     check_startable(config, (pathlib.Path(folder) / checkpoints.WEIGHTS).exists())
     return train_stage(Workspace.open(config, folder), evaluate_after)
 
