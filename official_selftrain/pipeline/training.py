@@ -100,9 +100,7 @@ class Training:
         settings = self.config.trainer
         keras.utils.set_random_seed(settings.seed)
         precision.warn_if_slow(self.config.task.precision, self.config.runtime)
-        # A single replica has none to share statistics with, and unsynchronized layers are faster.
-        synchronized = self.config.task.bn_synchronized and self.distribution.replicas > 1
-        self.task = make_task(config_lib.changed(self.config.task, bn_synchronized=synchronized))
+        self.task = make_task(self.config.task)
         with self.distribution.scope():
             self.trainer = make_trainer(self.config, self.task)
         self.saved = checkpoints.Checkpoints(

@@ -32,13 +32,15 @@ def test_every_layer_is_in_the_table():
     assert found == set(LAYERS)
 
 
+@pytest.mark.parametrize("synchronized", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_batch_norm_equals_keras_forward_backward_and_statistics(dtype):
+def test_batch_norm_equals_keras_forward_backward_and_statistics(dtype, synchronized):
+    """The moving variance is that of Keras, biased, if synchronized, and unbiased otherwise."""
     x = np.random.default_rng(0).standard_normal((4, 3, 5, 6)).astype("float32") * 3 + 1
     weight = tf.constant(np.random.default_rng(1).standard_normal(x.shape), tf.float32)
     results = []
     for kind in (BatchNorm, keras.layers.BatchNormalization):
-        layer = kind(momentum=0.9, epsilon=1e-3, dtype=dtype)
+        layer = kind(momentum=0.9, epsilon=1e-3, dtype=dtype, synchronized=synchronized)
         layer.build(x.shape)
         layer.gamma.assign(np.linspace(0.5, 2, 6))
         layer.beta.assign(np.linspace(-1, 1, 6))
@@ -49,7 +51,11 @@ def test_batch_norm_equals_keras_forward_backward_and_statistics(dtype):
             loss = tf.reduce_sum(weight * tf.cast(y, tf.float32) ** 2)
         gradients = tape.gradient(loss, [inputs, layer.gamma.value, layer.beta.value])
         assert y.dtype == layer.compute_dtype
-        results.append([y, *gradients, layer.moving_mean, layer.moving_variance])
+        # Of the 1 at the start, 0.9 is left.
+        batch_variance = (layer.moving_variance - 0.9) / 0.1
+        if kind is BatchNorm and not synchronized:
+            batch_variance = batch_variance * 59 / 60  # of 4 * 3 * 5 pixels
+        results.append([y, *gradients, layer.moving_mean, batch_variance])
     tolerance = 1e-4 if dtype == "float32" else 3e-2
     for ours, theirs in zip(*results, strict=True):
         ours, theirs = (np.asarray(keras.ops.cast(v, "float32")) for v in (ours, theirs))
