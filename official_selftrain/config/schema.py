@@ -160,10 +160,11 @@ class TrainerConfig(ConfigModel):
     checkpoint_interval: Steps = Field(default=1000, description="Steps between two checkpoints.")
     keep_checkpoints: Count = Field(default=5, description="Number of newest checkpoints to keep.")
     evaluation_interval: Interval = Field(
-        default=0, description=(
+        default=0,
+        description=(
             "Steps between two evaluations. 0 evaluates at the end only, or, with a selection, "
             "about 20 times."
-        )
+        ),
     )
     seed: Seed = Field(
         default=0, description="Seed of the initial weights, the order of the data and the noise."
@@ -186,7 +187,6 @@ class TrainerConfig(ConfigModel):
         default=0,
         description="Batches with a NaN or infinite loss to skip before the run stops.",
     )
-
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> "TrainerConfig":
