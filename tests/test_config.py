@@ -65,7 +65,7 @@ def test_precedence(tmp_path):
         ("human=null", "human: must be a section, that is, keys with values .given None"),
         ("trainer.steps=2.5", "trainer.steps: .*integer"),
         ("trainer.steps=true", "trainer.steps: must be a number .given True"),
-        ("trainer.steps=", "trainer.steps: .*integer.*given None"),
+        ("trainer.steps=7,trainer.epochs=2.5", "trainer: steps .7. and epochs .2.5. both give"),
         ("trainer.seed=1e20", "trainer.seed: must be at most 4,294,967,295: random generators"),
         ("task.anchor_size=-1", "task.anchor_size: must be greater than 0 .given -1"),
         ("task.bn_epsilon=.nan", "task.bn_epsilon: must be a finite number"),
@@ -286,7 +286,7 @@ def test_groups_in_a_config_made_in_python_may_be_dicts_or_objects():
     from_dicts = config_lib.Config(experiment="mine", human=human, trainer=trainer)
     from_objects = config_lib.Config(
         experiment="mine",
-        human=config_lib.InputConfig(**human),
+        human=config_lib.HumanConfig(**human),
         trainer=config_lib.TrainerConfig(**trainer),
     )
     assert from_dicts == from_objects and from_dicts.human.images == "a"

@@ -250,7 +250,7 @@ def run_loop(
     images_per_step: int = 0,
     skipped: Collection[int] = (),
     stall_seconds: float = 0,
-    on_pause: Callable[[int], None] | None = None,
+    on_pause: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Trains until `steps` updates have been made, or until `on_loop` ends it.
 
@@ -288,7 +288,7 @@ def run_loop(
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
                 bar.update(step - bar.n)
-                if on_pause and step < end and pace.is_long(loop, end - step):
+                if step < end and pace.is_long(loop, end - step):
                     on_pause(step)
             images = (end - first) * images_per_step
             scalars["images_per_second"] = images / (time.perf_counter() - began)
@@ -296,11 +296,8 @@ def run_loop(
             check_finite(scalars, step)  # before `on_loop`, which would save the broken weights
             summaries.write(step, scalars)
             bar.set_postfix_str(_postfix(scalars))
-            ended = on_loop(step, {"step": step, **scalars})
-            if on_pause:
-                on_pause(step)
-            if ended:
-                return
+            steps = step if on_loop(step, {"step": step, **scalars}) else steps
+            on_pause(step)
 
 
 def _end_of_loop(step: int, steps: int, steps_per_loop: int, skipped: Collection[int]) -> int:

@@ -59,7 +59,7 @@ def write(
         _results_table(config, results),
         _stages_table(workspace, results, list(labels.values())[-1]["threshold"]),
         _labels_section(config, labels),
-        _training_section(folder, results, seconds),
+        _training_section(config, folder, results, seconds),
         *_pictures_sections(workspace, results, labels),
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
@@ -83,22 +83,23 @@ def _labels_section(config, labels):
     return "\n".join(parts)
 
 
-def _training_section(folder, results, seconds):
+def _training_section(config, folder, results, seconds):
     histories = {stage: history(folder / stage) for stage in results}
     drawn = curves.curves(histories, ("human_loss", "pseudo_loss", "ratio"))
     rows = [[stage, f"{spent:.0f}"] for stage, spent in seconds.items() if stage != "report"]
     parts = [_heading("Training"), drawn, _table(["stage", "seconds"], rows)]
-    return "\n".join(part for part in [*parts, *_convergence(folder, histories)] if part)
+    if config.selection is not None:
+        parts += _convergence(folder, histories)
+    return "\n".join(part for part in parts if part)
 
 
 def _convergence(folder, histories):
     """The selection curves, and in words whether each training had converged."""
     found = {stage: chosen(folder / stage) for stage in histories}
-    if not any(found.values()):
-        return
     yield _heading("Convergence")
     names = {name: None for rows in histories.values() for row in rows for name in row}
-    yield curves.curves(histories, [n for n in names if n.startswith("selection_")])
+    drawn = [name for name in names if name.startswith("selection_")]
+    yield curves.curves(histories, drawn) if drawn else None
     for stage, best in found.items():
         if best is None:
             text = f"{stage} had a fixed length: no image was held out to choose its weights"

@@ -19,6 +19,7 @@ from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, write_json
 
 SOURCE = "selection"  # in the prepared data
+LEARNED = 0.01  # below it, a rise or fall of the metric is chance, and says nothing
 RISE = 0.02  # relative; a last quarter of evaluations that brings less has converged
 
 
@@ -109,7 +110,7 @@ class Selection:
             "before": before,
             "after": after,
             "stopped": self.stopped,
-            "converged": self.stopped or (after > 0 and after < before * (1 + RISE)),
+            "converged": self.stopped or (after >= LEARNED and after < before * (1 + RISE)),
         }
         write_json(folder / checkpoints.BEST_RECORD, best)
         level = logging.INFO if best["converged"] else logging.WARNING
@@ -118,8 +119,8 @@ class Selection:
 
 
 def stale(values: Sequence[float]) -> int:
-    """The evaluations since the best one; 0 as long as nothing at all has been learned."""
-    if not values or max(values) <= 0:
+    """The evaluations since the best one; 0 as long as nothing has been learned."""
+    if not values or max(values) < LEARNED:
         return 0
     return len(values) - 1 - values.index(max(values))
 
@@ -147,10 +148,10 @@ def sentence(stage: str, best: dict[str, Any]) -> str:
     metric = best["metric"]
     before, after = 100 * best["before"], 100 * best["after"]
     if not best["converged"]:
-        if after <= 0:
+        if best["after"] < LEARNED:
             return (
-                f"{stage} had not converged: the selection {metric} was still 0 at the last step; "
-                "more steps, or another start, would help"
+                f"{stage} had not converged: the selection {metric} was still {after:.1f} at the "
+                "last step; more steps, or another start, would help"
             )
         return (
             f"{stage} had not converged: the selection {metric} was still rising at the last step "
