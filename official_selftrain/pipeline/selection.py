@@ -104,14 +104,7 @@ class Selection:
                 f"{file}, the best weights of this training, or {checkpoints.BEST_RECORD} beside "
                 f"them, is missing: restore it, or delete {folder} to train again"
             )
-        before, after = last_quarter(self.values)
-        best |= {
-            "evaluations": len(self.values),
-            "before": before,
-            "after": after,
-            "stopped": self.stopped,
-            "converged": self.stopped or (after >= LEARNED and after < before * (1 + RISE)),
-        }
+        best |= outcome(self.values, self.stopped)
         write_json(folder / checkpoints.BEST_RECORD, best)
         level = logging.INFO if best["converged"] else logging.WARNING
         logging.log(level, "%s", sentence(folder.name, best))
@@ -129,6 +122,23 @@ def last_quarter(values: Sequence[float]) -> tuple[float, float]:
     """The best value before the last quarter of some evaluations, and the best of all."""
     first = len(values) - max(len(values) // 4, 1)
     return max([0.0, *values[:first]]), max([0.0, *values])
+
+
+def outcome(values: Sequence[float], stopped: bool) -> dict[str, Any]:
+    """What `folder.chosen` returns about the evaluations of a training that has ended.
+
+    Args:
+        values: of all its evaluations.
+        stopped: whether they have ended it before its last step.
+    """
+    before, after = last_quarter(values)
+    return {
+        "evaluations": len(values),
+        "before": before,
+        "after": after,
+        "stopped": stopped,
+        "converged": stopped or (after >= LEARNED and after < before * (1 + RISE)),
+    }
 
 
 def values(rows: Sequence[dict[str, Any]], metric: str) -> list[float]:
