@@ -7,8 +7,7 @@ import pytest
 
 import official_selftrain as ost
 from official_selftrain import config as config_lib
-from official_selftrain.config import lengths
-from official_selftrain.config import build
+from official_selftrain.config import build, lengths
 from official_selftrain.utils.errors import UserError
 
 
@@ -482,9 +481,10 @@ def test_evaluations_fit_the_loops(steps, loop, interval):
 
 
 def test_lengths_in_epochs_and_of_the_data():
-    config = config_lib.resolve("demo", overrides=["trainer={steps: null, epochs: 2.5}"])
+    override = "trainer={steps: null, epochs: 2.5},self_training.teacher.trainer.steps=null"
+    config = config_lib.resolve("demo", overrides=[override])
     assert config.trainer.steps is None
-    done = config_lib.with_length(config, 80, selection=True)  # 8 per step
+    done = config_lib.with_length(config, 80, selection=True)
     batch = config.human.batch_size
     assert done.steps == done.trainer.steps == round(2.5 * 80 / batch)
     assert done.optimizer.warmup_steps == done.steps // 10
@@ -498,8 +498,9 @@ def test_lengths_in_epochs_and_of_the_data():
 
 
 def test_each_training_has_its_automatic_length_but_the_control_that_of_the_student():
-    override = "trainer.steps=null,self_training.teacher={human.batch_size: 16},human.batch_size=4"
-    config = config_lib.resolve("demo", overrides=[override, "self_training.control=true"])
+    override = "trainer.steps=null,human.batch_size=4,self_training.control=true"
+    teacher = "self_training.teacher={human.batch_size: 16, trainer.steps: null}"
+    config = config_lib.resolve("demo", overrides=[override, teacher])
     completed = lambda config: config_lib.with_length(config, 200, selection=False)  # noqa: E731
     found = {name: c.steps for name, c in config_lib.stages(config, completed).items()}
     assert found == {"teacher": 1250, "student": 5000, "control": 5000}
