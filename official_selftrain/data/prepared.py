@@ -21,6 +21,10 @@ SHOWN_CLASSES = 30  # in messages
 class PreparedData:
     """The prepared sources of a config; `summaries[name]` as `sources.prepare` returns it.
 
+    Where only some of the images of a source are used, its summary describes these. The labeled
+    images that are held out of the training are the source `selection`, which is missing if there
+    are none.
+
     Args:
         config: whose sources are prepared, where they are given.
         folder: where they are prepared.
@@ -59,6 +63,7 @@ class PreparedData:
         self.largest_class = max((s["largest_class"] for s in self.summaries.values()), default=0)
         self._take_parts(config)
         self._check_leaks()
+        self._warn_of_leaks_into_selection()
         self._warn_of_absent_classes()
 
     def _take_parts(self, config):
@@ -122,16 +127,6 @@ class PreparedData:
 
     def _check_leaks(self):
         """Refuses to label, or to learn from labels of, images that measure the result."""
-        if "selection" in self.summaries:
-            labeled = next((n for n in ("unlabeled", "pseudo") if n in self.summaries), None)
-            held_out = set(self._digests("selection"))
-            shared = held_out.intersection(self._digests(labeled)) if labeled else ()
-            if shared:
-                logging.warning(
-                    "%d images of selection are also in %s: they choose weights that have learned "
-                    "from them; unlabeled.exclude_labeled=true leaves them out",
-                    len(shared), labeled,
-                )  # fmt: skip
         if "evaluation" not in self.summaries:
             return
         for name in ("unlabeled", "pseudo"):
@@ -149,6 +144,16 @@ class PreparedData:
                     "%d images are both in human and in evaluation, the first %r: the metrics will "
                     "be too good", len(shared), shared[0],
                 )  # fmt: skip
+
+    def _warn_of_leaks_into_selection(self):
+        """Warns of held-out images from whose pseudo labels a student learns."""
+        labeled = next((name for name in ("unlabeled", "pseudo") if name in self.summaries), "")
+        shared = set(self._digests("selection")).intersection(self._digests(labeled))
+        if shared:
+            logging.warning(
+                "%d images of selection are also in %s: they choose weights that have learned from "
+                "them; unlabeled.exclude_labeled=true leaves them out", len(shared), labeled,
+            )  # fmt: skip
 
     def _warn_of_absent_classes(self):
         """Warns of classes that no labeled image holds."""
