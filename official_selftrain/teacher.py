@@ -92,8 +92,12 @@ def load_predictor(
     with distribution.scope():
         model = task.build_model()
     checkpoints.load_weights(model, weights)
-    batch_size = config.evaluation.batch_size if config.evaluation is not None else 8
-    return Predictor(task, model, batch_size, distribution)
+    return Predictor(task, model, batch_size_of(config), distribution)
+
+
+def batch_size_of(config: Config) -> int:
+    """Images per call of a `Predictor`: those of the evaluation, where there is one."""
+    return (config.evaluation or config_lib.EvaluationConfig()).batch_size
 
 
 def name_of(weights: StrPath) -> str:

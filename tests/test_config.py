@@ -7,7 +7,7 @@ import pytest
 
 import official_selftrain as ost
 from official_selftrain import config as config_lib
-from official_selftrain.config import build
+from official_selftrain.config import build, lengths
 from official_selftrain.utils.errors import UserError
 
 
@@ -65,7 +65,7 @@ def test_precedence(tmp_path):
         ("human=null", "human: must be a section, that is, keys with values .given None"),
         ("trainer.steps=2.5", "trainer.steps: .*integer"),
         ("trainer.steps=true", "trainer.steps: must be a number .given True"),
-        ("trainer.steps=", "trainer.steps: .*integer.*given None"),
+        ("trainer.steps=7,trainer.epochs=2.5", "trainer: steps .7. and epochs .2.5. both give"),
         ("trainer.seed=1e20", "trainer.seed: must be at most 4,294,967,295: random generators"),
         ("task.anchor_size=-1", "task.anchor_size: must be greater than 0 .given -1"),
         ("task.bn_epsilon=.nan", "task.bn_epsilon: must be a finite number"),
@@ -286,7 +286,7 @@ def test_groups_in_a_config_made_in_python_may_be_dicts_or_objects():
     from_dicts = config_lib.Config(experiment="mine", human=human, trainer=trainer)
     from_objects = config_lib.Config(
         experiment="mine",
-        human=config_lib.InputConfig(**human),
+        human=config_lib.HumanConfig(**human),
         trainer=config_lib.TrainerConfig(**trainer),
     )
     assert from_dicts == from_objects and from_dicts.human.images == "a"
@@ -462,6 +462,59 @@ def test_stage_configs():
     assert control.pseudo is None
     assert control.trainer == student.trainer
     assert control.human.batch_size == student.human.batch_size + student.pseudo.batch_size
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "steps"),
+    [(48, 8, 600), (100, 8, 1250), (103, 8, 1300), (1000, 8, 12500), (118_000, 256, 20_000)],
+)
+def test_a_length_that_is_not_given_follows_from_the_images(images, batch, steps):
+    assert config_lib.default_steps(images, batch) == steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "loop", "interval"),
+    [(4, 100, 1), (500, 100, 25), (800, 100, 50), (2000, 100, 100), (20_000, 100, 1000), (9, 7, 1)],
+)
+def test_evaluations_fit_the_loops(steps, loop, interval):
+    assert lengths.evaluation_interval(steps, loop) == interval
+
+
+def test_lengths_in_epochs_and_of_the_data():
+    override = "trainer={steps: null, epochs: 2.5},self_training.teacher.trainer.steps=null"
+    config = config_lib.resolve("demo", overrides=[override])
+    assert config.trainer.steps is None
+    done = config_lib.with_length(config, 80, selection=True)
+    batch = config.human.batch_size
+    assert done.steps == done.trainer.steps == round(2.5 * 80 / batch)
+    assert done.optimizer.warmup_steps == done.steps // 10
+    assert done.trainer.evaluation_interval == done.trainer.checkpoint_interval
+    assert config_lib.with_length(done, 999, selection=True) == done
+    given = config_lib.resolve("demo", overrides=["trainer.evaluation_interval=30"])
+    assert config_lib.with_length(given, 80, selection=True) == given
+    assert config_lib.with_length(config_lib.resolve("demo"), 80, selection=False).trainer == (
+        config_lib.resolve("demo").trainer
+    )
+
+
+def test_each_training_has_its_automatic_length_but_the_control_that_of_the_student():
+    override = "trainer.steps=null,human.batch_size=4,self_training.control=true"
+    teacher = "self_training.teacher={human.batch_size: 16, trainer.steps: null}"
+    config = config_lib.resolve("demo", overrides=[override, teacher])
+    completed = lambda config: config_lib.with_length(config, 200, selection=False)  # noqa: E731
+    found = {name: c.steps for name, c in config_lib.stages(config, completed).items()}
+    assert found == {"teacher": 1250, "student": 5000, "control": 5000}
+
+
+@pytest.mark.parametrize(
+    "teacher", ["human.fraction: 0.5", "selection.seed: 1", "human: {fraction_seed: 3}"]
+)
+def test_the_stages_share_one_draw(teacher):
+    overrides = ["selection={}", f"self_training.teacher={{{teacher}}}"]
+    with pytest.raises(UserError, match="self_training.teacher: .* share one draw of labeled"):
+        config_lib.resolve("demo", overrides=overrides)
+    for own in ("selection.patience: 9", "selection: null", "trainer.seed: 5"):
+        config_lib.resolve("demo", overrides=["selection={}", f"self_training.teacher={{{own}}}"])
 
 
 def test_automatic_decay_is_for_short_runs():

@@ -54,6 +54,15 @@ def test_loop_equals_single_steps_and_reports_means():
     assert {"loss", "human_loss", "pseudo_loss", "ratio", "images_per_second"} <= set(rows[0])
 
 
+def test_a_loop_may_end_the_training():
+    steps, pauses = [], []
+    train(
+        trainer(), dataset(), 8, steps_per_loop=2, on_pause=pauses.append,
+        on_loop=lambda step, _: steps.append(step) or step == 4,
+    )  # fmt: skip
+    assert steps == pauses == [2, 4]
+
+
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path):
     whole = trainer(2.0)
     train(whole, dataset(), 8, steps_per_loop=4)

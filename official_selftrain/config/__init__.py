@@ -14,6 +14,7 @@ from official_selftrain.config.experiments import (
     load_experiments,
     resolve,
 )
+from official_selftrain.config.lengths import default_steps, with_length
 from official_selftrain.config.networks import BACKBONES
 from official_selftrain.config.overrides import (
     dump,
@@ -28,14 +29,17 @@ from official_selftrain.config.schema import (
     Config,
     OptimizerConfig,
     RuntimeConfig,
+    SelectionConfig,
     SelfTrainingConfig,
     TrainerConfig,
 )
 from official_selftrain.config.sources import (
     EvaluationConfig,
+    HumanConfig,
     InputConfig,
     PseudoConfig,
     SourceConfig,
+    UnlabeledConfig,
 )
 from official_selftrain.config.stages import (
     control_config,
@@ -56,19 +60,23 @@ __all__ = [
     "Config",
     "DetectionConfig",
     "EvaluationConfig",
+    "HumanConfig",
     "InputConfig",
     "NmsConfig",
     "OptimizerConfig",
     "PseudoConfig",
     "RuntimeConfig",
     "SegmentationConfig",
+    "SelectionConfig",
     "SelfTrainingConfig",
     "SourceConfig",
     "TrainerConfig",
+    "UnlabeledConfig",
     "changed",
     "choices",
     "config_from_dict",
     "control_config",
+    "default_steps",
     "dump",
     "experiment_settings",
     "load",
@@ -85,4 +93,5 @@ __all__ = [
     "stages",
     "student_config",
     "teacher_config",
+    "with_length",
 ]

@@ -13,9 +13,9 @@ from official_selftrain.config.networks import WITH_IMAGENET
 from official_selftrain.config.overrides import merge, nested
 from official_selftrain.config.sources import (
     EvaluationConfig,
-    InputConfig,
+    HumanConfig,
     PseudoConfig,
-    SourceConfig,
+    UnlabeledConfig,
 )
 from official_selftrain.config.tasks import DetectionConfig, TaskConfig
 from official_selftrain.config.values import (
@@ -25,6 +25,7 @@ from official_selftrain.config.values import (
     Fraction,
     Interval,
     Loop,
+    Passes,
     Rate,
     RateOrZero,
     Seed,
@@ -137,7 +138,17 @@ class OptimizerConfig(ConfigModel):
 class TrainerConfig(ConfigModel):
     """One training: its length, start, checkpoints and reports."""
 
-    steps: Steps = Field(description="Number of updates.")
+    steps: Steps | None = Field(
+        default=None,
+        description=(
+            "Number of updates. Without steps and epochs it follows from the number of labeled "
+            "images, see docs/method.md."
+        ),
+    )
+    epochs: Passes | None = Field(
+        default=None,
+        description="Number of passes over the human-labeled images, in place of steps.",
+    )
     init: Text | None = Field(
         default=None,
         description=(
@@ -149,7 +160,11 @@ class TrainerConfig(ConfigModel):
     checkpoint_interval: Steps = Field(default=1000, description="Steps between two checkpoints.")
     keep_checkpoints: Count = Field(default=5, description="Number of newest checkpoints to keep.")
     evaluation_interval: Interval = Field(
-        default=0, description="Steps between two evaluations; 0 evaluates at the end only."
+        default=0,
+        description=(
+            "Steps between two evaluations. 0 evaluates at the end only, or, with a selection, "
+            "about 20 times."
+        ),
     )
     seed: Seed = Field(
         default=0, description="Seed of the initial weights, the order of the data and the noise."
@@ -172,6 +187,33 @@ class TrainerConfig(ConfigModel):
         default=0,
         description="Batches with a NaN or infinite loss to skip before the run stops.",
     )
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> "TrainerConfig":
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"steps ({self.steps}) and epochs ({self.epochs:g}) both give the length of the "
+                "training; give one of them, and set the other to null if the experiment has it"
+            )
+        return self
+
+
+class SelectionConfig(ConfigModel):
+    """Labeled images that are held out of a training, to stop it and to choose its weights."""
+
+    fraction: Fraction = Field(
+        default=0.1,
+        description=(
+            "Part of the labeled images that is held out: at least `min_images`, and at most a "
+            "quarter of them. None are if there are fewer than four times `min_images`."
+        ),
+    )
+    min_images: Count = Field(default=12, description="Fewest images that are held out.")
+    patience: Interval = Field(
+        default=5,
+        description="Evaluations without improvement after which a training stops; 0 never stops.",
+    )
+    seed: Seed = Field(default=0, description="Seed of the draw of the images.")
 
 
 Strategy = Literal["default", "mirrored", "multi_worker_mirrored", "tpu", "jax"]
@@ -233,8 +275,11 @@ class Config(ConfigModel):
         default=None, description="Folder at which relative paths of the data start."
     )
     task: TaskConfig = Field(default=DetectionConfig(), description="The network and its task.")
-    human: InputConfig = Field(description="Images with human labels to train on.")
-    unlabeled: SourceConfig | None = Field(
+    human: HumanConfig = Field(description="Images with human labels to train on.")
+    selection: SelectionConfig | None = Field(
+        default=None, description="Labeled images that stop a training and choose its weights."
+    )
+    unlabeled: UnlabeledConfig | None = Field(
         default=None, description="Images that the teacher labels."
     )
     pseudo: PseudoConfig | None = Field(
@@ -249,15 +294,18 @@ class Config(ConfigModel):
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="SGD and its learning rate."
     )
-    trainer: TrainerConfig = Field(description="Steps, checkpoints and evaluations.")
+    trainer: TrainerConfig = Field(
+        default=TrainerConfig(), description="Length, checkpoints and evaluations."
+    )
     runtime: RuntimeConfig = Field(default=RuntimeConfig(), description="Devices and threads.")
 
     @pydantic.model_validator(mode="after")
     def _stages_are_possible(self) -> "Config":
-        if self.optimizer.warmup_steps > self.trainer.steps:
+        steps = self.trainer.steps
+        if steps is not None and self.optimizer.warmup_steps > steps:
             raise ValueError(
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is more than "
-                f"trainer.steps ({self.trainer.steps})"
+                f"trainer.steps ({steps})"
             )
         # Weights of the published sizes do not fit other ones.
         if self.trainer.init == "imagenet" and (
@@ -321,10 +369,17 @@ class Config(ConfigModel):
                 )
 
     @property
+    def steps(self) -> int:
+        """Number of updates, which an automatic length has once the images are counted."""
+        if self.trainer.steps is None:
+            raise RuntimeError("call `with_length` before the number of steps is read")
+        return self.trainer.steps
+
+    @property
     def decay(self) -> float:
         """Decay per step of the moving averages of the losses."""
         if self.self_training.decay == "auto":
-            return 1 - 1 / max(0.07 * self.trainer.steps, 1)
+            return 1 - 1 / max(0.07 * self.steps, 1)
         return self.self_training.decay
 
     def path(self, path: str) -> str:

@@ -14,6 +14,7 @@ from official_selftrain.config.values import (
     Magnitude,
     Repeats,
     Scale,
+    Seed,
     Text,
 )
 
@@ -191,6 +192,34 @@ class InputConfig(SourceConfig):
     def scale_jitter(self) -> tuple[float, float]:
         """Smallest and largest scale, relative to the target size."""
         return self.jitter or JITTER[self.policy]
+
+
+class HumanConfig(InputConfig):
+    """The labeled images to train on."""
+
+    fraction: Fraction | None = Field(
+        default=None,
+        description=(
+            "Part of the labeled images that is used, with each class in proportion. A smaller "
+            "part lies inside every larger one. By default all are used."
+        ),
+    )
+    fraction_seed: Seed = Field(
+        default=0,
+        description="Seed of the draw of `fraction`: it decides which images are labeled.",
+    )
+
+
+class UnlabeledConfig(SourceConfig):
+    """The images that the teacher labels."""
+
+    exclude_labeled: bool = Field(
+        default=False,
+        description=(
+            "Leave out the image files that are also among the labeled images in use, or in the "
+            "evaluation source. So one folder of images can be the source of all three."
+        ),
+    )
 
 
 class PseudoConfig(InputConfig):

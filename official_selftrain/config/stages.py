@@ -1,11 +1,30 @@
 """The trainings of `run`: how teacher, student and control differ."""
 
+from collections.abc import Callable
+
 from official_selftrain.config.schema import Config
+from official_selftrain.utils.errors import UserError
 
 
 def teacher_config(config: Config) -> Config:
-    """Supervised training on human labels, with the overrides of `self_training.teacher`."""
-    return config.override({"pseudo": None, **config.self_training.teacher})
+    """Supervised training on human labels, with the overrides of `self_training.teacher`.
+
+    Raises:
+        UserError: if they draw other labeled images; all stages of a run share one draw.
+    """
+    teacher = config.override({"pseudo": None, **config.self_training.teacher})
+    if _draw(teacher) not in (_draw(config), (*_draw(config)[:2], None)):
+        raise UserError(
+            "teacher and student share one draw of labeled images: set human.fraction, "
+            "human.fraction_seed and selection for the whole run, not in self_training.teacher"
+        )
+    return teacher
+
+
+def _draw(config):
+    """The settings that decide which labeled images are used, and which are held out."""
+    held_out = config.selection and config.selection.model_copy(update={"patience": 0})
+    return config.human.fraction, config.human.fraction_seed, held_out
 
 
 def student_config(config: Config, records: str, init: str) -> Config:
@@ -40,14 +59,22 @@ def rounds(config: Config) -> list[str]:
     return ["", *(f"_{number}" for number in range(2, config.self_training.rounds + 1))]
 
 
-def stages(config: Config) -> dict[str, Config]:
+def stages(
+    config: Config, completed: Callable[[Config], Config] = lambda config: config
+) -> dict[str, Config]:
     """`{stage: Config}` of the trainings of `run`, in the order in which they run.
 
     Initial weights and pseudo labels are missing, because they do not exist yet.
+
+    Args:
+        config: as it was given. Each training has an automatic length of its own, but the control
+            has that of the student.
+        completed: function that sets what follows from the data, `PreparedData.completed`.
     """
-    found = {"teacher": teacher_config(config)}
+    found = {"teacher": completed(teacher_config(config))}
+    student = completed(config)
     for suffix in rounds(config):
-        found[f"student{suffix}"] = config
+        found[f"student{suffix}"] = student
     if config.self_training.control:
-        found["control"] = control_config(config, None)
+        found["control"] = control_config(student, None)
     return found

@@ -85,6 +85,7 @@ Repeats = Annotated[int, whole(32, "memory and time grow with the number of laye
 Factor = Annotated[float, real(32.0, "memory grows with the square of the factor")]
 Steps = Annotated[int, whole(1_000_000_000, "steps are counted in 32 bits")]
 Interval = Annotated[int, whole(1_000_000_000, "steps are counted in 32 bits", 0)]
+Passes = Annotated[float, real(1e6, "no training takes that long")]
 Loop = Annotated[int, whole(100_000, "nothing is reported or saved before a loop ends")]
 Boxes = Annotated[int, whole(10_000, "memory grows with the number of boxes")]
 Candidates = Annotated[int, whole(1_000_000, "memory grows with the number of boxes")]

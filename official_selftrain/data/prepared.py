@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from official_selftrain.config import Config
-from official_selftrain.data import records, sources
+from official_selftrain.config import Config, with_length
+from official_selftrain.data import parts, records, sources
 from official_selftrain.data.sources.record_errors import hints
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import Damaged, UserError
 from official_selftrain.utils.files import read_json_or_none, sha256
 from official_selftrain.utils.types import StrPath
 
@@ -20,6 +20,10 @@ SHOWN_CLASSES = 30  # in messages
 
 class PreparedData:
     """The prepared sources of a config; `summaries[name]` as `sources.prepare` returns it.
+
+    Where only some of the images of a source are used, its summary describes these. The labeled
+    images that are held out of the training are the source `selection`, which is missing if there
+    are none.
 
     Args:
         config: whose sources are prepared, where they are given.
@@ -41,12 +45,13 @@ class PreparedData:
         self.folder = pathlib.Path(folder)
         self.classes = classes
         self.summaries = {}
-        for name in names:
+        self.places = {}
+        for name in _needed(config, names):
             source = getattr(config, name)
             if source is not None and source.given:
+                self.places[name] = self.folder / name
                 with hints(f"{name}."):
-                    summary = sources.prepare(source, config.path, self.folder / name)
-                self.summaries[name] = summary
+                    self.summaries[name] = sources.prepare(source, config.path, self.places[name])
         self.names = {
             name: {int(key): str(text) for key, text in summary["classes"].items()}
             for name, summary in self.summaries.items()
@@ -54,8 +59,71 @@ class PreparedData:
         if classes is not None:
             self.names = {"the weights": classes["names"]} | self.names
         check_classes(self.names)
+        # Of the whole sources: a part may lack a class, but means the same numbers.
+        self.largest_class = max((s["largest_class"] for s in self.summaries.values()), default=0)
+        self._take_parts(config)
         self._check_leaks()
+        self._warn_of_leaks_into_selection()
         self._warn_of_absent_classes()
+
+    def _take_parts(self, config):
+        """Puts the parts of the labeled and the unlabeled images that are used in their place."""
+        apart = config.unlabeled is not None and config.unlabeled.exclude_labeled
+        if not (apart or config.human.fraction is not None or config.selection is not None):
+            return
+        known = set(self._digests("evaluation"))
+        if "human" in self.summaries:
+            known |= self._take_labeled(config, known)
+        if apart and "unlabeled" in self.summaries:
+            digests = self._digests("unlabeled")
+            rest = [place for place, digest in enumerate(digests) if digest not in known]
+            logging.info(
+                "%d of %d images of unlabeled are labeled or evaluated on, and left out of it",
+                len(digests) - len(rest), len(digests),
+            )  # fmt: skip
+            if not rest:
+                raise UserError(
+                    f"all {len(digests)} images of unlabeled are labeled or evaluated on, so none "
+                    "is left for the teacher; give more images, or lower human.fraction"
+                )
+            self._take("unlabeled", "unlabeled_used", rest, of="unlabeled")
+
+    def _take_labeled(self, config, measured):
+        """Takes the labeled images in use, and those that are held out; returns their digests."""
+        index = list(sources.read_index(self.places["human"]))
+        used = parts.labeled(index, config.human)
+        held_out, why = [], ""
+        if config.selection is not None:
+            held_out, why = parts.held_out(index, used, config.selection, measured)
+        if why:
+            logging.warning("no image is held out for selection, and lengths are fixed: %s", why)
+        if held_out:
+            lacking = {c for place in used for c in index[place][3]}
+            lacking -= {c for place in held_out for c in index[place][3]}
+            logging.info(
+                "selection: %d of %d labeled images are held out of the training%s",
+                len(held_out), len(used),
+                f"; they lack {self._listed(lacking)}, which do not decide" if lacking else "",
+            )  # fmt: skip
+            self._take("selection", "selection", held_out, of="human")
+        self._take("human", "human_used", sorted({*used} - {*held_out}), of="human")
+        return {index[position][2] for position in used}
+
+    def _take(self, name, prefix, positions, of):
+        """Makes images of the source `of` the source `name`."""
+        whole = self.summaries[of]
+        if len(positions) == whole["images"]:
+            return
+        try:
+            self.summaries[name] = sources.prepare_part(whole, positions, self.folder / prefix)
+        except Damaged as error:
+            raise UserError(sources.find_damage(self.places[of]) or str(error)) from None
+        self.places[name] = self.folder / prefix
+
+    def _digests(self, name):
+        """The digest of each image of a source; none of one that is not prepared."""
+        place = self.places.get(name)
+        return [digest for _, _, digest, _ in sources.read_index(place)] if place else []
 
     def _check_leaks(self):
         """Refuses to label, or to learn from labels of, images that measure the result."""
@@ -64,18 +132,28 @@ class PreparedData:
         for name in ("unlabeled", "pseudo"):
             if name in self.summaries:
                 sources.check_disjoint(
-                    self.folder / "evaluation",
-                    self.folder / name,
+                    self.places["evaluation"],
+                    self.places[name],
                     f"images that the result is measured on must not be labeled or learned from; "
                     f"leave them out of {name}, for example by {name}.exclude_lists",
                 )
         if "human" in self.summaries:
-            shared = sources.shared_images(self.folder / "evaluation", self.folder / "human")
+            shared = sources.shared_images(self.places["evaluation"], self.places["human"])
             if shared:
                 logging.warning(
                     "%d images are both in human and in evaluation, the first %r: the metrics will "
                     "be too good", len(shared), shared[0],
                 )  # fmt: skip
+
+    def _warn_of_leaks_into_selection(self):
+        """Warns of held-out images from whose pseudo labels a student learns."""
+        labeled = next((name for name in ("unlabeled", "pseudo") if name in self.summaries), "")
+        shared = set(self._digests("selection")).intersection(self._digests(labeled))
+        if shared:
+            logging.warning(
+                "%d images of selection are also in %s: they choose weights that have learned from "
+                "them; unlabeled.exclude_labeled=true leaves them out", len(shared), labeled,
+            )  # fmt: skip
 
     def _warn_of_absent_classes(self):
         """Warns of classes that no labeled image holds."""
@@ -89,8 +167,12 @@ class PreparedData:
         if absent:
             logging.warning(
                 "no labeled image holds %s: teacher and student cannot learn it",
-                ", ".join(repr(self.class_names.get(c, c)) for c in absent[:10]),
+                self._listed(absent),
             )
+
+    def _listed(self, classes):
+        """The names of the first of some classes."""
+        return ", ".join(repr(self.class_names.get(c, c)) for c in sorted(classes)[:10])
 
     def files(self, name: str) -> list[str]:
         """The TFRecord files of a source."""
@@ -102,14 +184,25 @@ class PreparedData:
         order = ("the weights", "human", "pseudo", "evaluation", "unlabeled")
         return next((names for name in order if (names := self.names.get(name))), {})
 
+    def completed(self, config: Config) -> Config:
+        """The config with all that follows from the data: class count, length and intervals.
+
+        Raises:
+            UserError: see `with_num_classes`.
+        """
+        config = self.with_num_classes(config)
+        if "human" not in self.summaries:
+            return config
+        selection = config.selection is not None and "selection" in self.summaries
+        return with_length(config, self.summaries["human"]["images"], selection)
+
     def with_num_classes(self, config: Config) -> Config:
         """The config with the class count of the weights, or else of the data.
 
         Raises:
             UserError: if a label is outside the configured classes.
         """
-        labels = [s["largest_class"] for s in self.summaries.values()]
-        largest = max([*self.class_names, *labels], default=0)
+        largest = max([*self.class_names, self.largest_class])
         count = config.task.num_classes
         if self.classes is not None:
             known = self.classes["num_classes"]
@@ -141,10 +234,20 @@ class PreparedData:
                         f"the labels {file} are damaged: the command that wrote them (`run`, "
                         "`pseudo_label`) labels this file again"
                     )
-            message = sources.find_damage(self.folder / name)
+            message = sources.find_damage(self.places[name])
             if message:
                 return message
         return None
+
+
+def _needed(config, names):
+    """The names of the sources, and of those that decide which of their images are used."""
+    needed = set(names)
+    if "unlabeled" in needed and config.unlabeled is not None and config.unlabeled.exclude_labeled:
+        needed |= {"human", "evaluation"}
+    if "human" in needed and config.selection is not None:
+        needed |= {"evaluation"}
+    return [name for name in SOURCES if name in needed]
 
 
 def check_classes(names: Mapping[str, Mapping[int, str]]) -> None:

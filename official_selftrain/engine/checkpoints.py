@@ -6,6 +6,7 @@ import logging
 import math
 import pathlib
 import re
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.weights.h5"
 AVERAGE = "ema.weights.h5"  # moving average of the weights, written if `trainer.ema_decay` is set
 BEST = "best.weights.h5"  # weights of the best evaluation during training
+BEST_RECORD = "best.json"  # which weights these are
 CLASSES = "classes.json"  # next to the weights: number of classes and their names
 
 
@@ -156,7 +158,14 @@ def save_weights(model: keras.Model, folder: StrPath, name: str = WEIGHTS) -> st
     return str(path)
 
 
-def save_best(model: keras.Model, folder: StrPath, step: int, metric: str, value: float) -> None:
+def save_best(
+    model: keras.Model,
+    folder: StrPath,
+    step: int,
+    metric: str,
+    value: float,
+    averaged: bool | None = None,
+) -> None:
     """Writes `best.weights.h5` if `value` is higher than that of every evaluation before.
 
     Step, metric, and value of the kept weights are written to `best.json`.
@@ -167,8 +176,9 @@ def save_best(model: keras.Model, folder: StrPath, step: int, metric: str, value
         step: number of updates made.
         metric: name of the metric, such as "AP".
         value: its value; higher is better.
+        averaged: whether these are averages of the weights, where both kinds compete.
     """
-    file = pathlib.Path(folder) / "best.json"
+    file = pathlib.Path(folder) / BEST_RECORD
     try:
         before = float(read_json_or_none(file)["value"])
     except (TypeError, ValueError, KeyError):  # missing or damaged
@@ -176,7 +186,22 @@ def save_best(model: keras.Model, folder: StrPath, step: int, metric: str, value
     if before >= value and (pathlib.Path(folder) / BEST).exists():
         return
     save_weights(model, folder, BEST)
-    write_json(file, {"step": step, "metric": metric, "value": value})
+    kind = {} if averaged is None else {"averaged": averaged}
+    write_json(file, {"step": step, "metric": metric, "value": value, **kind})
+
+
+def copy_best(folder: StrPath) -> None:
+    """Makes the best weights in a folder those of the training; they appear when complete.
+
+    Raises:
+        UserError: if the disk is full or not writable.
+    """
+    path = pathlib.Path(folder) / WEIGHTS
+    try:
+        with replacing(path) as partial:
+            shutil.copyfile(path.with_name(BEST), partial)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from None
 
 
 def weights_file(path: StrPath) -> pathlib.Path:

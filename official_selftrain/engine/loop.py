@@ -245,14 +245,14 @@ def run_loop(
     start_step: int = 0,
     steps_per_loop: int = 100,
     summary_folder: StrPath | None = None,
-    on_loop: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    on_loop: Callable[[int, dict[str, float]], bool | None] = lambda *_: None,
     title: str = "train",
     images_per_step: int = 0,
     skipped: Collection[int] = (),
     stall_seconds: float = 0,
-    on_pause: Callable[[int], None] | None = None,
+    on_pause: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Trains until `steps` updates have been made.
+    """Trains until `steps` updates have been made, or until `on_loop` ends it.
 
     Args:
         loop: the result of `make_loop`.
@@ -260,6 +260,7 @@ def run_loop(
         steps_per_loop: number of updates between two reports.
         summary_folder: folder for TensorBoard, or None.
         on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
+            The training ends if it returns true.
         title: text of the progress bar; "" hides the bar and the time left.
         images_per_step: number of images of an update, for the speed.
         skipped: steps whose batch is taken from the input without an update.
@@ -287,7 +288,7 @@ def run_loop(
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
                 bar.update(step - bar.n)
-                if on_pause and step < end and pace.is_long(loop, end - step):
+                if step < end and pace.is_long(loop, end - step):
                     on_pause(step)
             images = (end - first) * images_per_step
             scalars["images_per_second"] = images / (time.perf_counter() - began)
@@ -295,9 +296,8 @@ def run_loop(
             check_finite(scalars, step)  # before `on_loop`, which would save the broken weights
             summaries.write(step, scalars)
             bar.set_postfix_str(_postfix(scalars))
-            on_loop(step, {"step": step, **scalars})
-            if on_pause:
-                on_pause(step)
+            steps = step if on_loop(step, {"step": step, **scalars}) else steps
+            on_pause(step)
 
 
 def _end_of_loop(step: int, steps: int, steps_per_loop: int, skipped: Collection[int]) -> int:

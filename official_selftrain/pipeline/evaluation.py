@@ -24,11 +24,13 @@ from official_selftrain.pipeline.folder import (
     CONFIG,
     MADE_OF,
     METRICS,
+    chosen,
     content_of,
     counted,
     digest,
     made_of,
     saved_config,
+    trained_steps,
 )
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.tasks import task_type
@@ -109,7 +111,9 @@ def evaluate_stage(
     before = made_of(folder).get("evaluation", {}).get("content", content_of(summary))
     own = own and (_same_place(config, folder) or content_of(summary) == before)
     with workspace.reading():
-        best = folder if own and config.trainer.evaluation_interval else None
+        # Weights that selection images have chosen are the best already.
+        competes = config.trainer.evaluation_interval and chosen(folder) is None
+        best = folder if own and competes else None
         metrics = _measure(config, weights or folder, data, distribution, best)
         average = folder / checkpoints.AVERAGE
         if weights is None and average.exists():
@@ -131,7 +135,8 @@ def _measure(config, weights, data, distribution, best=None):
     metrics = measure(predictor, data, distribution)
     if best is not None and distribution.chief:
         name = predictor.task.headline
-        checkpoints.save_best(predictor.model, best, config.trainer.steps, name, metrics[name])
+        step = trained_steps(config, best)
+        checkpoints.save_best(predictor.model, best, step, name, metrics[name])
     return metrics
 
 
@@ -173,7 +178,7 @@ def _prepare(workspace, folder, weights):
 def _write_metrics(config, folder, summary, metrics):
     write_json(folder / METRICS, metrics)
     logging.info("the metrics are in %s", folder / METRICS)
-    log_metrics(folder, config.trainer.steps, metrics)
+    log_metrics(folder, trained_steps(config, folder), metrics)
     before = made_of(folder)
     now = before | {"evaluation": counted(summary)}
     if before and before != now:
@@ -201,9 +206,12 @@ def _write_foreign_metrics(config, folder, summary, metrics, weights):
 
 
 def measure(
-    predictor: teacher.Predictor, data: PreparedData, distribution: Distribution
+    predictor: teacher.Predictor,
+    data: PreparedData,
+    distribution: Distribution,
+    source: str = "evaluation",
 ) -> Metrics:
-    """The metrics of a predictor on the evaluation source.
+    """The metrics of a predictor on a labeled source.
 
     Every worker predicts a part of the images, and returns the metrics of all.
 
@@ -211,10 +219,10 @@ def measure(
         UserError: if a shard is damaged.
     """
     metric = predictor.task.metric(data.class_names)
-    summary, workers = data.summaries["evaluation"], distribution.workers
+    summary, workers = data.summaries[source], distribution.workers
     stream = predictor(summary["files"], distribution.worker, workers)
     total = math.ceil(summary["images"] / workers)
-    with readable_errors(data, ["evaluation"]):
+    with readable_errors(data, [source]):
         for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
             metric.update(record, prediction)
     first, *others = distribution.gather(metric)
@@ -223,10 +231,12 @@ def measure(
     return first.result()
 
 
-def log_metrics(folder: pathlib.Path, step: int, metrics: Mapping[str, float]) -> None:
-    """Writes the metrics of a step for TensorBoard."""
+def log_metrics(
+    folder: pathlib.Path, step: int, metrics: Mapping[str, float], source: str = "evaluation"
+) -> None:
+    """Writes the metrics of a step on a source for TensorBoard."""
     with Summaries(folder / "tensorboard") as summaries:
-        summaries.write(step, {f"evaluation/{name}": value for name, value in metrics.items()})
+        summaries.write(step, {f"{source}/{name}": value for name, value in metrics.items()})
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ FREE_TO_CHANGE = ("runtime", "description", "published")
 PLACES = ("data_dir", "pseudo.records", "trainer.init")
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
+HISTORY = "history.jsonl"
 MADE_OF = "made_of.json"  # what a training or labels were made of
 
 
@@ -165,6 +166,37 @@ def environment() -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- What a training has written ----------------------------------------------------------------
+
+
+def history(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows that a training has written; one that a kill left half written is skipped."""
+    file, rows = folder / HISTORY, []
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def trained_steps(config: Config, folder: pathlib.Path) -> int:
+    """The updates that the weights in a folder have had: the length of the config if unknown."""
+    rows = history(folder)
+    return rows[-1]["step"] if rows else config.trainer.steps or 0
+
+
+def chosen(folder: StrPath) -> dict[str, Any] | None:
+    """What a finished training has chosen by its selection images; None if it had none.
+
+    Returns:
+        A dict: `step`, `metric`, `value` and `averaged` of the best weights; `evaluations`, their
+        number; `before`, `after`: the best value before the last quarter of them, and of all;
+        `stopped`: whether it stopped before its last step; `converged`.
+    """
+    best = read_json_or_none(pathlib.Path(folder) / checkpoints.BEST_RECORD)
+    return best if isinstance(best, dict) and "converged" in best else None
+
+
 # --- What a training is made of --------------------------------------------------------------
 
 
@@ -212,7 +244,8 @@ def claim_content(config: Config, folder: pathlib.Path, data: PreparedData) -> N
     elif "init" in before:
         now["init"] = before["init"]
     changed = {key for key in before.keys() & now.keys() if before[key] != now[key]}
-    if "evaluation" in changed and (finished or not config.trainer.evaluation_interval):
+    measured_on_the_way = config.trainer.evaluation_interval and "selection" not in data.summaries
+    if "evaluation" in changed and (finished or not measured_on_the_way):
         changed.remove("evaluation")
         logging.warning("the evaluation data of %s has changed: it is measured again", folder)
         (folder / METRICS).unlink(missing_ok=True)

@@ -64,7 +64,8 @@ def label_stage(
     with workspace:
         if not workspace.prepared:
             classes = checkpoints.classes_of(weights)
-            names = ("unlabeled", "evaluation", *(() if classes else ("human",)))
+            known = classes is not None and workspace.config.selection is None
+            names = ("unlabeled", "evaluation", *(() if known else ("human",)))
             workspace.prepare(names, classes)
         files = workspace.data.files("unlabeled")
         written = teacher.outputs(files, workspace.folder)

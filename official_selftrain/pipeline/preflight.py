@@ -106,8 +106,8 @@ def _needs(training, seconds, stages):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     yield "weights", f"{training.trainer.student.count_params():,}"
     yield "first step", f"{seconds[0]:.1f} s, compilation included"
-    hours = seconds[1] * config.trainer.steps / 3600
-    yield "second step", f"{seconds[1]:.3g} s; {config.trainer.steps} steps take {hours:.1f} hours"
+    hours = seconds[1] * config.steps / 3600
+    yield "second step", f"{seconds[1]:.3g} s; {config.steps} steps take {hours:.1f} hours"
     yield "peak memory", f"{peak:.1f} GB in this process{_gpu_memory()}"
     short = "WARNING: too little disk space, " if needed > free else ""
     yield "checkpoints", f"{short}{needed / 1e9:.2f} GB in all, {free / 1e9:.1f} GB are free"
@@ -117,11 +117,11 @@ def _stages(training, stages, seconds):
     """Images, steps and hours of each training of a run, estimated from the time of one step."""
     per_image = seconds / images_per_step(training.config)
     hours = {
-        name: per_image * images_per_step(config) * config.trainer.steps / 3600
+        name: per_image * images_per_step(config) * config.steps / 3600
         for name, config in stages.items()
     }
     for name, config in stages.items():
-        images, steps = images_per_step(config), config.trainer.steps
+        images, steps = images_per_step(config), config.steps
         yield f"stage {name}", f"{steps} steps of {images} images, {hours[name]:.1f} hours"
     if stages:
         yield "all stages", f"{sum(hours.values()):.1f} hours, and the time to label the images"
@@ -170,7 +170,7 @@ def check(config: Config, folder: StrPath, whole: bool = False) -> list[tuple[st
         workspace.prepare(WITHOUT_LABELS if whole else SOURCES)
         first, data = workspace.config, workspace.data
         check_start(first, data)
-        stages = config_lib.stages(data.with_num_classes(config)) if whole else {}
+        stages = config_lib.stages(config, data.completed) if whole else {}
         picture = workspace.folder / "check.png" if workspace.distribution.chief else None
         with workspace.reading(), memory.given_back():
             training = Training(workspace)

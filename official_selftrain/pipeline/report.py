@@ -1,7 +1,6 @@
 """One self-contained HTML page about a run: table, curves, label quality and pictures."""
 
 import base64
-import contextlib
 import functools
 import hashlib
 import html
@@ -18,7 +17,9 @@ from official_selftrain.config import Config, rounds, stages
 from official_selftrain.data import png, records, visualize
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.pipeline import curves
+from official_selftrain.pipeline.folder import chosen, history, trained_steps
 from official_selftrain.pipeline.labeling import LABEL_STATISTICS
+from official_selftrain.pipeline.selection import sentence
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.tasks import make_task
 from official_selftrain.utils.errors import UserError
@@ -56,9 +57,9 @@ def write(
     labels = {place.name: _label_statistics(place) for place in label_folders(config, folder)}
     parts = [
         _results_table(config, results),
-        _stages_table(config, workspace.data, results, list(labels.values())[-1]["threshold"]),
+        _stages_table(workspace, results, list(labels.values())[-1]["threshold"]),
         _labels_section(config, labels),
-        _training_section(folder, results, seconds),
+        _training_section(config, folder, results, seconds),
         *_pictures_sections(workspace, results, labels),
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
@@ -82,12 +83,30 @@ def _labels_section(config, labels):
     return "\n".join(parts)
 
 
-def _training_section(folder, results, seconds):
-    histories = {stage: _history(folder / stage) for stage in results}
+def _training_section(config, folder, results, seconds):
+    histories = {stage: history(folder / stage) for stage in results}
     drawn = curves.curves(histories, ("human_loss", "pseudo_loss", "ratio"))
     rows = [[stage, f"{spent:.0f}"] for stage, spent in seconds.items() if stage != "report"]
     parts = [_heading("Training"), drawn, _table(["stage", "seconds"], rows)]
+    if config.selection is not None:
+        parts += _convergence(folder, histories)
     return "\n".join(part for part in parts if part)
+
+
+def _convergence(folder, histories):
+    """The selection curves, and in words whether each training had converged."""
+    found = {stage: chosen(folder / stage) for stage in histories}
+    yield _heading("Convergence")
+    names = {name: None for rows in histories.values() for row in rows for name in row}
+    drawn = [name for name in names if name.startswith("selection_")]
+    yield curves.curves(histories, drawn) if drawn else None
+    for stage, best in found.items():
+        if best is None:
+            text = f"{stage} had a fixed length: no image was held out to choose its weights"
+        else:
+            text = sentence(stage, best)
+        kind = "" if best is None or best["converged"] else " class=warning"
+        yield f"<p{kind}>{html.escape(text)}.</p>"
 
 
 def _pictures_sections(workspace, results, labels):
@@ -176,34 +195,34 @@ def _results_table(config, results):
     return _table(["", *(name.partition("/")[2] or name for name in columns)], rows)
 
 
-def _stages_table(config, data, results, threshold):
+def _stages_table(workspace, results, threshold):
     """What each stage has learned from."""
+    data = workspace.data
     human, unlabeled = (data.summaries[name]["images"] for name in ("human", "unlabeled"))
     rows = []
-    for stage, settings in stages(config).items():
+    for stage, settings in stages(workspace.given, data.completed).items():
         if stage not in results:
             continue
         batches, images = str(settings.human.batch_size), f"{human} labeled"
         if stage.startswith("student"):
             batches += f" + {settings.pseudo.batch_size}"
             images += f" + {unlabeled} pseudo-labeled, threshold {threshold}"
-        rows.append([stage, settings.trainer.steps, batches, images])
+        rows.append([stage, _length(settings, workspace.folder / stage), batches, images])
     return _table(["", "steps", "images per step", "images"], rows)
+
+
+def _length(config, folder):
+    """The steps of a training; and which ones, if it has not ended with the last."""
+    best, steps = chosen(folder), config.steps
+    if best is None:
+        return steps
+    return f"{trained_steps(config, folder)} of {steps}, weights of step {best['step']}"
 
 
 def _label_table(config, labels):
     rows = make_task(config.task).label_rows(labels)
     warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
     return warnings + _table(["", ""], rows)
-
-
-def _history(folder):
-    """The rows of a training; a line that a kill left half written is skipped."""
-    rows, file = [], folder / "history.jsonl"
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
 
 
 def _picture(file, sheet):

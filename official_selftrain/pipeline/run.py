@@ -73,7 +73,7 @@ def _check_stages(config, folder):
 def _train_all(workspace, clock):
     """`{stage: metrics}` of teacher, students and control."""
     config, results = workspace.config, {}
-    teacher = workspace.stage("teacher", config_lib.teacher_config(config))
+    teacher = workspace.stage("teacher", config_lib.teacher_config(workspace.given))
     with clock("teacher"):
         results["teacher"] = train_stage(teacher)
     best = teacher
@@ -110,7 +110,7 @@ def write_report(config: Config, folder: StrPath) -> None:
         workspace.prepare(WITHOUT_LABELS)
         found = {
             stage: read_json_or_none(folder / stage / METRICS)
-            for stage in config_lib.stages(workspace.config)
+            for stage in config_lib.stages(workspace.given)
         }
         results = {stage: metrics for stage, metrics in found.items() if metrics}
         with workspace.reading():

@@ -23,7 +23,13 @@ from official_selftrain.engine.distribution import Distribution
 from official_selftrain.engine.optimizers import make_optimizer
 from official_selftrain.pipeline import evaluation
 from official_selftrain.pipeline.divergence import Divergence
-from official_selftrain.pipeline.folder import check_weights, claim_content, write_classes
+from official_selftrain.pipeline.folder import (
+    HISTORY,
+    check_weights,
+    claim_content,
+    write_classes,
+)
+from official_selftrain.pipeline.selection import Selection
 from official_selftrain.pipeline.start import check_start, check_startable, initialize
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.self_training import SelfTrainer
@@ -109,7 +115,9 @@ class Training:
             settings.keep_checkpoints,
             self.distribution.workers,
         )
-        self.history_file = self.folder / "history.jsonl"
+        self.history_file = self.folder / HISTORY
+        held_out = self.config.selection is not None and "selection" in self.data.summaries
+        self.selection = Selection(self) if held_out else None
         self.divergence = Divergence(self)
         self.shutdown = guards.GracefulShutdown()
 
@@ -125,6 +133,8 @@ class Training:
                     break
                 except guards.NonFiniteLossError as problem:
                     self.divergence.leave_out(problem)
+        if self.selection is not None and not self.selection.values:
+            self.selection.measure(self.config.steps)  # the batch of the last step was left out
         if self.distribution.chief:
             self._finish()
         self.distribution.barrier()
@@ -145,6 +155,8 @@ class Training:
             )
         if self.distribution.chief:
             _forget_after(self.history_file, start)
+        if self.selection is not None:
+            self.selection.restore()
         return start
 
     def initialize(self) -> None:
@@ -161,9 +173,11 @@ class Training:
 
     def _train_from(self, start):
         settings, chief = self.config.trainer, self.distribution.chief
+        if self.selection is not None and self.selection.stopped:
+            return
         loop_lib.run_loop(
             self.loop(start),
-            settings.steps,
+            self.config.steps,
             start_step=start,
             steps_per_loop=steps_per_loop(settings),
             summary_folder=self.folder / "tensorboard" if chief else None,
@@ -176,9 +190,13 @@ class Training:
         )
 
     def _on_loop(self, step, scalars):
+        """Evaluates, reports and saves what is due; returns whether the training has to stop."""
         settings, chief = self.config.trainer, self.distribution.chief
         due = settings.evaluation_interval and step % settings.evaluation_interval == 0
-        if due and step < settings.steps and self.config.evaluation is not None:
+        if self.selection is not None:
+            if due or step == self.config.steps:
+                scalars = scalars | self.selection.measure(step)
+        elif due and step < self.config.steps and self.config.evaluation is not None:
             scalars = scalars | self._evaluate(step)
         if chief:
             with open(self.history_file, "a", encoding="utf-8") as file:
@@ -187,6 +205,7 @@ class Training:
             if chief:
                 self.saved.save(step)
             self.distribution.barrier()
+        return self.selection is not None and self.selection.stopped
 
     def _evaluate(self, step):
         """Measures the present weights, and keeps them if they are the best so far."""
@@ -202,7 +221,7 @@ class Training:
     @functools.cached_property
     def _predictor(self):
         """Made once, because each predictor would trace the network again."""
-        student, batch_size = self.trainer.student, self.config.evaluation.batch_size
+        student, batch_size = self.trainer.student, teacher.batch_size_of(self.config)
         return teacher.Predictor(self.task, student, batch_size, self.distribution)
 
     def _on_pause(self, step):
@@ -214,7 +233,7 @@ class Training:
             self.saved.save(step)
         self.distribution.barrier()
         raise TrainingInterrupted(
-            f"{self.folder.name}: stopped at step {step} of {self.config.trainer.steps}, which is "
+            f"{self.folder.name}: stopped at step {step} of {self.config.steps}, which is "
             "saved; the same command resumes it",
             signal,
         )
@@ -222,6 +241,9 @@ class Training:
     def _finish(self):
         student, average = self.trainer.student, self.trainer.average
         write_classes(self.config, self.folder, self.data)
+        if self.selection is not None:
+            self.selection.finish()
+            return
         if average is not None:
             average.swap_weights(student)
             checkpoints.save_weights(student, self.folder, checkpoints.AVERAGE)
@@ -244,7 +266,7 @@ def make_trainer(config: Config, task: Task) -> SelfTrainer:
         ema_decay=config.trainer.ema_decay,
         accumulate=config.trainer.micro_batches > 1,
     )
-    optimizer = make_optimizer(config.optimizer, config.trainer.steps, config.task.precision)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.task.precision)
     trainer.compile(optimizer=optimizer)
     trainer.optimizer.build(trainer.student.trainable_variables)
     return trainer

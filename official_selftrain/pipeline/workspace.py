@@ -22,7 +22,8 @@ class Workspace:
     As a context manager it keeps other processes out of the folder.
 
     Attributes:
-        config: `Config`; its class count is set once the data is prepared.
+        config: `Config`; its class count and its length are set once the data is prepared.
+        given: `Config` as it was given, for stages whose length follows from other settings.
         folder: `pathlib.Path` of the run or the stage.
         distribution: the devices of all workers.
         data: `PreparedData`, once it is prepared.
@@ -35,7 +36,7 @@ class Workspace:
         distribution: Distribution,
         data: PreparedData | None = None,
     ) -> None:
-        self.config = config
+        self.config = self.given = config
         self.folder = pathlib.Path(folder)
         self.distribution = distribution
         self._data = data
@@ -56,7 +57,7 @@ class Workspace:
         Raises:
             UserError: if the data of this one has labels outside the classes of `config`.
         """
-        config = self.data.with_num_classes(config) if self.prepared else config
+        config = self.data.completed(config) if self.prepared else config
         return Workspace(config, self.folder / name, self.distribution, self._data)
 
     @property
@@ -92,7 +93,7 @@ class Workspace:
         classes: dict[str, Any] | None = None,
         place: pathlib.Path | None = None,
     ) -> None:
-        """Prepares the data, and sets the class count that it or the weights have.
+        """Prepares the data, and sets the class count and the length that follow from it.
 
         Args:
             names: the sources that are needed.
@@ -105,7 +106,7 @@ class Workspace:
         place = place or self.folder / "data"
         self._data = self.on_chief_first(lambda: PreparedData(self.config, place, names, classes))
         task_type(self.config.task).check_sources(self.data)
-        self.config = self.data.with_num_classes(self.config)
+        self.config = self.data.completed(self.config)
 
     def on_chief_first(self, function: Callable[[], Any]) -> Any:
         """What `function` returns; the chief calls it first, because only it writes files."""

@@ -70,6 +70,64 @@ def test_the_last_evaluation_counts_for_the_best(data, tmp_path, monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+# Raw and averaged, of the steps 2, 4, ...
+ON_SELECTION = [0.1, 0.2, 0.4, 0.3, 0.35, 0.38, 0.3, 0.4, 0.9, 0.9]
+
+
+def selecting(data, folder, monkeypatch, values):
+    """Trains with scripted evaluations on the one image that is held out."""
+    values = iter(values)
+
+    def measure(predictor, data, distribution, source):
+        assert source == "selection" and data.summaries[source]["images"] == 1
+        value = next(values)
+        if value is None:
+            raise KeyboardInterrupt
+        return {"AP": value}
+
+    monkeypatch.setattr(evaluation, "measure", measure)
+    config = teacher_of(
+        data, "evaluation=null,selection={min_images: 1, patience: 2}", "human.batch_size=2",
+        "trainer={steps: 10, evaluation_interval: 2, ema_decay: 0.5}",
+    )  # fmt: skip
+    assert pipeline.train(config, folder) == {}
+    return config
+
+
+def test_held_out_images_stop_a_training_and_choose_its_weights(data, tmp_path, monkeypatch):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    selecting(data, whole, monkeypatch, ON_SELECTION)
+    best = json.loads((whole / "best.json").read_text())
+    assert best == {
+        "step": 4, "metric": "AP", "value": 0.4, "averaged": False, "evaluations": 4,
+        "before": 0.4, "after": 0.4, "stopped": True, "converged": True,
+    }  # fmt: skip
+    assert [row["step"] for row in history(whole)] == [2, 4, 6, 8]
+    assert not (whole / "ema.weights.h5").exists()
+    # A kill while the weights of step 6 are measured; those of step 4 are a checkpoint.
+    with pytest.raises(KeyboardInterrupt):
+        selecting(data, resumed, monkeypatch, [*ON_SELECTION[:5], None])
+    config = selecting(data, resumed, monkeypatch, ON_SELECTION[4:])
+    assert json.loads((resumed / "best.json").read_text()) == best
+    for name in ("best", "model"):
+        pairs = zip(*(stored(f / f"{name}.weights.h5") for f in (whole, resumed)), strict=True)
+        assert all(a == b and np.array_equal(x, y) for (a, x), (b, y) in pairs)
+    assert (whole / "model.weights.h5").read_bytes() == (whole / "best.weights.h5").read_bytes()
+    # The averaged weights were in place while they were measured, and are not any more.
+    saved = {n: np.load(whole / f"checkpoints/ckpt-0000000{n}.npz")["student/0"] for n in (4, 8)}
+    kept = [array for _, array in stored(whole / "model.weights.h5")]
+    assert any(np.array_equal(array, saved[4]) for array in kept)
+    assert not any(np.array_equal(array, saved[8]) for array in kept)
+    # Weights that were lost after the end are made again from what was kept.
+    (whole / "model.weights.h5").unlink()
+    selecting(data, whole, monkeypatch, [])
+    assert (whole / "model.weights.h5").read_bytes() == (whole / "best.weights.h5").read_bytes()
+    (resumed / "model.weights.h5").unlink()
+    (resumed / "best.weights.h5").unlink()
+    with pytest.raises(UserError, match="best weights of this training, .* is missing"):
+        pipeline.train(config, resumed)
+
+
 def test_micro_batches_train_as_the_whole_batch_does_but_for_batch_statistics(data, tmp_path):
     """With frozen statistics nothing differs."""
     settings = "task.bn_frozen=true", "self_training.separate_batch_norm=true"

@@ -4,6 +4,7 @@ from official_selftrain.data.sources.prepare import (
     check_disjoint,
     find_damage,
     prepare,
+    prepare_part,
     read_index,
     read_summary,
     shared_images,
@@ -11,6 +12,6 @@ from official_selftrain.data.sources.prepare import (
 )
 
 __all__ = [
-    "check_disjoint", "find_damage", "prepare", "read_index", "read_summary", "shared_images",
-    "verify",
+    "check_disjoint", "find_damage", "prepare", "prepare_part", "read_index", "read_summary",
+    "shared_images", "verify",
 ]  # fmt: skip

@@ -64,7 +64,7 @@ def prepare(
 
     Returns:
         The summary, a dict:
-        `files`: paths of the shards; `sha256`, `bytes`: of each file.
+        `files`: paths of the shards; `sha256`, `bytes`, `images_in_files`: of each file.
         `content`: SHA-256 of these SHA-256s, the identity of the data.
         `fingerprint`: tells whether the source has to be read again.
         `images`, `boxes`, `masks`: counts; `empty`: images without boxes or mask.
@@ -77,8 +77,31 @@ def prepare(
     Raises:
         UserError: if anything is wrong with the source, or another process is writing it.
     """
-    name = str(name)
-    reader = readers.open_reader(source, path)
+    return _prepare(source, path, readers.open_reader(source, path), str(name), workers, beam_args)
+
+
+def prepare_part(
+    whole: Summary, positions: Sequence[int], name: StrPath, workers: int | None = None
+) -> Summary:
+    """Writes some images of a prepared source as a source of their own, unless that is done.
+
+    Args:
+        whole: summary of the prepared source.
+        positions: of the images in its index, in ascending order.
+        name, workers: see `prepare`.
+
+    Returns:
+        The summary, see `prepare`.
+
+    Raises:
+        UserError: if a file of the source is damaged, or another process is writing the part.
+    """
+    reader = readers.open_part(whole, positions)
+    return _prepare(SourceConfig(), str, reader, str(name), workers, None)
+
+
+def _prepare(source, path, reader, name, workers, beam_args):
+    """`prepare` with an open source."""
     fingerprint = _fingerprint(source, reader)
     jobs = _jobs(source, reader, name, fingerprint)
     found = {job.file: job.finished() for job in jobs}
@@ -381,6 +404,7 @@ def _summary(jobs, tallies, reader, class_names, fingerprint):
         "turned": sum(tally["turned"] for tally in tallies),
         "files": [job.result for job in jobs],
         "bytes": [tally["bytes"] for tally in tallies],
+        "images_in_files": [tally["images"] for tally in tallies],
         "sha256": checksums,
     }
 

@@ -1,10 +1,11 @@
 """From a `config.SourceConfig` to records: which images it has, and how to read some of them."""
 
+import collections
 import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from official_selftrain.config import SourceConfig
@@ -72,6 +73,30 @@ def open_reader(source: SourceConfig, path: Callable[[str], str]) -> Reader:
         wanted = _Wanted(source, path)
         return Reader(*tfds.open_tfds(source, wanted, IMAGES_PER_SHARD))
     return _images(source, path)
+
+
+def open_part(whole: Mapping[str, Any], positions: Sequence[int]) -> Reader:
+    """Opens some images of a prepared source, file by file.
+
+    Args:
+        whole: summary of the source, see `prepare`.
+        positions: of the images in its index, in ascending order.
+    """
+    shards, start, left = [], 0, collections.deque(positions)
+    for file, count in zip(whole["files"], whole["images_in_files"], strict=True):
+        places = set()
+        while left and left[0] < start + count:
+            places.add(left.popleft() - start)
+        shards += [(file, places)] if places else []
+        start += count
+
+    def read(shard: tuple[str, set[int]], errors: RecordErrors) -> Iterator[records.ImageRecord]:
+        file, places = shard
+        stream = enumerate(records.read([file]))
+        return (record for place, record in stream if place in places)
+
+    fingerprints = [whole["content"], repr(list(positions))]
+    return Reader(whole["classes"], shards, len(positions), read, fingerprints)
 
 
 def _digits(split: str) -> Reader:
