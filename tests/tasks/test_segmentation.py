@@ -255,7 +255,7 @@ def test_predictor_of_any_size_equals_the_fixed_one(model):
         task.inference_model(model)(x)["logits"], model(x)["logits"], rtol=1e-4, atol=1e-5
     )
     assert make().inference_model(model) is model
-    assert task._sizes() == [(128, 128)] * 3 + [(256, 256)] * 3
+    assert task.scales.sizes == [(128, 128)] * 3 + [(256, 256)] * 3
     spinenet = make(True, backbone="spinenet49S", neck="none", head_level=3, backbone_sizes=None)
     with pytest.raises(UserError, match="a SpineNet has one image size"):
         spinenet.inference_model(model)
@@ -416,7 +416,7 @@ def test_thresholds_that_keep_nothing_are_an_error(tmp_path):
 
 def test_make_task_chooses_by_kind():
     assert isinstance(make_task(SegmentationConfig(**SMALL)), SegmentationTask)
-    assert make_task(SegmentationConfig(**SMALL), labeling=True).scales[0] == 0.5
+    assert make_task(SegmentationConfig(**SMALL), labeling=True).scales.scales[0] == 0.5
 
 
 # --- Masks that the task cannot use, or that call for a second look --------------------------
