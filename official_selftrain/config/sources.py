@@ -245,8 +245,8 @@ class PseudoConfig(InputConfig):
     def _one_choice(self) -> "PseudoConfig":
         if self.score_threshold == "auto" and self.class_thresholds:
             raise ValueError(
-                "class_thresholds and score_threshold=auto exclude each other, because auto chooses "
-                "the threshold of every class; leave out one of them"
+                "class_thresholds and score_threshold=auto exclude each other, because auto "
+                "chooses the threshold of every class; leave out one of them"
             )
         return self
 

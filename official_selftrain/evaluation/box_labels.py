@@ -224,7 +224,7 @@ def best_of_object(
     """
     drops = (iou(boxes[:, None], boxes) > threshold) & (classes[:, None] != classes)
     keep = np.ones(len(boxes), bool)
-    # A box whose turn comes while it is kept lies on no better kept one, so it drops only worse ones.
+    # A box that is still kept at its turn lies on no better kept one, so it drops only worse ones.
     for box in np.argsort(-scores, kind="stable"):
         if keep[box]:
             keep &= ~drops[box]

@@ -203,11 +203,17 @@ def low_precision(precision: float | None, measured_on: str) -> list[str]:
     ]
 
 
-def threshold_text(result: Mapping[str, Any]) -> str:
-    """The threshold of a `LabelStatistics.result`, or the range of those of the classes."""
+def threshold_range(result: Mapping[str, Any]) -> list[float]:
+    """The threshold of a `LabelStatistics.result`, or the lowest and highest of the classes."""
     entries = (result.get("thresholds") or {"all": result}).values()
-    lowest, highest = (pick(entry["threshold"] for entry in entries) for pick in (min, max))
-    return f"{lowest}" if lowest == highest else f"{lowest} to {highest} (by class)"
+    limits = [entry["threshold"] for entry in entries]
+    return sorted({min(limits), max(limits)})
+
+
+def threshold_text(result: Mapping[str, Any]) -> str:
+    """`threshold_range` in words."""
+    limits = threshold_range(result)
+    return str(limits[0]) if len(limits) == 1 else f"{limits[0]} to {limits[1]}, by class"
 
 
 def class_rows(result: Mapping[str, Any], texts: Mapping[str, str]) -> list[tuple[str, str]]:

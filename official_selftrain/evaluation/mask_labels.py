@@ -160,9 +160,9 @@ class MaskLabelStatistics(LabelStatistics):
         if found <= ONE_CLASS or human >= ONE_CLASS_HUMAN:
             return []
         return [
-            f"{found:.2%} of the labeled pixels are {self.names.get(label, label)}, but {human:.1%} "
-            "of the human ones: the student unlearns all other classes; train the teacher longer, "
-            "or lower their thresholds (pseudo.class_thresholds)"
+            f"{found:.2%} of the labeled pixels are {self.names.get(label, label)}, but "
+            f"{human:.1%} of the human ones: the student unlearns all other classes; train the "
+            "teacher longer, or lower their thresholds (pseudo.class_thresholds)"
         ]
 
     def quality(self) -> dict[str, float]:

@@ -104,6 +104,11 @@ def assign(
     box_targets = ops.where(positive[..., None], box_ops.encode(matched_boxes, anchors), 0.0)
     if weights is None:
         return class_targets, box_targets, ops.sum(ops.cast(positive, "float32"), axis=1)
+    return class_targets, box_targets, *_weighted(positive, best_box, weights)
+
+
+def _weighted(positive, best_box, weights):
+    """Sum of the weights of the positive anchors `[B]`, and the weights of all `[B, R]`."""
     matched = ops.take_along_axis(ops.cast(weights, "float32"), best_box, axis=1)
     total = ops.sum(ops.where(positive, matched, 0.0), axis=1)
-    return class_targets, box_targets, total, ops.where(positive, matched, 1.0)
+    return total, ops.where(positive, matched, 1.0)

@@ -356,9 +356,7 @@ class SegmentationTask:
         confidence = np.asarray(png.decode(record.confidence))
         keep = confidence >= byte_limits(source.thresholds(self.config.num_classes))[classes]
         mask = np.where(keep, classes, np.uint8(IGNORE_LABEL))
-        return record.relabeled(
-            record.teacher, mask=png.encode(mask), confidence=record.confidence
-        )
+        return record.relabeled(record.teacher, mask=png.encode(mask), confidence=record.confidence)
 
     def label_rows(self, result: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The statistics of pseudo masks as (name, text)."""
