@@ -48,6 +48,9 @@ class LabelStatistics:
         limits = source.thresholds(num_classes)
         shown = display_names(sorted(source.class_thresholds), self.names)
         self.thresholds = {n: {"class": c, "threshold": limits[c]} for c, n in shown.items()}
+        self.limits_text = threshold_text(
+            {"threshold": self.threshold, "thresholds": self.thresholds}
+        )
         self.images = self.human_images = 0
         self.kept: Counter[int] = Counter()
         self.human: Counter[int] = Counter()
@@ -105,7 +108,7 @@ class LabelStatistics:
         best = result.get("largest_score")
         highest = "" if best is None else f"; the highest score is {best:.2f}"
         return (
-            f"the threshold {self.threshold} keeps no {self.unit} of {self.images} images"
+            f"the threshold {self.limits_text} keeps no {self.unit} of {self.images} images"
             f"{highest}. Lower pseudo.score_threshold, or train the teacher longer"
         )
 

@@ -133,16 +133,16 @@ class MaskLabelStatistics(LabelStatistics):
         warnings = []
         if total and kept / total < MIN_PIXELS_KEPT:
             warnings.append(
-                f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
+                f"only {kept / total:.1%} of pixels reach probability {self.limits_text}: the "
                 "student learns next to nothing; is the teacher trained, is the threshold too high?"
             )
         warnings += self._one_class_warnings()
         if total and kept / total > MAX_PIXELS_KEPT and self.limits.any():
             # The likeliest of C classes has at least the probability 1 / C.
-            always = self.threshold <= 1 / self.num_classes
+            always = self.limits.max() <= 255 / self.num_classes + 0.5
             reason = f" (of {self.num_classes} classes one always has that much)" if always else ""
             warnings.append(
-                f"the threshold {self.threshold} ignores no pixel{reason}; is "
+                f"the threshold {self.limits_text} ignores no pixel{reason}; is "
                 "pseudo.score_threshold too low?"
             )
         lost = sorted(self.found.keys() - self.kept.keys())

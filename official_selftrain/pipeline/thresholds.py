@@ -134,7 +134,7 @@ def _with_classes(source, found):
 
 def with_thresholds(config: Config, statistics: Mapping[str, Any]) -> Config:
     """`completed` for the pseudo source of a config."""
-    if not is_auto(config.pseudo):
+    if config.pseudo is None or not is_auto(config.pseudo):
         return config
     source = completed(config.pseudo, statistics)
     return config.override(
@@ -152,13 +152,14 @@ def from_records(config: Config) -> Config:
         UserError: if there are none, or they were found for another precision.
     """
     source = config.pseudo
-    if not is_auto(source) or not source.given:
+    if source is None or not is_auto(source) or not source.given:
         return config
     files = records.matching_files(source.records, config.path) if source.records else []
     folders = {pathlib.Path(file).parent for file in files}
     place = folders.pop() / LABEL_STATISTICS if len(folders) == 1 else None
-    statistics = read_json_or_none(place) if place else None
-    target = statistics.get("target_precision") if isinstance(statistics, dict) else None
+    found = read_json_or_none(place) if place else None
+    statistics = found if isinstance(found, dict) else {}
+    target = statistics.get("target_precision")
     if target is None:
         where = f"{place} has none" if place else "its labels are not TFRecords of one folder"
         raise UserError(
