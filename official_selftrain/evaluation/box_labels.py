@@ -97,7 +97,8 @@ class BoxLabelStatistics(LabelStatistics):
         if self.images and with_labels < MIN_IMAGES_WITH_LABELS:
             warnings.append(
                 f"only {with_labels:.1%} of images keep a box above {self.limits_text}: the "
-                "student learns mostly background; is the teacher trained, is the threshold too high?"
+                "student learns mostly background; is the teacher trained, is the threshold too "
+                "high?"
             )
         # With one box or fewer per image, high scores are nothing unusual.
         if stored > self.images and kept / stored > MAX_BOXES_ABOVE_THRESHOLD:
