@@ -101,6 +101,18 @@ def test_precedence(tmp_path):
         ("optimizer.warmup_steps=5000", "more than trainer.steps"),
         ("human.jitter=[2.0,0.5]", "smallest scale comes first"),
         ("pseudo.class_thresholds={9: 0.5},task.num_classes=7", "class 9, but .* from 1 to 6"),
+        (
+            "pseudo={score_threshold: auto, class_thresholds: {1: 0.5}}",
+            "pseudo: class_thresholds and score_threshold=auto exclude each other",
+        ),
+        ("pseudo.score_threshold=atuo", "unknown value 'atuo'; did you mean 'auto'"),
+        ("pseudo.target_precision=1.2", "pseudo.target_precision: must be less than or equal"),
+        ("pseudo.agnostic_nms_iou=-0.5", "pseudo.agnostic_nms_iou: must be greater than or equal"),
+        (
+            "task.label_scales=[1.0,1.5]",
+            r"label_scales=\[1.0, 1.5\]: a SpineNet has one image size",
+        ),
+        ("task.eval_scales=[0.5]", "eval_scales=.* a SpineNet has one image size"),
         ("pseudo.class_thresholds={0: 0.5}", "class 0, but the classes are numbered from 1"),
         (
             "pseudo.class_thresholds={king: 0.5}",

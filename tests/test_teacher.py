@@ -149,7 +149,7 @@ def test_almost_nothing_and_almost_everything_are_loud(tmp_path, caplog):
 def test_matching_uses_each_true_box_once():
     truth = record(is_crowd=None)
     boxes = np.array([[0, 0.5, 0.5, 1.0], [0, 0.5, 0.5, 0.98], [0.25, 0, 1, 0.5]], "float32")
-    assert matches(boxes, np.array([1, 1, 2]), truth) == 2
-    assert matches(boxes, np.array([2, 2, 1]), truth) == 0
+    assert matches(boxes, np.array([1, 1, 2]), truth).tolist() == [True, False, True]
+    assert not matches(boxes, np.array([2, 2, 1]), truth).any()
     nothing = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0))
-    assert matches(nothing.boxes, nothing.classes, truth) == 0
+    assert matches(nothing.boxes, nothing.classes, truth).shape == (0,)

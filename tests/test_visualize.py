@@ -108,7 +108,7 @@ def test_without_matplotlib_there_are_no_curves(monkeypatch, problem):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     assert curves.curves({"a": []}, ["loss"]) is None
-    assert curves.histogram([1, 2], 0.5) is None
+    assert curves.histogram([1, 2], [0.5]) is None
 
 
 def test_threshold_leaves_boxes_out_and_empty_images_are_drawn():
@@ -132,7 +132,7 @@ def test_sheet_of_uneven_pictures(tmp_path):
 def test_curves_and_histogram_are_inline_svg():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "ratio": 1.0}]
     assert curves.curves({"a": rows}, ["loss", "ratio"]).startswith("<svg")
-    assert curves.histogram([1, 2, 3], 0.5).startswith("<svg")
+    assert curves.histogram([1, 2, 3], [0.5, 0.7]).startswith("<svg")
 
 
 def test_masks_are_laid_over_and_background_is_clear():

@@ -19,6 +19,7 @@ from official_selftrain.config.sources import (
 )
 from official_selftrain.config.tasks import DetectionConfig, TaskConfig
 from official_selftrain.config.values import (
+    AutoOrFraction,
     Batch,
     BelowOne,
     Count,
@@ -38,11 +39,6 @@ from official_selftrain.config.values import (
     whole,
 )
 from official_selftrain.utils.errors import UserError
-
-Decay = Annotated[
-    Annotated[Literal["auto"], pydantic.Tag("auto")] | Annotated[Fraction, pydantic.Tag("number")],
-    pydantic.Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
-]
 
 
 def _plain(value: Any) -> Any:
@@ -65,7 +61,7 @@ class SelfTrainingConfig(ConfigModel):
             "Without it the loss is a plain weighted sum."
         ),
     )
-    decay: Decay = Field(
+    decay: AutoOrFraction = Field(
         default=0.9997,
         description=(
             "Decay per step of the moving averages; auto has a time constant of 7 % of the steps, "
@@ -317,6 +313,15 @@ class Config(ConfigModel):
             )
         self._check_micro_batches()
         self._check_thresholds()
+        if (
+            self.pseudo is not None
+            and self.pseudo.agnostic_nms_iou is not None
+            and self.task.kind != "detection"
+        ):
+            raise ValueError(
+                "pseudo.agnostic_nms_iou drops boxes: it needs task.kind=detection, since a pixel "
+                "of a mask has one class anyway; set it to null"
+            )
         if (
             self.pseudo is not None
             and self.pseudo.soft

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from official_selftrain.config.build import ConfigModel
 from official_selftrain.config.values import (
+    AutoOrFraction,
     Batch,
     Buffer,
     Fraction,
@@ -17,6 +18,7 @@ from official_selftrain.config.values import (
     Seed,
     Text,
 )
+from official_selftrain.utils.errors import UserError
 
 
 class SourceConfig(ConfigModel):
@@ -225,14 +227,36 @@ class UnlabeledConfig(SourceConfig):
 class PseudoConfig(InputConfig):
     """The teacher's labels as the student reads them (paper section 3.2)."""
 
-    score_threshold: Fraction = Field(
+    score_threshold: AutoOrFraction = Field(
         default=0.5,
         description=(
-            "Boxes with this score or a lower one are dropped; pixels with a lower one are ignored."
+            "Boxes with this score or a lower one are dropped; pixels with a lower one are "
+            "ignored. With auto each class gets the lowest threshold at which the teacher reaches "
+            "target_precision on the selection images."
         ),
     )
     class_thresholds: dict[int, Fraction] = Field(
         default={}, description="Thresholds that replace score_threshold, by class id."
+    )
+    target_precision: Fraction = Field(
+        default=0.8,
+        description=(
+            "Fraction of the labels of a class that score_threshold=auto wants to be right."
+        ),
+    )
+    agnostic_nms_iou: Fraction | None = Field(
+        default=None,
+        description=(
+            "Class-agnostic NMS: a box is dropped if its IoU with a better one of another class "
+            "is above this, so that no object has two labels. By default no box is (detection)."
+        ),
+    )
+    score_weighting: bool = Field(
+        default=False,
+        description=(
+            "The loss of a box counts with its score, that of a pixel with its confidence, instead "
+            "of in full."
+        ),
     )
     keep_empty: bool = Field(
         default=True,
@@ -246,9 +270,28 @@ class PseudoConfig(InputConfig):
         ),
     )
 
+    @pydantic.model_validator(mode="after")
+    def _one_choice(self) -> "PseudoConfig":
+        if self.score_threshold == "auto" and self.class_thresholds:
+            raise ValueError(
+                "class_thresholds and score_threshold=auto exclude each other, because auto "
+                "chooses the threshold of every class; leave out one of them"
+            )
+        return self
+
     def thresholds(self, num_classes: int) -> list[float]:
-        """The threshold of each class, by class id."""
-        return [self.class_thresholds.get(c, self.score_threshold) for c in range(num_classes)]
+        """The threshold of each class, by class id.
+
+        Raises:
+            UserError: if they are still to be found, because `score_threshold` is `auto`.
+        """
+        default = self.score_threshold
+        if default == "auto":
+            raise UserError(
+                "pseudo.score_threshold=auto is a number only once a teacher has labeled: use "
+                "`run`, or labels of `pseudo_label`, or give a number"
+            )
+        return [self.class_thresholds.get(c, default) for c in range(num_classes)]
 
 
 class EvaluationConfig(SourceConfig):

@@ -171,6 +171,19 @@ class NetworkConfig(ConfigModel):
         ),
     )
 
+    eval_scales: Scales = Field(
+        default=(1.0,),
+        description=(
+            "Scales, relative to image_size, at which an image is evaluated. The boxes of all are "
+            "merged by NMS; the mean probability decides on a pixel."
+        ),
+    )
+    eval_flip: bool = Field(default=False, description="Evaluate the mirrored image as well.")
+    label_scales: Scales = Field(
+        default=(1.0,), description="The same as eval_scales for pseudo labels."
+    )
+    label_flip: bool = Field(default=False, description="Label the mirrored image as well.")
+
     @pydantic.field_validator("image_size", mode="before")
     @classmethod
     def _two_sides(cls, size: Any) -> Any:
@@ -235,6 +248,17 @@ class DetectionConfig(NetworkConfig):
     )
     nms: NmsConfig = Field(default=NmsConfig(), description="Non-maximum suppression.")
 
+    @pydantic.model_validator(mode="after")
+    def _has_scales(self) -> "DetectionConfig":
+        for name in ("eval_scales", "label_scales"):
+            scales = getattr(self, name)
+            if self.backbone.startswith("spinenet") and set(scales) != {1.0}:
+                raise ValueError(
+                    f"{name}={list(scales)}: a SpineNet has one image size; set it to [1.0], or "
+                    "take another backbone"
+                )
+        return self
+
 
 class SegmentationConfig(NetworkConfig):
     """Segmenter. The defaults are those of the released EfficientNet-B7 configuration."""
@@ -285,14 +309,6 @@ class SegmentationConfig(NetworkConfig):
     class_weights: tuple[Weight, ...] | None = Field(
         default=None, description="Weights of the classes in the loss. By default all are equal."
     )
-    eval_scales: Scales = Field(
-        default=(1.0,),
-        description=(
-            "Scales, relative to image_size, at which an image is evaluated; the mean probability "
-            "decides."
-        ),
-    )
-    eval_flip: bool = Field(default=False, description="Evaluate the mirrored image as well.")
     eval_size: Literal["image", "network"] = Field(
         default="image",
         description=(
@@ -304,7 +320,6 @@ class SegmentationConfig(NetworkConfig):
         default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         description="The same as eval_scales for pseudo labels. The default is the paper's.",
     )
-    label_flip: bool = Field(default=False, description="Label the mirrored image as well.")
     label_classes: Annotated[
         int, whole(254, "a mask has 8 bits, and the value 255 means ignored")
     ] = Field(

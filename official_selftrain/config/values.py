@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import pydantic
@@ -71,6 +71,10 @@ def _name(value: str) -> str:
 Words = Annotated[str, pydantic.BeforeValidator(_text)]
 Text = Annotated[str, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_name)]
 Fraction = Annotated[float, Limits((annotated_types.Ge(0), annotated_types.Le(1)))]
+AutoOrFraction = Annotated[
+    Annotated[Literal["auto"], pydantic.Tag("auto")] | Annotated[Fraction, pydantic.Tag("number")],
+    pydantic.Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
+]
 BelowOne = Annotated[float, Limits((annotated_types.Ge(0), annotated_types.Lt(1)))]
 
 MAX_CLASSES, MAX_SIDE = 10_000, 8192

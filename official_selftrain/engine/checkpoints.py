@@ -246,6 +246,17 @@ def classes_of(path: StrPath) -> dict[str, Any] | None:
         ) from None
 
 
+def converged(path: StrPath) -> bool | None:
+    """Whether a training had converged when it ended, or None if that is not known.
+
+    Args:
+        path: a weights file or a run folder.
+    """
+    found = read_json_or_none(weights_file(path).parent / "best.json")
+    known = found.get("converged") if isinstance(found, dict) else None
+    return known if isinstance(known, bool) else None
+
+
 def load_weights(model: keras.Model, path: StrPath) -> None:
     """Loads weights from a `.weights.h5` file or the folder of a finished training.
 

@@ -14,6 +14,9 @@ from official_selftrain.utils.errors import UserError
 # human labels. Below `ENOUGH` labels a fraction is mostly chance.
 STARVED = 0.25
 ENOUGH = 10
+FLOODING = 4.0  # the same for a class that has many times its fraction of the human labels
+NEVER = 5  # labels of a class to be expected, from which on none at all is no chance
+MIN_PRECISION = 0.5  # labels that are known to be wrong more often than right
 
 
 class LabelStatistics:
@@ -42,11 +45,22 @@ class LabelStatistics:
         self.num_classes = num_classes
         self.threshold = source.score_threshold
         self.names = class_names or {}
-        self.images = 0
+        limits = source.thresholds(num_classes)
+        shown = display_names(sorted(source.class_thresholds), self.names)
+        self.thresholds = {n: {"class": c, "threshold": limits[c]} for c, n in shown.items()}
+        self.limits_text = threshold_text(
+            {"threshold": self.threshold, "thresholds": self.thresholds}
+        )
+        self.images = self.human_images = 0
         self.kept: Counter[int] = Counter()
         self.human: Counter[int] = Counter()
         for record in human:
+            self.human_images += 1
             self.human.update(self.labels_of(record))
+
+    def human_per_image(self) -> float:
+        """Mean number of human labels of an image, 0 if none is known."""
+        return self.human.total() / max(self.human_images, 1)
 
     def labels_of(self, record: ImageRecord) -> dict[int, int]:
         """`{class id: number}` of the human labels of a record."""
@@ -69,14 +83,22 @@ class LabelStatistics:
         raise NotImplementedError
 
     def result(self) -> dict[str, Any]:
-        """`images`, `threshold` and `warnings`, with the entries of `counts` and `quality`."""
-        starved = starved_classes(self.human, self.kept, self.names)
+        """`images`, `threshold` and `warnings`, with the entries of `counts` and `quality`.
+
+        `thresholds` is `{class name: {"class": id, "threshold": value}}` of the classes that have
+        one of their own.
+        """
+        shares = starved_classes(self.human, self.kept, self.names)
+        shares += flooding_classes(self.human, self.kept, self.names)
+        quality = self.quality()
+        known = quality.get("precision", quality.get("pixel_accuracy"))
         return {
             "images": self.images,
             "threshold": self.threshold,
+            "thresholds": self.thresholds,
             **self.counts(),
-            "warnings": self.warnings() + starved,
-            **self.quality(),
+            "warnings": self.warnings() + shares + low_precision(known, "the held-back labels"),
+            **quality,
         }
 
     def error_message(self, result: Mapping[str, Any]) -> str | None:
@@ -86,7 +108,7 @@ class LabelStatistics:
         best = result.get("largest_score")
         highest = "" if best is None else f"; the highest score is {best:.2f}"
         return (
-            f"the threshold {self.threshold} keeps no {self.unit} of {self.images} images"
+            f"the threshold {self.limits_text} keeps no {self.unit} of {self.images} images"
             f"{highest}. Lower pseudo.score_threshold, or train the teacher longer"
         )
 
@@ -130,7 +152,9 @@ def starved_classes(
     for label, count in sorted(human.items()):
         expected = count / all_human
         found = pseudo.get(label, 0) / max(all_pseudo, 1)
-        enough = count >= ENOUGH and expected * all_pseudo >= ENOUGH
+        # That a class is not found at all takes fewer labels to be sure of than that it is rare.
+        needed = ENOUGH if label in pseudo else NEVER
+        enough = count >= ENOUGH and expected * all_pseudo >= needed
         if enough and found < STARVED * expected:
             warnings.append(
                 f"class {names.get(label, label)} has {found:.1%} of the pseudo labels, but "
@@ -138,6 +162,83 @@ def starved_classes(
                 f"pseudo.class_thresholds={{{label}: ...}}, or train the teacher longer"
             )
     return warnings
+
+
+def flooding_classes(
+    human: Mapping[int, int], pseudo: Mapping[int, int], names: Mapping[int, str]
+) -> list[str]:
+    """Warnings about classes that are much more frequent among pseudo labels than among human ones.
+
+    Args:
+        human: `{class id: number of human labels}`.
+        pseudo: the same of the pseudo labels.
+        names: `{class id: name}`.
+    """
+    all_human, all_pseudo = sum(human.values()), sum(pseudo.values())
+    warnings = []
+    for label, count in sorted(pseudo.items()):
+        # One label more is less than human labels can tell.
+        expected = max(human.get(label, 0), 1) / max(all_human, 1)
+        found = count / all_pseudo
+        if all_human >= ENOUGH and count >= ENOUGH and found > FLOODING * expected:
+            warnings.append(
+                f"class {names.get(label, label)} has {found:.1%} of the pseudo labels, but "
+                f"{human.get(label, 0) / all_human:.1%} of the human ones: the teacher sees it "
+                f"where it is not; raise pseudo.class_thresholds={{{label}: ...}} (or set "
+                "pseudo.score_threshold=auto), or train the teacher longer"
+            )
+    return warnings
+
+
+def low_precision(precision: float | None, measured_on: str) -> list[str]:
+    """A warning if most labels are known to be wrong.
+
+    Args:
+        precision: fraction of the kept labels that are right, or None if it is not known.
+        measured_on: what they were compared with.
+    """
+    if precision is None or precision >= MIN_PRECISION:
+        return []
+    return [
+        f"only {precision:.1%} of the kept labels agree with {measured_on}: the student learns "
+        "mostly mistakes; raise pseudo.score_threshold (auto finds one for each class), or train "
+        "the teacher longer"
+    ]
+
+
+def threshold_range(result: Mapping[str, Any]) -> list[float]:
+    """The threshold of a `LabelStatistics.result`, or the lowest and highest of the classes."""
+    entries = (result.get("thresholds") or {"all": result}).values()
+    limits = [entry["threshold"] for entry in entries]
+    return sorted({min(limits), max(limits)})
+
+
+def threshold_text(result: Mapping[str, Any]) -> str:
+    """`threshold_range` in words."""
+    limits = threshold_range(result)
+    return str(limits[0]) if len(limits) == 1 else f"{limits[0]} to {limits[1]}, by class"
+
+
+def class_rows(result: Mapping[str, Any], texts: Mapping[str, str]) -> list[tuple[str, str]]:
+    """A row per class for the report, with its threshold where it has one of its own.
+
+    Args:
+        result: of `LabelStatistics.result`; its `thresholds` may also have what
+            `ScoreCounts.result` tells of them.
+        texts: `{class name: what was found}`.
+    """
+    limits = result.get("thresholds") or {}
+    rows = []
+    for name in {**texts, **limits}:
+        text, entry = texts.get(name, "none"), limits.get(name)
+        if entry is not None:
+            text += f", threshold {entry['threshold']}"
+            if entry.get("precision") is not None:
+                text += f" (precision {entry['precision']:.0%} on the selection images)"
+            if entry.get("reached", True) is None:
+                text += " (too rare in the selection images to tell)"
+        rows.append((name, text))
+    return rows
 
 
 def display_names(labels: Iterable[int], class_names: Mapping[int, str]) -> dict[int, str]:

@@ -14,12 +14,18 @@ from official_selftrain.evaluation import miou
 from official_selftrain.evaluation.label_statistics import (
     LabelStatistics,
     check_class,
+    class_rows,
     count_classes,
+    threshold_text,
 )
+from official_selftrain.evaluation.thresholds import THRESHOLDS, ScoreCounts
 from official_selftrain.utils.errors import UserError
 
 # Fractions of the pixels kept, below and above which the labels deserve a second look.
 MIN_PIXELS_KEPT, MAX_PIXELS_KEPT = 0.05, 0.999
+# Fraction of the labeled pixels that one class has in useless labels, and in human ones at most.
+ONE_CLASS, ONE_CLASS_HUMAN = 0.995, 0.95
+ENOUGH_PIXELS = 1000  # of a class, for a threshold of its own
 
 
 def byte_limits(thresholds: Sequence[float]) -> np.ndarray:
@@ -30,6 +36,23 @@ def byte_limits(thresholds: Sequence[float]) -> np.ndarray:
     limits = np.zeros(256, "int32")
     limits[: len(thresholds)] = np.rint(255 * np.array(thresholds))
     return limits
+
+
+class MaskScores(ScoreCounts):
+    """`ScoreCounts` of pixels, which are right if they have the class of the human mask."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, ENOUGH_PIXELS)
+        self.limits = byte_limits(THRESHOLDS.tolist())[: len(THRESHOLDS)]
+
+    def update(self, record: ImageRecord, prediction: MaskPrediction) -> None:
+        """Counts the pixels of one image that its human mask labels."""
+        truth = np.asarray(png.decode(record.mask))
+        known = truth != IGNORE_LABEL
+        classes, truth = prediction.classes[known], truth[known]
+        bins = np.searchsorted(self.limits, prediction.confidence[known], side="right") - 1
+        self.add(classes, bins, classes == truth)
+        self.truth += np.bincount(truth, minlength=len(self.truth))
 
 
 class MaskLabelStatistics(LabelStatistics):
@@ -110,15 +133,16 @@ class MaskLabelStatistics(LabelStatistics):
         warnings = []
         if total and kept / total < MIN_PIXELS_KEPT:
             warnings.append(
-                f"only {kept / total:.1%} of pixels reach probability {self.threshold}: the "
+                f"only {kept / total:.1%} of pixels reach probability {self.limits_text}: the "
                 "student learns next to nothing; is the teacher trained, is the threshold too high?"
             )
+        warnings += self._one_class_warnings()
         if total and kept / total > MAX_PIXELS_KEPT and self.limits.any():
             # The likeliest of C classes has at least the probability 1 / C.
-            always = self.threshold <= 1 / self.num_classes
+            always = self.limits.max() <= 255 / self.num_classes + 0.5
             reason = f" (of {self.num_classes} classes one always has that much)" if always else ""
             warnings.append(
-                f"the threshold {self.threshold} ignores no pixel{reason}; is "
+                f"the threshold {self.limits_text} ignores no pixel{reason}; is "
                 "pseudo.score_threshold too low?"
             )
         lost = sorted(self.found.keys() - self.kept.keys())
@@ -126,6 +150,20 @@ class MaskLabelStatistics(LabelStatistics):
             names = ", ".join(self.names.get(label, str(label)) for label in lost[:5])
             warnings.append(f"no pixel is left of {len(lost)} classes that were found: {names}")
         return warnings
+
+    def _one_class_warnings(self):
+        """A sentence if nearly all labeled pixels are of one class, and human ones are not."""
+        if not self.kept or not self.human:
+            return []
+        ((label, most),) = self.kept.most_common(1)
+        found, human = most / self.kept.total(), self.human[label] / self.human.total()
+        if found <= ONE_CLASS or human >= ONE_CLASS_HUMAN:
+            return []
+        return [
+            f"{found:.2%} of the labeled pixels are {self.names.get(label, label)}, but "
+            f"{human:.1%} of the human ones: the student unlearns all other classes; train the "
+            "teacher longer, or lower their thresholds (pseudo.class_thresholds)"
+        ]
 
     def quality(self) -> dict[str, float]:
         """`mIoU`, `pixel_accuracy` and `IoU/NAME` of the pixels kept, and `mIoU_all`."""
@@ -138,11 +176,12 @@ def mask_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A result of `MaskLabelStatistics` as (name, text), for the report."""
     rows = [
         ("images", str(result["images"])),
-        (f"pixels ignored (below {result['threshold']})", f"{result['ignored_share']:.1%}"),
+        (f"pixels ignored (below {threshold_text(result)})", f"{result['ignored_share']:.1%}"),
         ("images without a pixel kept", str(result["ignored_images"])),
     ]
     kept = max(result["pixels"], 1)
-    rows += [(n, f"{c / kept:.1%} of pixels") for n, c in result["pixels_per_class"].items()]
+    shares = {n: f"{c / kept:.1%} of pixels" for n, c in result["pixels_per_class"].items()}
+    rows += class_rows(result, shares)
     if "mIoU" in result:
         rows += [
             ("mIoU of the pixels kept", f"{100 * result['mIoU']:.1f}"),

@@ -53,7 +53,8 @@ def assign(
     *,
     match_threshold: float = 0.5,
     unmatched_threshold: float = 0.5,
-) -> tuple[Tensor, Tensor, Tensor]:
+    weights: Tensor | None = None,
+) -> tuple[Tensor, ...]:
     """Matches anchors to ground truth and encodes the targets.
 
     Each anchor is compared with the box with which it has the largest IoU: it is positive if that
@@ -68,10 +69,13 @@ def assign(
         classes: `[B, M]` int, class of each box, -1 where it is padding.
         match_threshold: IoU in [0, 1].
         unmatched_threshold: IoU in [0, `match_threshold`].
+        weights: `[B, M]`, of each box in the loss, or None.
 
     Returns:
         `class_targets` `[B, R]` int32: a class, `NEGATIVE` or `IGNORED`; `box_targets`
-        `[B, R, 4]`: (ty, tx, th, tw), zero unless positive; `num_positives` `[B]` float32.
+        `[B, R, 4]`: (ty, tx, th, tw), zero unless positive; `num_positives` `[B]` float32. With
+        `weights` the last one adds up the weights of the positive anchors, and a fourth result is
+        the weight of each anchor, `[B, R]`: that of its box, or 1 unless it is positive.
     """
     anchors = ops.convert_to_tensor(anchors, "float32")
     boxes = ops.cast(boxes, "float32")
@@ -86,7 +90,16 @@ def assign(
     # would reach the gradient although its value is not selected.
     matched_boxes = ops.where(positive[..., None], matched_boxes, anchors)
     box_targets = ops.where(positive[..., None], box_ops.encode(matched_boxes, anchors), 0.0)
-    return class_targets, box_targets, ops.sum(ops.cast(positive, "float32"), axis=1)
+    if weights is None:
+        return class_targets, box_targets, ops.sum(ops.cast(positive, "float32"), axis=1)
+    return class_targets, box_targets, *_weighted(positive, best_box, weights)
+
+
+def _weighted(positive, best_box, weights):
+    """Sum of the weights of the positive anchors `[B]`, and the weights of all `[B, R]`."""
+    matched = ops.take_along_axis(ops.cast(weights, "float32"), best_box, axis=1)
+    total = ops.sum(ops.where(positive, matched, 0.0), axis=1)
+    return total, ops.where(positive, matched, 1.0)
 
 
 def _match(anchors: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

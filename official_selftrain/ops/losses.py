@@ -57,6 +57,7 @@ def detection_loss_sums(
     alpha: float = 0.25,
     gamma: float = 1.5,
     delta: float = 0.1,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums of the class and the box loss over all anchors of all images.
 
@@ -68,6 +69,7 @@ def detection_loss_sums(
             (released code); this also leaves out anchors without a box.
         alpha, gamma: see `focal_loss`.
         delta: see `huber_loss`.
+        weights: `[B, R]`, factors on both losses of each anchor, or None.
 
     Returns:
         Two scalars. The released loss divides the first by N and the second by 4 N, where
@@ -77,8 +79,12 @@ def detection_loss_sums(
     # No class is negative, so a negative anchor has only zeros: it belongs to no class.
     one_hot = ops.cast(class_targets[..., None] == classes, class_logits.dtype)
     element = focal_loss(class_logits, one_hot, alpha=alpha, gamma=gamma)
+    if weights is not None:
+        element = element * weights[..., None]
     class_sum = ops.sum(ops.where(class_targets[..., None] != IGNORED, element, 0.0))
     box_element = huber_loss(box_deltas, box_targets, delta)
+    if weights is not None:
+        box_element = box_element * weights[..., None]
     box_sum = ops.sum(ops.where(box_targets != 0.0, box_element, 0.0))
     return class_sum, box_sum
 
@@ -91,6 +97,7 @@ def segmentation_loss_sum(
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
     probabilities: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the softmax cross entropy over all labeled pixels, and their number.
 
@@ -102,11 +109,15 @@ def segmentation_loss_sum(
         class_weights: `[C]`, factors on the loss of the pixels of each class, or None.
         probabilities: `[B, H, W, C]`, distributions to learn instead of the classes (distillation),
             or None. With them, `labels` only says which pixels count.
+        weights: `[B, H, W]`, how much each pixel counts, in the sum and in the number; or None.
 
     Returns:
-        Two scalars. The released loss divides the first by the second, with or without weights.
+        Two scalars. The released loss divides the first by the second, with or without
+        `class_weights`.
     """
     valid = ops.cast(labels != ignore_label, logits.dtype)
+    if weights is not None:
+        valid = valid * weights
     classes = ops.arange(logits.shape[-1], dtype=labels.dtype)
     if probabilities is None:
         probabilities = ops.cast(labels[..., None] == classes, logits.dtype)

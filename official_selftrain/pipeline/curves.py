@@ -30,19 +30,20 @@ def curves(
     return _svg(figure)
 
 
-def histogram(counts: Sequence[int], threshold: float) -> str | None:
+def histogram(counts: Sequence[int], thresholds: Sequence[float]) -> str | None:
     """SVG text of a histogram of scores in [0, 1], or None without the extra `[report]`.
 
     Args:
         counts: of equally wide bins.
-        threshold: where a vertical line is drawn.
+        thresholds: where vertical lines are drawn.
     """
     figure, panels = _figure(1)
     if figure is None:
         return None
     width = 1 / max(len(counts), 1)
     panels[0].bar([i * width for i in range(len(counts))], counts, width, align="edge")
-    panels[0].axvline(threshold, color="black", linestyle="--")
+    for threshold in thresholds:
+        panels[0].axvline(threshold, color="black", linestyle="--")
     panels[0].set_xlabel("score")
     panels[0].set_title("stored pseudo labels")
     return _svg(figure)

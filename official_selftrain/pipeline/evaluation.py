@@ -10,6 +10,7 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
@@ -219,16 +220,33 @@ def measure(
         UserError: if a shard is damaged.
     """
     metric = predictor.task.metric(data.class_names)
-    summary, workers = data.summaries[source], distribution.workers
+    return collect(metric, predictor, data, distribution, source).result()
+
+
+def collect(
+    counter: Any,
+    predictor: teacher.Predictor,
+    data: PreparedData,
+    distribution: Distribution,
+    name: str,
+) -> Any:
+    """What a metric, or another counter with `update` and `merge`, has counted on a source.
+
+    Every worker predicts a part of the images, and returns the counter of all.
+
+    Raises:
+        UserError: if a shard is damaged.
+    """
+    summary, workers = data.summaries[name], distribution.workers
     stream = predictor(summary["files"], distribution.worker, workers)
     total = math.ceil(summary["images"] / workers)
-    with readable_errors(data, [source]):
+    with readable_errors(data, [name]):
         for record, prediction in tqdm(stream, "evaluate", total, unit="image"):
-            metric.update(record, prediction)
-    first, *others = distribution.gather(metric)
+            counter.update(record, prediction)
+    first, *others = distribution.gather(counter)
     for other in others:
         first.merge(other)
-    return first.result()
+    return first
 
 
 def log_metrics(

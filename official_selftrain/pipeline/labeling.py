@@ -13,7 +13,9 @@ from official_selftrain import teacher
 from official_selftrain.config import Config, PseudoConfig, changed
 from official_selftrain.data import beam, records, visualize
 from official_selftrain.engine import checkpoints, memory
+from official_selftrain.pipeline import thresholds
 from official_selftrain.pipeline.folder import content_of, digest, write_classes
+from official_selftrain.pipeline.thresholds import LABEL_STATISTICS
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.tasks import make_task
 from official_selftrain.tasks.base import LabelStatistics
@@ -22,7 +24,6 @@ from official_selftrain.utils.files import read_json, read_json_or_none, sha256,
 from official_selftrain.utils.types import StrPath
 
 MADE_BY = "made_by.json"
-LABEL_STATISTICS = "statistics.json"
 COMPARED = 500  # human-labeled images whose classes are compared with those of the pseudo labels
 
 
@@ -76,10 +77,12 @@ def label_stage(
                 label_on_beam(workspace.config, weights, shards, name, beam_args)
             else:
                 _label(workspace, weights, shards, name)
+            pseudo = _student_source(workspace.config, threshold)
+            selection = thresholds.measured(workspace, weights, pseudo)
             workspace.distribution.barrier()
             if workspace.distribution.chief:
-                pseudo = _student_source(workspace.config, threshold)
-                _write_statistics(workspace, files, written, pseudo)
+                converged = checkpoints.converged(weights)
+                _write_statistics(workspace, files, written, pseudo, selection, converged)
             workspace.distribution.barrier()
     return written, read_json(workspace.folder / LABEL_STATISTICS)
 
@@ -107,15 +110,20 @@ def _label(workspace, weights, shards, name):
     teacher.label(predictor, waiting, name, images)
 
 
-def _write_statistics(workspace, files, written, pseudo):
+def _write_statistics(workspace, files, written, source, selection, converged):
     """Writes the statistics of the labels and a picture of some, unless they are up to date."""
     config, folder, data = workspace.config, workspace.folder, workspace.data
+    further = thresholds.entries(selection, source)
+    pseudo = thresholds.completed(source, further)
     names = {str(key): name for key, name in data.class_names.items()}
     made_of = digest(
         [
             [sha256(file) for file in written],
             content_of(data.summaries["unlabeled"]),
             pseudo.thresholds(config.task.num_classes),
+            pseudo.agnostic_nms_iou,
+            further,
+            converged,
             names,
         ]
     )
@@ -125,17 +133,24 @@ def _write_statistics(workspace, files, written, pseudo):
     human = records.read(data.files("human")) if "human" in data.summaries else ()
     human = itertools.islice(human, COMPARED)
     task = make_task(config.task)
-    visualize.preview(
-        picture, records.read(written), 12, data.class_names, pseudo.score_threshold,
-        masks=task.draws_masks,
-    )  # fmt: skip
+    kept = (task.kept(record, pseudo) for record in records.read(written))
+    visualize.preview(picture, kept, 12, data.class_names, masks=task.draws_masks)
     statistics = task.label_statistics(pseudo, data.class_names, human)
-    result = label_statistics(statistics, written, files)
-    write_json(folder / LABEL_STATISTICS, result | {"made_of": made_of})
+    warnings = thresholds.warnings(selection, source)
+    if converged is False:
+        warnings.append(
+            "the teacher had not converged when its training ended, so its labels are worse than "
+            "they could be; train it longer (self_training.teacher={trainer.steps: N})"
+        )
+    result = label_statistics(statistics, written, files, warnings)
+    write_json(folder / LABEL_STATISTICS, result | further | {"made_of": made_of})
 
 
 def label_statistics(
-    statistics: LabelStatistics, files: Sequence[str], truth_files: Sequence[str]
+    statistics: LabelStatistics,
+    files: Sequence[str],
+    truth_files: Sequence[str],
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What the student will see of pseudo labels at its thresholds.
 
@@ -143,6 +158,7 @@ def label_statistics(
         statistics: empty ones of the task.
         files: pseudo-labeled TFRecord files.
         truth_files: the same images with held-back labels, or without any.
+        warnings: what else is known to be wrong with the labels.
 
     Returns:
         What the `result` of `statistics` returns; its warnings are logged.
@@ -156,6 +172,7 @@ def label_statistics(
     error_message = statistics.error_message(result)
     if error_message:
         raise UserError(error_message)
+    result["warnings"] = [*warnings, *result["warnings"]]
     for warning in result["warnings"]:
         logging.warning("PSEUDO LABELS: %s", warning)
     return result
@@ -180,6 +197,7 @@ def _check_label_folder(workspace, weights):
     }
     before = read_json_or_none(folder / MADE_BY)
     if isinstance(before, dict) and "weights" in before and any(folder.glob("pseudo-*.tfrecord")):
+        before["task"] = _in_full(config.task, before["task"])
         other = [
             text
             for key, text in (
@@ -198,6 +216,14 @@ def _check_label_folder(workspace, weights):
     write_json(folder / MADE_BY, made_by)
     write_classes(config, folder, data)
     return made_by["teacher"]
+
+
+def _in_full(task, before):
+    """Settings of a task that an earlier version has written, with those that are new since."""
+    try:
+        return type(task)(**before).model_dump(mode="json")
+    except (UserError, TypeError):
+        return before
 
 
 # --- Apache Beam -----------------------------------------------------------------------------

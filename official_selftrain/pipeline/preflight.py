@@ -14,6 +14,7 @@ from official_selftrain.data.prepared import SOURCES, WITHOUT_LABELS
 from official_selftrain.engine import guards, memory
 from official_selftrain.pipeline.folder import check_settings
 from official_selftrain.pipeline.start import check_start, check_startable
+from official_selftrain.pipeline.thresholds import from_records
 from official_selftrain.pipeline.training import Training, check_batches, images_per_step
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import UserError
@@ -161,6 +162,7 @@ def check(config: Config, folder: StrPath, whole: bool = False) -> list[tuple[st
         UserError: for what would stop a training.
     """
     whole = whole or (config.pseudo is not None and not config.pseudo.given)
+    config = config if whole else from_records(config)
     first = config_lib.teacher_config(config) if whole else config
     check_startable(first)
     workspace = Workspace.open(first, folder)

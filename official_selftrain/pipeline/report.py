@@ -16,12 +16,13 @@ from official_selftrain import teacher
 from official_selftrain.config import Config, rounds, stages
 from official_selftrain.data import png, records, visualize
 from official_selftrain.engine import checkpoints, memory
+from official_selftrain.evaluation.label_statistics import threshold_range, threshold_text
 from official_selftrain.pipeline import curves
 from official_selftrain.pipeline.folder import chosen, history, trained_steps
-from official_selftrain.pipeline.labeling import LABEL_STATISTICS
 from official_selftrain.pipeline.selection import sentence
+from official_selftrain.pipeline.thresholds import LABEL_STATISTICS, completed
 from official_selftrain.pipeline.workspace import Workspace
-from official_selftrain.tasks import make_task
+from official_selftrain.tasks import make_task, task_type
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256, write_json, write_text
 
@@ -57,7 +58,7 @@ def write(
     labels = {place.name: _label_statistics(place) for place in label_folders(config, folder)}
     parts = [
         _results_table(config, results),
-        _stages_table(workspace, results, list(labels.values())[-1]["threshold"]),
+        _stages_table(workspace, results, threshold_text([*labels.values()][-1])),
         _labels_section(config, labels),
         _training_section(config, folder, results, seconds),
         *_pictures_sections(workspace, results, labels),
@@ -78,7 +79,7 @@ def _labels_section(config, labels):
         parts += [f"<h3>{place}</h3>"] if len(labels) > 1 else []
         parts += [
             _label_table(config, result),
-            curves.histogram(result["score_histogram"], result["threshold"]) or NO_CURVES,
+            curves.histogram(result["score_histogram"], threshold_range(result)) or NO_CURVES,
         ]
     return "\n".join(parts)
 
@@ -118,13 +119,15 @@ def _pictures_sections(workspace, results, labels):
     validation = _spread(data.files("evaluation"), data.summaries["evaluation"]["images"])
     pseudo = _spread(teacher.outputs(data.files("unlabeled"), folder / last), total)
     found = _predictions(workspace, results, unlabeled + validation)
-    masks = make_task(workspace.config.task).draws_masks
+    masks = task_type(workspace.config.task).draws_masks
     draw = functools.partial(visualize.draw_record, side=SIDE, names=data.class_names, masks=masks)
-    count = len(unlabeled)
+    task, source = make_task(workspace.config.task), completed(workspace.config.pseudo, statistics)
+    kept = [task.kept(record, source) for record in pseudo]
+    count, limit = len(unlabeled), threshold_text(statistics)
     student = found[f"student{last.removeprefix('labels')}"][:count]
     columns = [validation, *(labeled[count:] for labeled in found.values())]
     for name, title, sheet in (
-        ("unlabeled", "Unlabeled", _unlabeled_sheet(draw, statistics, unlabeled, pseudo, student)),
+        ("unlabeled", "Unlabeled", _unlabeled_sheet(draw, limit, unlabeled, pseudo, kept, student)),
         ("val", "Validation", _validation_sheet(draw, ["human labels", *found], columns)),
     ):
         yield _heading(f"{title} images")
@@ -237,12 +240,11 @@ def _spread(files, total):
     return list(itertools.islice(records.read(files), 0, step * PICTURES, step))
 
 
-def _unlabeled_sheet(draw, labels, images, pseudo, student):
+def _unlabeled_sheet(draw, limit, images, pseudo, kept, student):
     """Held-back labels if there are any, what the teacher found, what is kept, and the student."""
-    threshold = labels["threshold"]
     columns = {
         f"teacher (> {ANY_SCORE})": [draw(record, threshold=ANY_SCORE) for record in pseudo],
-        f"pseudo labels (> {threshold})": [draw(record, threshold=threshold) for record in pseudo],
+        f"pseudo labels (> {limit})": [draw(record) for record in kept],
         "student": [draw(record, threshold=SHOWN_SCORE) for record in student],
     }
     if any(len(record.boxes) or record.mask for record in images):

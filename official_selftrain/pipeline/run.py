@@ -16,8 +16,9 @@ from official_selftrain.data.prepared import WITHOUT_LABELS
 from official_selftrain.engine import checkpoints
 from official_selftrain.pipeline import report
 from official_selftrain.pipeline.folder import METRICS, check_settings
-from official_selftrain.pipeline.labeling import LABEL_STATISTICS, label_stage
+from official_selftrain.pipeline.labeling import label_stage
 from official_selftrain.pipeline.start import check_startable
+from official_selftrain.pipeline.thresholds import LABEL_STATISTICS, with_thresholds
 from official_selftrain.pipeline.training import Metrics, train_stage
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import UserError
@@ -80,10 +81,11 @@ def _train_all(workspace, clock):
     for suffix in config_lib.rounds(config):
         labels = workspace.stage(f"labels{suffix}", config)
         with clock(f"labels{suffix}"):
-            label_stage(labels, best.folder)
+            _, statistics = label_stage(labels, best.folder)
         with clock(f"student{suffix}"):
             files, start = os.path.abspath(labels.folder), os.path.abspath(best.folder)
-            student = config_lib.student_config(config, files, start)
+            labeled = with_thresholds(config, statistics)
+            student = config_lib.student_config(labeled, files, start)
             best = workspace.stage(f"student{suffix}", student)
             best.prepare(place=workspace.data.folder)  # now with the pseudo labels
             results[best.folder.name] = train_stage(best)

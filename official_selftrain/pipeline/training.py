@@ -31,6 +31,7 @@ from official_selftrain.pipeline.folder import (
 )
 from official_selftrain.pipeline.selection import Selection
 from official_selftrain.pipeline.start import check_start, check_startable, initialize
+from official_selftrain.pipeline.thresholds import from_records
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.self_training import SelfTrainer
 from official_selftrain.tasks import Task, make_task
@@ -58,6 +59,7 @@ def train(config: Config, folder: StrPath, evaluate_after: bool = True) -> Metri
     Raises:
         UserError: for bad data or settings, a folder made of other data, or a diverged training.
     """
+    config = from_records(config)
     # Already here, because making the devices may mean waiting for other workers.
     check_startable(config, (pathlib.Path(folder) / checkpoints.WEIGHTS).exists())
     return train_stage(Workspace.open(config, folder), evaluate_after)

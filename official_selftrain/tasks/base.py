@@ -4,7 +4,7 @@ A new kind of labels is a class with these methods and a config with a `kind` of
 else asks the task and never which task it is.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -30,6 +30,22 @@ class LabelStatistics(Protocol):
 
     def error_message(self, result: dict[str, Any]) -> str | None:
         """Why nobody can learn from these labels, or None if one can."""
+
+
+class ThresholdSearch(Protocol):
+    """Compares predictions with human labels by their scores, to find thresholds for them."""
+
+    def update(self, record: ImageRecord, prediction: Prediction) -> None:
+        """Counts the prediction for one image; `record` holds its human labels."""
+
+    def merge(self, other: Any) -> None:
+        """Adds what another worker has counted."""
+
+    def result(self, target: float, class_names: Mapping[int, str]) -> dict[str, dict[str, Any]]:
+        """The threshold of each class; see `thresholds.ScoreCounts.result`."""
+
+    def precision(self, thresholds: Sequence[float]) -> float | None:
+        """Fraction of the labels above the threshold of their class that are right, or None."""
 
 
 class Metric(Protocol):
@@ -184,6 +200,12 @@ class Task(Protocol):
             class_names: `{class id: name}`.
             human: human-labeled records, whose classes are compared with the pseudo labels'.
         """
+
+    def threshold_search(self, source: PseudoConfig) -> ThresholdSearch:
+        """An empty search for the thresholds of the student's source of pseudo labels."""
+
+    def kept(self, record: ImageRecord, source: PseudoConfig) -> ImageRecord:
+        """A pseudo-labeled record with only those labels that `source` lets the student read."""
 
     def label_rows(self, result: Mapping[str, Any]) -> list[tuple[str, str]]:
         """A result of `label_statistics` as (name, text)."""

@@ -1,6 +1,7 @@
 """Object detection with RetinaNet: labels, loss, predictions and pseudo labels."""
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,12 +15,19 @@ from official_selftrain.data.predictions import Detections
 from official_selftrain.data.prepared import PreparedData
 from official_selftrain.data.records import ImageRecord
 from official_selftrain.evaluation import coco
-from official_selftrain.evaluation.box_labels import BoxLabelStatistics, box_rows
+from official_selftrain.evaluation.box_labels import (
+    BoxLabelStatistics,
+    BoxScores,
+    best_of_object,
+    box_rows,
+    kept_boxes,
+)
 from official_selftrain.evaluation.label_statistics import check_class
 from official_selftrain.models import build_detector
 from official_selftrain.ops import anchors as anchor_ops
 from official_selftrain.ops import boxes as box_ops
 from official_selftrain.ops import losses, nms
+from official_selftrain.tasks import multiscale
 from official_selftrain.tasks.base import Labels
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.types import Tensor
@@ -34,7 +42,7 @@ class DetectionTask:
 
     Args:
         config: `DetectionConfig` with `num_classes` set; None takes the defaults.
-        labeling: makes no difference for boxes.
+        labeling: predict at `label_scales`, for pseudo labels, instead of `eval_scales`.
         changes: fields of the config that replace those of `config`.
 
     Raises:
@@ -55,14 +63,31 @@ class DetectionTask:
             self.config.image_size, anchor_size=self.config.anchor_size
         )
         self.nms_settings = self.config.nms.model_dump()
+        scales = self.config.label_scales if labeling else self.config.eval_scales
+        self.flip = self.config.label_flip if labeling else self.config.eval_flip
+        self.scales = multiscale.Scales(self.config.image_size, scales)
+
+    @functools.cached_property
+    def _anchors(self):
+        """The anchors of each scale; those of scale 1 are `anchors`."""
+        return [
+            self.anchors
+            if size == self.config.image_size
+            else anchor_ops.anchor_boxes(size, self.config.anchor_size)
+            for size in self.scales.sizes
+        ]
 
     def build_model(self) -> keras.Model:
         """A `RetinaNet`, `[B, S, S, 3]` -> `class_logits` `[B, R, C]`, `box_deltas` `[B, R, 4]`."""
         return build_detector(self.config)
 
     def inference_model(self, model: keras.Model) -> keras.Model:
-        """`model` itself: a detector predicts at the size at which it was trained."""
-        return model
+        """`model`, or its weights in a network for images of any size if the scales need that.
+
+        Raises:
+            UserError: if the backbone has a fixed size and there are several scales.
+        """
+        return self.scales.network(model, self.config, build_detector)
 
     @staticmethod
     def check_sources(data: PreparedData) -> None:
@@ -84,7 +109,7 @@ class DetectionTask:
             counts = data.summaries[name].get("boxes_per_image", {})
             counts = {int(boxes): images for boxes, images in counts.items()}
             if name == "pseudo" and max(counts, default=0) > limit:
-                counts = self._confident_boxes(config.pseudo, data.files("pseudo"))
+                counts = self._boxes_per_image(config.pseudo, data.files("pseudo"))
             lost = sum((boxes - limit) * n for boxes, n in counts.items() if boxes > limit)
             if lost:
                 images = sum(n for boxes, n in counts.items() if boxes > limit)
@@ -94,27 +119,28 @@ class DetectionTask:
                     f"count as background; task.max_instances={max(counts)} keeps all"
                 )
 
-    def _confident_boxes(self, source, files):
-        """`{number of boxes above the thresholds: number of pseudo-labeled images}`."""
-        limits = np.array(source.thresholds(self.config.num_classes), "float32")
-        found = records.read(files)
-        return collections.Counter(int((r.scores > limits[r.classes]).sum()) for r in found)
+    def _boxes_per_image(self, source, files):
+        """`{number of boxes that the student reads: number of pseudo-labeled images}`."""
+        return collections.Counter(len(self.kept(r, source).boxes) for r in records.read(files))
 
     def parser(self, source: InputConfig | None = None) -> Callable:
         """A function (decoded example, seed `[2]`) -> (image `[S, S, 3]`, labels).
 
         Args:
             source: that is trained on: its augmentation applies, and its thresholds of pseudo
-                labels, and crowds are dropped. Without one the image is only fitted.
+                labels, and crowds are dropped. Without one the image is only fitted; if the task
+                has other scales than 1, it is then a tuple of one for each of V scales, and the
+                labels are only `image_info` `[V, 4, 2]`.
         """
+        if source is None and self.scales.scales != (1.0,):
+            return self.scales.parser()
         import tensorflow as tf
 
         from official_selftrain.data.augmentation import geometry, image_ops
 
         size, max_boxes = self.config.image_size, self.config.max_instances
-        thresholds = None
-        if isinstance(source, PseudoConfig):
-            thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
+        pseudo = source if isinstance(source, PseudoConfig) else None
+        confident = self._confident_boxes(pseudo) if pseudo else None
         augmentation = geometry.Augmentation(source, size) if source else None
 
         def pad(values, value=-1):
@@ -134,18 +160,38 @@ class DetectionTask:
             keep = image_ops.non_empty(scene["boxes"])
             if augmentation:
                 keep = tf.logical_and(keep, tf.logical_not(example["is_crowd"]))
-            if thresholds is not None:
-                needed = _thresholds_of(example["classes"], thresholds)
-                keep = tf.logical_and(keep, example["scores"] > needed)
+            if confident is not None:
+                keep = tf.logical_and(keep, confident(example))
             labels = {
                 "boxes": pad(scene["boxes"][keep]),
                 "classes": pad(example["classes"][keep]),
                 "scores": pad(example["scores"][keep]),
                 "image_info": scene["image_info"],
             }
+            if pseudo is not None and pseudo.score_weighting:
+                labels["weights"] = pad(example["scores"][keep], 0)
             return tf.ensure_shape(scene["image"], [*size, 3]), labels
 
         return parse
+
+    def _confident_boxes(self, source):
+        """A function example -> bool `[N]`: boxes that the student reads, as `kept` tells them."""
+        import tensorflow as tf
+
+        thresholds = tf.constant(source.thresholds(self.config.num_classes), tf.float32)
+        overlap = source.agnostic_nms_iou
+
+        def confident(example):
+            classes, scores = example["classes"], example["scores"]
+            keep = scores > _thresholds_of(classes, thresholds)
+            if overlap is None:
+                return keep
+            # A NumPy function, so that the statistics and the student cannot disagree.
+            rows = [x[keep] for x in (example["boxes"], classes, scores)]
+            best = tf.numpy_function(lambda *x: best_of_object(*x, overlap), rows, tf.bool)
+            return tf.tensor_scatter_nd_update(keep, tf.where(keep), best)
+
+        return confident
 
     def check_record(self, record: ImageRecord) -> None:
         """Checks that the boxes of a record are of the task's classes.
@@ -184,16 +230,25 @@ class DetectionTask:
 
         Args:
             outputs: `class_logits` `[B, R, C]` and `box_deltas` `[B, R, 4]` of R anchors.
-            labels: `boxes` `[B, M, 4]` and `classes` `[B, M]`, -1 where they are padding.
+            labels: `boxes` `[B, M, 4]` and `classes` `[B, M]`, -1 where they are padding; with
+                `pseudo.score_weighting` also `weights` `[B, M]`, which count instead of 1 for the
+                anchors of each box, in the sums and in the number.
 
         Returns:
             Dict of scalars `class`, `box` and `total` = class + `box_weight` * box; and a scalar.
         """
-        targets = anchor_ops.assign(self.anchors, labels["boxes"], labels["classes"])
+        targets = anchor_ops.assign(
+            self.anchors, labels["boxes"], labels["classes"], weights=labels.get("weights")
+        )
         return self.loss_sums_of_targets(outputs, *targets)
 
     def loss_sums_of_targets(
-        self, outputs: Labels, class_targets: Tensor, box_targets: Tensor, positives: Tensor
+        self,
+        outputs: Labels,
+        class_targets: Tensor,
+        box_targets: Tensor,
+        positives: Tensor,
+        weights: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """`loss_sums` after matching; the targets are what `anchors.assign` returns."""
         config = self.config
@@ -205,6 +260,7 @@ class DetectionTask:
             alpha=config.focal_alpha,
             gamma=config.focal_gamma,
             delta=config.huber_delta,
+            weights=weights,
         )
         box_sum = box_sum / 4.0
         total = class_sum + config.box_weight * box_sum
@@ -223,17 +279,30 @@ class DetectionTask:
         """Detections of a batch, in fractions of the original image.
 
         Args:
-            model: a `RetinaNet`.
-            images: `[B, S, S, 3]`, normalized.
-            labels: dict with `image_info` `[B, 4, 2]`.
+            model: what `inference_model` returned.
+            images: `[B, S, S, 3]`, normalized, or a tuple of such for several scales.
+            labels: dict with `image_info` `[B, 4, 2]`, or `[B, V, 4, 2]` for V scales.
 
         Returns:
             Dict: `boxes` `[B, D, 4]`, (ymin, xmin, ymax, xmax) in [0, 1], `scores` `[B, D]`, -1 in
             empty slots, `classes` `[B, D]` from 1.
         """
-        boxes, scores = self.decode(model(images, training=False), labels["image_info"])
+        infos = labels["image_info"]
+        if len(infos.shape) == 3:
+            images, infos = (images,), infos[:, None]
+        found = []
+        for index, batch in enumerate(images):
+            # Boxes of all scales are merged in pixels of the first one.
+            ratio = infos[:, 0, 2] / infos[:, index, 2]
+            for flip in (False, True) if self.flip else (False,):
+                outputs = model(ops.flip(batch, axis=2) if flip else batch, training=False)
+                boxes, scores = self.decode(outputs, infos[:, index], index, flip)
+                if index:
+                    boxes = boxes * ops.concatenate([ratio, ratio], axis=-1)[:, None, :]
+                found.append((boxes, scores))
+        boxes, scores = (ops.concatenate(x, axis=1) for x in zip(*found, strict=True))
         boxes, scores, classes = nms.class_wise_nms(boxes, scores, **self.nms_settings)
-        size, _, scale, _ = (labels["image_info"][:, row] for row in range(4))
+        size, _, scale, _ = (infos[:, 0, row] for row in range(4))
         whole = ops.concatenate([size * scale] * 2, axis=-1)[:, None, :]
         return {
             "boxes": ops.clip(boxes / whole, 0.0, 1.0),
@@ -241,19 +310,27 @@ class DetectionTask:
             "classes": classes + 1,
         }
 
-    def decode(self, outputs: Labels, image_info: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, outputs: Labels, image_info: Tensor, scale: int = 0, mirrored: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """All boxes before suppression, clipped to the image.
 
         Args:
             outputs: of the network.
             image_info: `[B, 4, 2]`.
+            scale: number of the scale at which the network has seen the images.
+            mirrored: whether it has seen their mirror images.
 
         Returns:
             Boxes `[B, R, 4]` in pixels of the network input, and scores `[B, R, C - 1]`, which
             leave out the background.
         """
         scores = ops.sigmoid(ops.cast(outputs["class_logits"], "float32"))[..., 1:]
-        boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self.anchors)
+        boxes = box_ops.decode(ops.cast(outputs["box_deltas"], "float32"), self._anchors[scale])
+        if mirrored:
+            ymin, xmin, ymax, xmax = (boxes[..., side] for side in range(4))
+            width = float(self.scales.sizes[scale][1])
+            boxes = ops.stack([ymin, width - xmax, ymax, width - xmin], axis=-1)
         return box_ops.clip(boxes, image_info[:, 1]), scores
 
     def serving(self, model: keras.Model, nms: str = "hard") -> Callable:
@@ -271,7 +348,8 @@ class DetectionTask:
         sigma = serving.SOFT_SIGMA if nms == "soft" else 0.0
         settings = changed(self.config.nms, soft_sigma=sigma)
         # Not `changed`: an exported network may be of a size that training refuses.
-        task = DetectionTask(self.config.model_copy(update={"nms": settings}))
+        changes = {"nms": settings, "eval_scales": (1.0,), "eval_flip": False}
+        task = DetectionTask(self.config.model_copy(update=changes))
         return serving.Detector(model, task, suppress=nms != "none")
 
     def predictions(self, arrays: Mapping[str, np.ndarray], count: int) -> list[Detections]:
@@ -306,6 +384,20 @@ class DetectionTask:
     ) -> BoxLabelStatistics:
         """Empty statistics of pseudo boxes; see `BoxLabelStatistics`."""
         return BoxLabelStatistics(source, self.config.num_classes, class_names, human)
+
+    def threshold_search(self, source: PseudoConfig) -> BoxScores:
+        """An empty search for the thresholds of pseudo boxes; see `BoxScores`."""
+        return BoxScores(source, self.config.num_classes)
+
+    def kept(self, record: ImageRecord, source: PseudoConfig) -> ImageRecord:
+        """A pseudo-labeled record with only those boxes that the student reads."""
+        _, keep = kept_boxes(record, source, self.config.num_classes)
+        return record.relabeled(
+            record.teacher,
+            boxes=record.boxes[keep],
+            classes=record.classes[keep],
+            scores=record.scores[keep],
+        )
 
     def label_rows(self, result: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The statistics of pseudo boxes as (name, text)."""

@@ -1,14 +1,85 @@
-"""One class map out of the logits of many scales, strip by strip."""
+"""Images at many scales, and one class map out of the logits of all, strip by strip."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from official_selftrain.data.predictions import MaskPrediction
 from official_selftrain.ops import resize
+from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.types import Tensor
 
+MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
 MAX_PROBABILITIES = 2**24  # probabilities held at a time while an image is put together
+
+
+class Scales:
+    """The sizes at which an image is predicted.
+
+    Attributes:
+        targets: (height, width) that an image is fitted into, for each scale.
+        sizes: (height, width) of the network input for each scale: padded for the pyramid.
+
+    Args:
+        image_size: (height, width) at scale 1 in pixels.
+        scales: relative to `image_size`.
+    """
+
+    def __init__(self, image_size: Sequence[int], scales: Sequence[float]) -> None:
+        self.image_size, self.scales = tuple(image_size), tuple(scales)
+        self.targets = [tuple(round(s * side) for side in image_size) for s in scales]
+        self.sizes = [
+            tuple(math.ceil(side / MULTIPLE) * MULTIPLE for side in target)
+            for target in self.targets
+        ]
+
+    def parser(self) -> Callable:
+        """A function (decoded example, seed) -> (an image for each scale, `image_info`).
+
+        The images are a tuple of `[h, w, 3]`; `image_info` is `[V, 4, 2]` for V scales.
+        """
+        import tensorflow as tf
+
+        from official_selftrain.data.augmentation import geometry
+
+        def parse(example, seed):
+            images, infos = [], []
+            for target, size in zip(self.targets, self.sizes, strict=True):
+                info = geometry.plan_resize(tf.shape(example["image"])[:2], target)
+                image = geometry.resize_image(example["image"], info, size)
+                images.append(tf.ensure_shape(image, [*size, 3]))
+                infos.append(info)
+            return tuple(images), {"image_info": tf.stack(infos)}
+
+        return parse
+
+    def network(
+        self, model: keras.Model, config: Any, build: Callable[[Any], keras.Model]
+    ) -> keras.Model:
+        """`model`, or its weights in a network for images of any size if the scales need that.
+
+        Args:
+            model: made by `build` from `config`.
+            config: a `NetworkConfig`.
+            build: function config -> network.
+
+        Raises:
+            UserError: if the backbone has a fixed size and there are several scales.
+        """
+        if self.sizes == [self.image_size]:
+            return model
+        if config.backbone.startswith("spinenet"):
+            raise UserError(
+                f"scales {self.scales}: a SpineNet has one image size; set task.eval_scales and "
+                "task.label_scales to [1.0]"
+            )
+        # `changed` would refuse an open size, which no training can have.
+        any_size = build(config.model_copy(update={"image_size": (None, None)}))
+        any_size.set_weights(model.get_weights())
+        return any_size
 
 
 def inside(logits: np.ndarray, info: np.ndarray, size: Sequence[int]) -> Tensor:

@@ -1,6 +1,5 @@
 """Semantic segmentation: labels, loss, multi-scale predictions and pseudo labels."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from official_selftrain.data.records import IGNORE_LABEL, ImageRecord
 from official_selftrain.evaluation import miou
 from official_selftrain.evaluation.mask_labels import (
     MaskLabelStatistics,
+    MaskScores,
     byte_limits,
     check_mask,
     mask_rows,
@@ -33,8 +33,6 @@ from official_selftrain.tasks import multiscale
 from official_selftrain.tasks.base import Labels
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.types import Tensor
-
-MULTIPLE = 128  # of network inputs: 2 to the coarsest level of the pyramid
 
 
 class SegmentationTask:
@@ -65,7 +63,8 @@ class SegmentationTask:
         config = config or SegmentationConfig()
         self.config: Any = changed(config, **changes) if changes else config
         config = self.config
-        self.scales = config.label_scales if labeling else config.eval_scales
+        scales = config.label_scales if labeling else config.eval_scales
+        self.scales = multiscale.Scales(config.image_size, scales)
         self.flip = config.label_flip if labeling else config.eval_flip
         self.at_network_size = config.eval_size == "network" and not labeling
         self.stored = self._label_classes() if labeling else 1
@@ -80,17 +79,7 @@ class SegmentationTask:
         Raises:
             UserError: if the backbone has a fixed size and there are several scales.
         """
-        if self._sizes() == [self.config.image_size]:
-            return model
-        if self.config.backbone.startswith("spinenet"):
-            raise UserError(
-                f"scales {self.scales}: a SpineNet has one image size; set task.eval_scales and "
-                "task.label_scales to [1.0]"
-            )
-        # `changed` would refuse an open size, which no training can have.
-        any_size = build_segmenter(self.config.model_copy(update={"image_size": (None, None)}))
-        any_size.set_weights(model.get_weights())
-        return any_size
+        return self.scales.network(model, self.config, build_segmenter)
 
     @staticmethod
     def check_sources(data: PreparedData) -> None:
@@ -128,17 +117,6 @@ class SegmentationTask:
         """Number of classes stored for each pixel of a pseudo label, at most all there are."""
         return min(self.config.label_classes, self.config.num_classes)
 
-    def _targets(self):
-        """(height, width) that an image is fitted into, for each scale."""
-        return [[round(s * side) for side in self.config.image_size] for s in self.scales]
-
-    def _sizes(self):
-        """(height, width) of the network input for each scale: padded for the pyramid."""
-        return [
-            tuple(math.ceil(side / MULTIPLE) * MULTIPLE for side in target)
-            for target in self._targets()
-        ]
-
     # --- Input -------------------------------------------------------------------------------
 
     def parser(self, source: InputConfig | None = None) -> Callable:
@@ -156,12 +134,12 @@ class SegmentationTask:
 
         size = self.config.image_size
         if source is None:
-            return self._prediction_parser()
+            return self.scales.parser()
         augmentation = geometry.Augmentation(source, size)
         pseudo = source if isinstance(source, PseudoConfig) else None
         confident = self._confident_pixels(pseudo) if pseudo else None
-        soft = pseudo is not None and pseudo.soft
-        channels = (2 * self._label_classes(),) if soft else ()
+        soft, weighted = (pseudo.soft, pseudo.score_weighting) if pseudo else (False, False)
+        stored = self._label_classes() if soft else 1
 
         def parse(example, seed):
             mask = example["mask"]
@@ -169,13 +147,19 @@ class SegmentationTask:
                 mask = tf.identity(mask)
             if confident is not None:
                 mask = tf.where(confident(example), mask, tf.constant(IGNORE_LABEL, tf.uint8))
-            if soft:
-                mask = _stack(mask, example)
-                mask = tf.ensure_shape(mask, [None, None, *channels])
+            if soft or weighted:
+                mask = _stack(mask, example, stored)
+                mask = tf.ensure_shape(mask, [None, None, 2 * stored])
             scene = {"image": example["image"], "boxes": example["boxes"], "mask": mask}
             scene = augmentation(scene, seed)
-            image = tf.ensure_shape(scene["image"], [*size, 3])
-            return image, {"mask": tf.ensure_shape(scene["mask"], [*size, *channels])}
+            image, mask = tf.ensure_shape(scene["image"], [*size, 3]), scene["mask"]
+            labels = {}
+            if weighted:
+                weights = tf.cast(mask[..., stored], tf.float32) / 255.0
+                labels["weights"] = tf.ensure_shape(weights, size)
+                mask = mask if soft else mask[..., 0]
+            channels = [2 * stored] if soft else []
+            return image, {"mask": tf.ensure_shape(mask, [*size, *channels]), **labels}
 
         return parse
 
@@ -189,22 +173,6 @@ class SegmentationTask:
             tf.debugging.assert_positive(tf.size(mask), "an image has no mask"),
             tf.debugging.Assert(~tf.reduce_any(beyond), [message]),
         ]
-
-    def _prediction_parser(self):
-        import tensorflow as tf
-
-        from official_selftrain.data.augmentation import geometry
-
-        def parse(example, seed):
-            images, infos = [], []
-            for target, size in zip(self._targets(), self._sizes(), strict=True):
-                info = geometry.plan_resize(tf.shape(example["image"])[:2], target)
-                image = geometry.resize_image(example["image"], info, size)
-                images.append(tf.ensure_shape(image, [*size, 3]))
-                infos.append(info)
-            return tuple(images), {"image_info": tf.stack(infos)}
-
-        return parse
 
     def check_record(self, record: ImageRecord) -> None:
         """Checks that a record has a mask and that the task knows its classes.
@@ -266,16 +234,19 @@ class SegmentationTask:
 
         Args:
             outputs: `logits` `[B, S / r, S / r, C]`.
-            labels: `mask` `[B, S, S]`, or `[B, S, S, 2 K]` with soft labels.
+            labels: `mask` `[B, S, S]`, or `[B, S, S, 2 K]` with soft labels; with
+                `pseudo.score_weighting` also `weights` `[B, S, S]`, which count instead of 1 for
+                each pixel, in the sum and in the number.
 
         Returns:
             Dict with the scalar `total`; and a scalar.
         """
         config = self.config
         logits, mask = ops.cast(outputs["logits"], "float32"), labels["mask"]
-        stride = mask.shape[1] // logits.shape[1]
+        weights, stride = labels.get("weights"), mask.shape[1] // logits.shape[1]
         if config.loss_size == "logits":
             mask = mask[:, ::stride, ::stride]
+            weights = weights if weights is None else weights[:, ::stride, ::stride]
         else:
             logits = BilinearUpsample(stride)(logits)
         probabilities = None
@@ -288,6 +259,7 @@ class SegmentationTask:
             label_smoothing=config.label_smoothing,
             class_weights=config.class_weights,
             probabilities=probabilities,
+            weights=weights,
         )
         return {"total": total}, pixels
 
@@ -333,7 +305,7 @@ class SegmentationTask:
         """
         infos = np.asarray(arrays["image_info"])
         all_logits = [np.asarray(logits) for logits in arrays["logits"]]
-        repeats, sizes = 2 if self.flip else 1, self._sizes()
+        repeats, sizes = 2 if self.flip else 1, self.scales.sizes
         found = []
         for index in range(count):
             views = [
@@ -374,16 +346,30 @@ class SegmentationTask:
         """Empty statistics of pseudo masks; see `MaskLabelStatistics`."""
         return MaskLabelStatistics(source, self.config.num_classes, class_names, human)
 
+    def threshold_search(self, source: PseudoConfig) -> MaskScores:
+        """An empty search for the thresholds of pseudo masks; see `MaskScores`."""
+        return MaskScores(self.config.num_classes)
+
+    def kept(self, record: ImageRecord, source: PseudoConfig) -> ImageRecord:
+        """A pseudo-labeled record whose mask is 255 at the pixels that the student ignores."""
+        classes = check_mask(record, self.config.num_classes)
+        confidence = np.asarray(png.decode(record.confidence))
+        keep = confidence >= byte_limits(source.thresholds(self.config.num_classes))[classes]
+        mask = np.where(keep, classes, np.uint8(IGNORE_LABEL))
+        return record.relabeled(record.teacher, mask=png.encode(mask), confidence=record.confidence)
+
     def label_rows(self, result: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The statistics of pseudo masks as (name, text)."""
         return mask_rows(result)
 
 
-def _stack(mask, example):
-    """uint8 `[H, W, 2 K]`: K classes, then K confidences, of a decoded soft label."""
+def _stack(mask, example, stored):
+    """uint8 `[H, W, 2 K]`: K = `stored` classes, then K confidences, of a decoded pseudo label."""
     import tensorflow as tf
 
     def maps(first, further):
+        if stored == 1:
+            return first[None]
         further = tf.reshape(further, tf.concat([[-1], tf.shape(first)], axis=0))
         return tf.concat([first[None], further], axis=0)
 

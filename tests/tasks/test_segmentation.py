@@ -255,7 +255,7 @@ def test_predictor_of_any_size_equals_the_fixed_one(model):
         task.inference_model(model)(x)["logits"], model(x)["logits"], rtol=1e-4, atol=1e-5
     )
     assert make().inference_model(model) is model
-    assert task._sizes() == [(128, 128)] * 3 + [(256, 256)] * 3
+    assert task.scales.sizes == [(128, 128)] * 3 + [(256, 256)] * 3
     spinenet = make(True, backbone="spinenet49S", neck="none", head_level=3, backbone_sizes=None)
     with pytest.raises(UserError, match="a SpineNet has one image size"):
         spinenet.inference_model(model)
@@ -381,6 +381,43 @@ def test_teacher_stores_the_distribution(model, tmp_path):
         )
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("loss_size", ["logits", "mask"])
+def test_pixels_count_with_their_confidence(soft_file, soft, loss_size):
+    source = PseudoConfig(soft=soft, score_weighting=True, **STILL)
+    changes = {"label_classes": 2, "loss_size": loss_size}
+    labels = first_labels(soft_file, source, **changes)
+    assert labels["weights"].shape == (2, *SIZE) == labels["mask"].shape[:3]
+    inside = labels["weights"].numpy()[0, :85]
+    np.testing.assert_allclose([inside[10, 10], inside[10, 120]], [0.6, 0.8], rtol=1e-6)
+    task = make(**changes)
+    logits = np.broadcast_to(np.log(np.array([1.0, 2.0, 3.0]) / 6), (2, 32, 32, 3))
+    outputs = {"logits": tf.constant(logits.astype("float32"))}
+    left, right = -np.log(1 / 6), -np.log(2 / 6)
+    if soft:
+        left = 0.75 * left - 0.25 * np.log(3 / 6)
+        right = 0.8 * right - 0.2 * np.log(1 / 6)
+    found = loss_of(task, outputs, labels)["total"]
+    np.testing.assert_allclose(found, (0.6 * left + 0.8 * right) / 1.4, rtol=1e-5)
+    plain = first_labels(soft_file, PseudoConfig(soft=soft, **STILL), **changes)
+    assert list(plain) == ["mask"] and (plain["mask"].numpy() == labels["mask"].numpy()).all()
+    count = task.loss_sums(outputs, labels)[1] / task.loss_sums(outputs, plain)[1]
+    np.testing.assert_allclose(count, 0.7, rtol=1e-5)
+    ones = {**labels, "weights": tf.ones_like(labels["weights"])}
+    np.testing.assert_allclose(
+        loss_of(task, outputs, ones)["total"], loss_of(task, outputs, plain)["total"], rtol=1e-6
+    )
+
+
+def test_what_the_student_reads_of_a_mask():
+    mask, confidence = [[0, 1, 2, 255]], [[200, 100, 153, 255]]
+    pseudo = image_record(1, 4, mask=gray(mask), confidence=gray(confidence), origin="pseudo")
+    kept = make().kept(pseudo, PseudoConfig(class_thresholds={2: 0.6, 1: 0.3}))
+    assert np.asarray(Image.open(io.BytesIO(kept.mask))).tolist() == [[0, 1, 2, 255]]
+    kept = make().kept(pseudo, PseudoConfig(score_threshold=0.61))
+    assert np.asarray(Image.open(io.BytesIO(kept.mask))).tolist() == [[0, 255, 255, 255]]
+
+
 def test_tally_by_hand():
     classes, confidence = [[0, 0, 1, 1], [0, 1, 1, 2]], [[250, 100, 128, 127], [128, 200, 10, 60]]
     pseudo = image_record(2, 4, mask=gray(classes), confidence=gray(confidence))
@@ -416,7 +453,7 @@ def test_thresholds_that_keep_nothing_are_an_error(tmp_path):
 
 def test_make_task_chooses_by_kind():
     assert isinstance(make_task(SegmentationConfig(**SMALL)), SegmentationTask)
-    assert make_task(SegmentationConfig(**SMALL), labeling=True).scales[0] == 0.5
+    assert make_task(SegmentationConfig(**SMALL), labeling=True).scales.scales[0] == 0.5
 
 
 # --- Masks that the task cannot use, or that call for a second look --------------------------
