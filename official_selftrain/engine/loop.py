@@ -191,19 +191,14 @@ class _Pace:
     """Divides updates into calls to the device; the division changes no result.
 
     The first two calls make one update each: the first one compiles, the second one shows how long
-    an update takes, and is reported. Later calls take a few seconds.
-
-    Args:
-        on_pace: called with (updates made in all, seconds of one update) after the second call.
+    an update takes. Later calls take a few seconds.
 
     Attributes:
         seconds: time of one update, 0.0 while unknown.
         calls: number of calls so far.
     """
 
-    def __init__(self, on_pace: Callable[[int, float], None]) -> None:
-        self.on_pace = on_pace
-        self.seconds, self.calls = 0.0, 0
+    seconds, calls = 0.0, 0
 
     def call(
         self, loop: TensorFlowLoop | JaxLoop, step: int, end: int
@@ -223,8 +218,6 @@ class _Pace:
         if self.calls > 1:
             # Never 0, by which the next call would divide.
             self.seconds = max((time.perf_counter() - began) / count, 1e-9)
-        if self.calls == 2:
-            self.on_pace(step + count, self.seconds)
         return step + count, scalars
 
     def is_long(self, loop: TensorFlowLoop | JaxLoop, updates: int) -> bool:
@@ -265,7 +258,7 @@ def run_loop(
     Raises:
         NonFiniteLossError: if a loss or the gradient norm is not finite.
     """
-    step, pace = start_step, _Pace(on_pace)
+    step, pace = start_step, _Pace()
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=not title) as bar,
         Watchdog(stall_seconds) as watchdog,
@@ -283,6 +276,9 @@ def run_loop(
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
                 bar.update(step - bar.n)
+                if pace.calls == 2:
+                    bar.clear()  # what is logged gets a line of its own
+                    on_pace(step, pace.seconds)
                 if on_pause and step < end and pace.is_long(loop, end - step):
                     on_pause(step)
             images = (end - first) * images_per_step

@@ -100,12 +100,12 @@ class Reuse:
         name, config = stage.folder.name, stage.config
         found = self.source / name
         begun = any(checkpoints.saved_steps(stage.folder / "checkpoints"))
-        if begun or (stage.folder / checkpoints.WEIGHTS).exists():
+        if begun or (stage.folder / checkpoints.WEIGHTS).exists() or not found.is_dir():
             return
         settings, data = training_differences(config, stage.data, found)
         if settings or data:
             different = "; ".join([*told(settings), *data][:3])
-            if name == "teacher" and (found / checkpoints.WEIGHTS).exists():
+            if name == "teacher":
                 raise UserError(_refusal(found, different, settings, data))
             logging.info("%s: trained, as the one in %s differs: %s", name, found, different)
             return
@@ -127,7 +127,7 @@ class Reuse:
     def _take_labels(self, stage, weights):
         name = stage.folder.name
         found = self.source / name
-        if (stage.folder / LABEL_STATISTICS).exists():
+        if (stage.folder / LABEL_STATISTICS).exists() or not found.is_dir():
             return
         before = read_json_or_none(found / MADE_BY) or {}
         different = ["not finished"]
