@@ -147,12 +147,13 @@ def test_the_bar_moves_inside_of_a_loop_wherever_calls_may_be_divided(
         trainer=SimpleNamespace(optimizer=SimpleNamespace(iterations=0)),
         steps=lambda count, report: {"done": 1.0} if report else {},
     )
-    pace, step, seen = loop._Pace(), 0, [0]
+    seen, step, told = [0], 0, []
+    bar = SimpleNamespace(clear=lambda: None, update=lambda count: seen.append(seen[-1] + count))
+    pace = loop._Pace(bar, lambda *pair: told.append(pair))
     while step < 4:
         step, scalars = pace.call(place, step, 4)
-        seen.append(step)
-        assert bool(scalars) == (step == 4)
-    assert seen == bounds
+        assert step == seen[-1] and bool(scalars) == (step == 4)
+    assert seen == bounds and told == [(2, 1)]
     assert loop.JaxLoop.divisible and not loop.JaxLoop.may_pause
 
 

@@ -193,12 +193,18 @@ class _Pace:
     The first two calls make one update each: the first one compiles, the second one shows how long
     an update takes. Later calls take a few seconds.
 
+    Args:
+        bar: the progress bar, which moves after each call.
+        on_pace: called with (updates made in all, seconds of one update) after the second call.
+
     Attributes:
         seconds: time of one update, 0.0 while unknown.
         calls: number of calls so far.
     """
 
-    seconds, calls = 0.0, 0
+    def __init__(self, bar: tqdm, on_pace: Callable[[int, float], None]) -> None:
+        self.bar, self.on_pace = bar, on_pace
+        self.seconds, self.calls = 0.0, 0
 
     def call(
         self, loop: TensorFlowLoop | JaxLoop, step: int, end: int
@@ -218,6 +224,10 @@ class _Pace:
         if self.calls > 1:
             # Never 0, by which the next call would divide.
             self.seconds = max((time.perf_counter() - began) / count, 1e-9)
+        self.bar.update(count)
+        if self.calls == 2:
+            self.bar.clear()  # what is logged gets a line of its own
+            self.on_pace(step + count, self.seconds)
         return step + count, scalars
 
     def is_long(self, loop: TensorFlowLoop | JaxLoop, updates: int) -> bool:
@@ -237,7 +247,7 @@ def run_loop(
     images_per_step: int = 0,
     skipped: Collection[int] = (),
     stall_seconds: float = 0,
-    on_pause: Callable[[int], None] | None = None,
+    on_pause: Callable[[int], None] = lambda _: None,
     on_pace: Callable[[int, float], None] = lambda *_: None,
 ) -> None:
     """Trains until `steps` updates have been made.
@@ -258,12 +268,13 @@ def run_loop(
     Raises:
         NonFiniteLossError: if a loss or the gradient norm is not finite.
     """
-    step, pace = start_step, _Pace()
+    step = start_step
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=not title) as bar,
         Watchdog(stall_seconds) as watchdog,
         Summaries(summary_folder) as summaries,
     ):
+        pace = _Pace(bar, on_pace)
         while step < steps:
             if step in skipped:
                 loop.batch()  # used up, because the position in the data follows from the step
@@ -275,21 +286,16 @@ def run_loop(
             while step < end:
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
-                bar.update(step - bar.n)
-                if pace.calls == 2:
-                    bar.clear()  # what is logged gets a line of its own
-                    on_pace(step, pace.seconds)
-                if on_pause and step < end and pace.is_long(loop, end - step):
+                if step < end and pace.is_long(loop, end - step):
                     on_pause(step)
-            images = (end - first) * images_per_step
-            scalars["images_per_second"] = images / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            scalars["images_per_second"] = (end - first) * images_per_step / seconds
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             check_finite(scalars, step)  # before `on_loop`, which would save the broken weights
             summaries.write(step, scalars)
             bar.set_postfix_str(_postfix(scalars))
             on_loop(step, {"step": step, **scalars})
-            if on_pause:
-                on_pause(step)
+            on_pause(step)
 
 
 def _end_of_loop(step: int, steps: int, steps_per_loop: int, skipped: Collection[int]) -> int:

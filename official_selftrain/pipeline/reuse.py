@@ -35,7 +35,7 @@ from official_selftrain.pipeline.labeling import (
 )
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import UserError
-from official_selftrain.utils.files import copy, link_or_copy, read_json_or_none, write_json
+from official_selftrain.utils.files import copy, link_or_copy, read_json_or_none, sha256, write_json
 from official_selftrain.utils.types import StrPath
 
 RECORD = "reused.json"
@@ -174,6 +174,9 @@ def training_differences(
     supervised = config.pseudo is None
     settings = differences(before, config, (*ELSEWHERE, *(["self_training"] * supervised)))
     now, was = content_now(config, data), made_of(found)
+    weights = sha256(found / checkpoints.WEIGHTS)
+    if was.get("weights", weights) != weights:
+        return [], ["its weights are damaged"]
     now.pop("evaluation", None)
     now["init"] = identity(config.trainer.init)
     changed = [key for key in now if was.get(key) != now[key]]

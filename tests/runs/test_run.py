@@ -419,6 +419,10 @@ def test_a_teacher_of_other_settings_or_data_is_not_reused(own, no_training, tmp
         run("trainer.steps=6", "{self_training: {teacher: {trainer.steps: 4}}}")
     with pytest.raises(UserError, match=r"task.neck_filters .*; leave out --reuse to train"):
         run("task.neck_filters=16", place="other")
+    flip(old / "teacher/model.weights.h5")
+    with pytest.raises(UserError, match="its weights are damaged; leave out --reuse"):
+        run(place="other")
+    flip(old / "teacher/model.weights.h5")
     file = pathlib.Path(config.data_dir) / "train.json"
     content = json.loads(file.read_text())
     content["annotations"] = content["annotations"][:2]
