@@ -255,11 +255,10 @@ def run_loop(
     Args:
         loop: the result of `make_loop`.
         steps, start_step: numbers of updates in all, and made already.
-        steps_per_loop: number of updates between two reports.
+        steps_per_loop, images_per_step: updates between two reports, and images of each update.
         summary_folder: folder for TensorBoard, or None.
         on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
         title: text of the progress bar; "" hides it.
-        images_per_step: number of images of an update, for the speed.
         skipped: steps whose batch is taken from the input without an update.
         stall_seconds: time without progress before a warning; 0 turns warnings off.
         on_pause: called with (step) after each loop and inside long ones; it may save and raise.
