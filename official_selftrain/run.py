@@ -5,7 +5,6 @@ run.
 
 Examples:
   python -m official_selftrain.run --experiment=demo --model_dir=runs/demo
-  python -m official_selftrain.run --experiment=demo --model_dir=runs/demo --mode=check
   python -m official_selftrain.run --experiment=folder --data_dir=data --model_dir=runs/mine
   python -m official_selftrain.run --reuse=runs/mine --model_dir=runs/longer --config_file=my.yaml
 
