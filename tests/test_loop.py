@@ -1,9 +1,11 @@
 """The loop, and the released optimizer's three steps."""
 
 import errno
+import itertools
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -131,18 +133,37 @@ def test_checkpoints_of_one_worker_and_of_several_are_exchanged(tmp_path):
     assert several.restore() == 5
 
 
-def test_the_time_left_is_told_after_two_steps(caplog):
-    caplog.set_level("INFO")
-    train(trainer(), dataset(), 9, steps_per_loop=9, title="teacher")
-    told = [r.getMessage() for r in caplog.records if "steps to go" in r.getMessage()]
-    assert len(told) == 1 and told[0].startswith("teacher: 7 of 9 steps to go, about 0 s")
+@pytest.mark.parametrize("start", [0, 4])
+def test_the_time_of_a_step_is_told_once_after_two_steps(start):
+    told = []
+    train(
+        trainer(), dataset(start), start + 9, start, steps_per_loop=9,
+        on_pace=lambda step, seconds: told.append((step, seconds)),
+    )  # fmt: skip
+    ((step, seconds),) = told
+    assert step == start + 2 and seconds > 0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(40.2, "40 s"), (720, "12 min"), (5760, "96 min"), (9360, "2.6 h")]
-)
-def test_durations_read_well(seconds, text):
-    assert loop.duration(seconds) == text
+@pytest.mark.parametrize(("divisible", "bounds"), [(True, [0, 1, 2, 3, 4]), (False, [0, 1, 2, 4])])
+def test_the_bar_moves_inside_of_a_loop_wherever_calls_may_be_divided(
+    divisible, bounds, monkeypatch
+):
+    monkeypatch.setattr(loop, "CALL_SECONDS", 0.0)  # no call has time for more than one step
+    monkeypatch.setattr(loop, "number", float)
+    monkeypatch.setattr(time, "perf_counter", itertools.count().__next__)
+    place = SimpleNamespace(
+        divisible=divisible,
+        trainer=SimpleNamespace(optimizer=SimpleNamespace(iterations=0)),
+        steps=lambda count, report: {"done": 1.0} if report else {},
+    )
+    seen, step, told = [0], 0, []
+    bar = SimpleNamespace(clear=lambda: None, update=lambda count: seen.append(seen[-1] + count))
+    pace = loop._Pace(bar, lambda *pair: told.append(pair))
+    while step < 4:
+        step, scalars = pace.call(place, step, 4)
+        assert step == seen[-1] and bool(scalars) == (step == 4)
+    assert seen == bounds and told == [(2, 1)]
+    assert loop.JaxLoop.divisible and not loop.JaxLoop.may_pause
 
 
 def test_the_bar_shows_the_losses_on_labels():

@@ -60,3 +60,16 @@ def test_sha256_equals_hashlib_without_functions_of_python_3_11(size, tmp_path, 
 )
 def test_errors_fit_on_one_line(error, limit, text):
     assert one_line(error, limit) == text
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_linked_or_copied_file_stays_when_the_first_is_replaced(tmp_path, monkeypatch, links):
+    if not links:  # as on another disk
+        monkeypatch.setattr(files.os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "disk")))
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("labels")
+    second.write_text("of before")
+    files.link_or_copy(first, second)
+    assert first.stat().st_nlink == (2 if links else 1)
+    files.write_text(first, "other labels")
+    assert second.read_text() == "labels" and len(list(tmp_path.iterdir())) == 2

@@ -7,7 +7,6 @@ each step is a call of its own, which JAX compiles.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -57,8 +56,8 @@ class TensorFlowLoop:
         trainer, dataset, distribution, micro_batches: see `make_loop`.
 
     Attributes:
-        divisible: whether the updates between two reports may be divided into any number of calls,
-            with a checkpoint saved in between.
+        divisible: whether the updates between two reports may be divided into any number of calls.
+        may_pause: whether a checkpoint may be saved between two of these calls.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class TensorFlowLoop:
         self.trainer = trainer
         self.strategy = distribution.strategy
         # Collective operations need the same calls on all workers, whose clocks differ.
-        self.divisible = distribution.workers == 1
+        self.divisible = self.may_pause = distribution.workers == 1
         self.micro_batches = micro_batches
         self.iterator = iter(dataset)
         compiled = {"autograph": False, "jit_compile": True}
@@ -153,7 +152,8 @@ class JaxLoop:
         trainer, dataset: see `make_loop`.
     """
 
-    divisible = False  # the scalars since the last report are not in the checkpoint
+    divisible = True
+    may_pause = False  # the scalars since the last report are not in the checkpoint
 
     def __init__(self, trainer: GradientTrainer, dataset: Iterable):
         self.trainer = trainer
@@ -191,19 +191,19 @@ class _Pace:
     """Divides updates into calls to the device; the division changes no result.
 
     The first two calls make one update each: the first one compiles, the second one shows how long
-    an update takes, and the time left is logged. Later calls take a few seconds.
+    an update takes. Later calls take a few seconds.
 
     Args:
-        title: name of the training for the log; "" logs nothing.
-        steps: number of updates in all.
+        bar: the progress bar, which moves after each call.
+        on_pace: called with (updates made in all, seconds of one update) after the second call.
 
     Attributes:
         seconds: time of one update, 0.0 while unknown.
         calls: number of calls so far.
     """
 
-    def __init__(self, title: str, steps: int) -> None:
-        self.title, self.steps = title, steps
+    def __init__(self, bar: tqdm, on_pace: Callable[[int, float], None]) -> None:
+        self.bar, self.on_pace = bar, on_pace
         self.seconds, self.calls = 0.0, 0
 
     def call(
@@ -224,18 +224,15 @@ class _Pace:
         if self.calls > 1:
             # Never 0, by which the next call would divide.
             self.seconds = max((time.perf_counter() - began) / count, 1e-9)
-        if self.calls == 2 and self.title:
-            self._log_time_left(step + count)
+        self.bar.update(count)
+        if self.calls == 2:
+            self.bar.clear()  # what is logged gets a line of its own
+            self.on_pace(step + count, self.seconds)
         return step + count, scalars
 
     def is_long(self, loop: TensorFlowLoop | JaxLoop, updates: int) -> bool:
         """Whether so many updates take several calls, between which the training may be left."""
-        return loop.divisible and self.seconds * updates > CALL_SECONDS
-
-    def _log_time_left(self, step):
-        to_go = self.steps - step
-        left = duration(self.seconds * to_go)
-        logging.info("%s: %d of %d steps to go, about %s", self.title, to_go, self.steps, left)
+        return loop.may_pause and self.seconds * updates > CALL_SECONDS
 
 
 def run_loop(
@@ -251,31 +248,33 @@ def run_loop(
     skipped: Collection[int] = (),
     stall_seconds: float = 0,
     on_pause: Callable[[int], None] = lambda _: None,
+    on_pace: Callable[[int, float], None] = lambda *_: None,
 ) -> None:
     """Trains until `steps` updates have been made, or until `on_loop` ends it.
 
     Args:
         loop: the result of `make_loop`.
         steps, start_step: numbers of updates in all, and made already.
-        steps_per_loop: number of updates between two reports.
+        steps_per_loop, images_per_step: updates between two reports, and images of each update.
         summary_folder: folder for TensorBoard, or None.
         on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
             The training ends if it returns true.
-        title: text of the progress bar; "" hides the bar and the time left.
-        images_per_step: number of images of an update, for the speed.
+        title: text of the progress bar; "" hides it.
         skipped: steps whose batch is taken from the input without an update.
         stall_seconds: time without progress before a warning; 0 turns warnings off.
         on_pause: called with (step) after each loop and inside long ones; it may save and raise.
+        on_pace: called once with (step, seconds of one update), after two updates.
 
     Raises:
         NonFiniteLossError: if a loss or the gradient norm is not finite.
     """
-    step, pace = start_step, _Pace(title, steps)
+    step = start_step
     with (
         tqdm(total=steps, initial=start_step, desc=title, unit="step", disable=not title) as bar,
         Watchdog(stall_seconds) as watchdog,
         Summaries(summary_folder) as summaries,
     ):
+        pace = _Pace(bar, on_pace)
         while step < steps:
             if step in skipped:
                 loop.batch()  # used up, because the position in the data follows from the step
@@ -287,11 +286,10 @@ def run_loop(
             while step < end:
                 watchdog.alive(step)
                 step, scalars = pace.call(loop, step, end)
-                bar.update(step - bar.n)
                 if step < end and pace.is_long(loop, end - step):
                     on_pause(step)
-            images = (end - first) * images_per_step
-            scalars["images_per_second"] = images / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            scalars["images_per_second"] = (end - first) * images_per_step / seconds
             scalars["learning_rate"] = number(loop.trainer.optimizer.learning_rate)
             check_finite(scalars, step)  # before `on_loop`, which would save the broken weights
             summaries.write(step, scalars)
@@ -315,13 +313,6 @@ def _postfix(scalars: dict[str, float]) -> str:
     names = {"human_loss": "human", "pseudo_loss": "pseudo"}
     losses = [f"{text} {scalars[name]:.3f}" for name, text in names.items() if name in scalars]
     return f"loss {', '.join(losses)}, {scalars['images_per_second']:.0f} images/s"
-
-
-def duration(seconds: float) -> str:
-    """A duration to be printed: "40 s", "12 min", or "1.6 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def save_batch(path: StrPath, batch: Batch, distribution: Distribution) -> None:

@@ -15,7 +15,7 @@ import logging
 import pathlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from official_selftrain import config as config_lib
@@ -43,6 +43,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 HISTORY = "history.jsonl"
 MADE_OF = "made_of.json"  # what a training or labels were made of
+Difference = tuple[str, Any, Any]  # dotted name of a setting, its value before, and now
 
 
 @contextlib.contextmanager
@@ -79,7 +80,7 @@ def init_run_folder(config: Config, folder: StrPath) -> None:
             "; ".join(changed[:3]),
         )
         _forget_start(folder)
-    elif before is not None and not _differences(before, config, FREE_TO_CHANGE):
+    elif before is not None and not differences(before, config, FREE_TO_CHANGE):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,11 +96,14 @@ def check_settings(config: Config, folder: pathlib.Path) -> list[str]:
         UserError: if some do, and something has been trained or labeled in the folder.
     """
     before = saved_config(folder)
-    changed = [] if before is None else _differences(before, config)
+    changed = [] if before is None else told(differences(before, config))
     if before and changed and _has_results(folder):
+        other = "choose another --model_dir"
+        if (folder / "teacher" / checkpoints.WEIGHTS).exists():
+            other = f"`run --reuse={folder} --model_dir=NEW` keeps its teacher and all that agrees"
         raise UserError(
             f"{folder} holds a run of {before.experiment!r} that differs in "
-            f"{'; '.join(changed[:3])}; choose another --model_dir, or delete the folder"
+            f"{'; '.join(changed[:3])}; {other}, or delete the folder"
         )
     return changed
 
@@ -128,8 +132,15 @@ def _forget_start(folder):
     (folder / MADE_OF).unlink(missing_ok=True)
 
 
-def _differences(before, after, ignored=(*FREE_TO_CHANGE, *PLACES)):
-    """Texts on the settings in which two configs differ."""
+def differences(
+    before: Config, after: Config, ignored: Collection[str] = (*FREE_TO_CHANGE, *PLACES)
+) -> list[Difference]:
+    """The settings in which two configs differ, as (dotted name, before, after).
+
+    Args:
+        before, after: to compare.
+        ignored: dotted names of settings or sections that may differ.
+    """
 
     def compare(before, after, prefix):
         for key in after:
@@ -139,9 +150,14 @@ def _differences(before, after, ignored=(*FREE_TO_CHANGE, *PLACES)):
             if isinstance(old, dict) and isinstance(new, dict):
                 yield from compare(old, new, f"{name}.")
             elif old != new:
-                yield f"{name} ({_short(old)} before, {_short(new)} now)"
+                yield name, old, new
 
     return list(compare(before.model_dump(), after.model_dump(), ""))
+
+
+def told(changed: Sequence[Difference]) -> list[str]:
+    """Differences of settings in words."""
+    return [f"{name} ({_short(old)} before, {_short(new)} now)" for name, old, new in changed]
 
 
 def _short(value):
@@ -210,8 +226,12 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _identity(init):
-    """What distinguishes one start of a training from another: a name, or a SHA-256 of weights."""
+def identity(init: str | None) -> str | None:
+    """What distinguishes one start of a training from another: a name, or a SHA-256 of weights.
+
+    Raises:
+        UserError: if the weights do not exist.
+    """
     if not init or init in ("imagenet", "imagenet++"):
         return init
     path = pathlib.Path(init)
@@ -233,14 +253,9 @@ def claim_content(config: Config, folder: pathlib.Path, data: PreparedData) -> N
         UserError: if the training in the folder has used other data or weights, naming them.
     """
     finished = (folder / checkpoints.WEIGHTS).exists()
-    now = {
-        name: counted(summary)
-        for name, summary in data.summaries.items()
-        if name != "unlabeled" and getattr(config, name) is not None
-    }
-    before = made_of(folder)
+    now, before = content_now(config, data), made_of(folder)
     if not finished:
-        now["init"] = _identity(config.trainer.init)
+        now["init"] = identity(config.trainer.init)
     elif "init" in before:
         now["init"] = before["init"]
     changed = {key for key in before.keys() & now.keys() if before[key] != now[key]}
@@ -250,17 +265,36 @@ def claim_content(config: Config, folder: pathlib.Path, data: PreparedData) -> N
         logging.warning("the evaluation data of %s has changed: it is measured again", folder)
         (folder / METRICS).unlink(missing_ok=True)
     if changed and _has_results(folder):
-        told = [f"{k}: {_told(before[k])} before, {_told(now[k])} now" for k in sorted(changed)]
+        texts = content_told(before, now, sorted(changed))
         raise UserError(
             f"{folder} was trained on other data or from other weights, which must not be mixed: "
-            f"{'; '.join(told)}. Restore what the training began with, choose another --model_dir, "
-            "or delete the folder"
+            f"{'; '.join(texts)}. Restore what the training began with, choose another "
+            "--model_dir, or delete the folder"
         )
     if changed:
         logging.warning("nothing has been trained in %s yet, so its data is replaced", folder)
         _forget_start(folder)
     if now != {key: before.get(key) for key in now}:
         write_json(folder / MADE_OF, before | now)
+
+
+def content_now(config: Config, data: PreparedData) -> dict[str, Any]:
+    """`{source: content and counts}` of the data that a training with this config reads."""
+    return {
+        name: counted(summary)
+        for name, summary in data.summaries.items()
+        if name != "unlabeled" and getattr(config, name) is not None
+    }
+
+
+def content_told(
+    before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]
+) -> list[str]:
+    """Texts on the sources or weights `keys`, in which two trainings differ."""
+    return [
+        f"{key}: {_content_told(before.get(key))} before, {_content_told(now[key])} now"
+        for key in keys
+    ]
 
 
 def counted(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,7 +309,7 @@ def made_of(folder: pathlib.Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _told(value):
+def _content_told(value):
     """A source or weights of `made_of.json`, in words."""
     if not isinstance(value, dict):
         return "random weights" if value is None else str(value)[:12]

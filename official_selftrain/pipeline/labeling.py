@@ -5,7 +5,7 @@ import itertools
 import logging
 import pathlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from official_selftrain import config as config_lib
@@ -187,35 +187,49 @@ def _check_label_folder(workspace, weights):
     Raises:
         UserError: if the folder holds other labels, naming what differs.
     """
-    config, folder, data = workspace.config, workspace.folder, workspace.data
-    unlabeled = data.summaries["unlabeled"]
-    made_by = {
-        "teacher": teacher.name_of(weights),
-        "weights": sha256(checkpoints.weights_file(weights)),
-        "unlabeled": {"content": content_of(unlabeled), "images": unlabeled["images"]},
-        "task": config.task.model_dump(mode="json"),
-    }
+    folder, now = workspace.folder, made_by(workspace, weights)
     before = read_json_or_none(folder / MADE_BY)
     if isinstance(before, dict) and "weights" in before and any(folder.glob("pseudo-*.tfrecord")):
-        before["task"] = _in_full(config.task, before["task"])
-        other = [
-            text
-            for key, text in (
-                ("weights", f"by another teacher ({before['teacher']}, not {made_by['teacher']})"),
-                ("unlabeled", f"of other images ({before['unlabeled']['images']} in all)"),
-                ("task", "with other settings of the task"),
-            )
-            if before[key] != made_by[key]
-        ]
+        before["task"] = _in_full(workspace.config.task, before["task"])
+        other = other_labels(before, now)
         if other:
             raise UserError(
                 f"{folder} holds labels {' and '.join(other)}; choose another --model_dir, or "
                 "delete the folder"
             )
         return before["teacher"]  # a teacher may be moved to a folder of another name
-    write_json(folder / MADE_BY, made_by)
-    write_classes(config, folder, data)
-    return made_by["teacher"]
+    write_json(folder / MADE_BY, now)
+    write_classes(workspace.config, folder, workspace.data)
+    return now["teacher"]
+
+
+def made_by(workspace: Workspace, weights: StrPath) -> dict[str, Any]:
+    """What the labels of a workspace depend on, as `MADE_BY` holds it.
+
+    Args:
+        workspace: with prepared data.
+        weights: of the teacher, a `.weights.h5` file or a run folder.
+    """
+    unlabeled = workspace.data.summaries["unlabeled"]
+    return {
+        "teacher": teacher.name_of(weights),
+        "weights": sha256(checkpoints.weights_file(weights)),
+        "unlabeled": {"content": content_of(unlabeled), "images": unlabeled["images"]},
+        "task": workspace.config.task.model_dump(mode="json"),
+    }
+
+
+def other_labels(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Texts on what differs between two sets of labels; see `made_by`."""
+    return [
+        text
+        for key, text in (
+            ("weights", f"by another teacher ({before['teacher']}, not {now['teacher']})"),
+            ("unlabeled", f"of other images ({before['unlabeled']['images']} in all)"),
+            ("task", "with other settings of the task"),
+        )
+        if before[key] != now[key]
+    ]
 
 
 def _in_full(task, before):

@@ -13,9 +13,10 @@ from official_selftrain.data import records, visualize
 from official_selftrain.data.prepared import SOURCES, WITHOUT_LABELS
 from official_selftrain.engine import guards, memory
 from official_selftrain.pipeline.folder import check_settings
+from official_selftrain.pipeline.plan import images_per_step
 from official_selftrain.pipeline.start import check_start, check_startable
 from official_selftrain.pipeline.thresholds import from_records
-from official_selftrain.pipeline.training import Training, check_batches, images_per_step
+from official_selftrain.pipeline.training import Training, check_batches
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.types import StrPath

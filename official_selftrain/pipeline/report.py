@@ -19,6 +19,8 @@ from official_selftrain.engine import checkpoints, memory
 from official_selftrain.evaluation.label_statistics import threshold_range, threshold_text
 from official_selftrain.pipeline import curves
 from official_selftrain.pipeline.folder import chosen, history, trained_steps
+from official_selftrain.pipeline.plan import network
+from official_selftrain.pipeline.reuse import reused_stages
 from official_selftrain.pipeline.selection import sentence
 from official_selftrain.pipeline.thresholds import LABEL_STATISTICS, completed
 from official_selftrain.pipeline.workspace import Workspace
@@ -27,7 +29,7 @@ from official_selftrain.utils.errors import UserError
 from official_selftrain.utils.files import read_json_or_none, sha256, write_json, write_text
 
 PICTURES, AMONG = 6, 300  # rows of each contact sheet, drawn from so many images
-SIDE = 192  # pixels of a picture's longer side
+SIDE = 320  # pixels of a picture's longer side
 SHOWN_SCORE, ANY_SCORE = 0.3, 0.1  # lower scores clutter the pictures
 
 NO_CURVES = "<p>Curves need matplotlib: pip install 'official_selftrain[report]'</p>"
@@ -56,7 +58,9 @@ def write(
     if not again and _ends_with(folder / "report.html", end):
         return
     labels = {place.name: _label_statistics(place) for place in label_folders(config, folder)}
+    counts = {name: summary["images"] for name, summary in workspace.data.summaries.items()}
     parts = [
+        f"<p>{html.escape(verdict(config, results, counts))}</p>",
         _results_table(config, results),
         _stages_table(workspace, results, threshold_text([*labels.values()][-1])),
         _labels_section(config, labels),
@@ -87,7 +91,12 @@ def _labels_section(config, labels):
 def _training_section(config, folder, results, seconds):
     histories = {stage: history(folder / stage) for stage in results}
     drawn = curves.curves(histories, ("human_loss", "pseudo_loss", "ratio"))
-    rows = [[stage, f"{spent:.0f}"] for stage, spent in seconds.items() if stage != "report"]
+    reused = {name: f"reused from {place}" for name, place in reused_stages(folder).items()}
+    rows = [
+        [stage, reused.get(stage, f"{spent:.0f}")]
+        for stage, spent in seconds.items()
+        if stage != "report"
+    ]
     parts = [_heading("Training"), drawn, _table(["stage", "seconds"], rows)]
     if config.selection is not None:
         parts += _convergence(folder, histories)
@@ -136,10 +145,43 @@ def _pictures_sections(workspace, results, labels):
 
 def title_of(config: Config) -> str:
     """What ran: the experiment's name, and the network as it was, whatever the recipe says."""
-    task = config.task
-    neck = "" if task.neck == "none" else f" + {task.neck}"
-    height, width = task.image_size
-    return f"{config.experiment}: {task.kind}, {task.backbone}{neck}, {height} x {width} pixels"
+    return f"{config.experiment}: {network(config)}"
+
+
+def verdict(
+    config: Config, results: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]
+) -> str:
+    """What the results say, in words: the last student against control and teacher, in points.
+
+    Args:
+        config: of the run.
+        results: `{stage: metrics}`, each in [0, 1].
+        counts: `{source: images}`.
+    """
+    *_, student = (stage for stage in results if stage.startswith("student"))
+    name = make_task(config.task).headline
+    points = {stage: round(100 * metrics[name], 1) for stage, metrics in results.items()}
+    others = [
+        f"{_against(points[student] - points[stage])} the {stage} ({points[stage]:.1f})"
+        for stage in ("control", "teacher")
+        if stage in points
+    ]
+    text = (
+        f"The student reaches {points[student]:.1f} {name}: {' and '.join(others)}. It learned "
+        f"from {counts['human']} labeled and {counts['unlabeled']} pseudo-labeled images, and all "
+        f"were measured on {counts['evaluation']}. "
+    )
+    if "control" not in points:
+        text += "What the pseudo labels add, only a control can tell (self_training.control=true). "
+    return text + (
+        "One run is no proof: other seeds (trainer.seed) easily differ by a point or two."
+    )
+
+
+def _against(points):
+    if round(points, 1) == 0:
+        return "level with"
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def label_folders(config: Config, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -231,7 +273,9 @@ def _label_table(config, labels):
 def _picture(file, sheet):
     encoded = png.encode(sheet)
     file.write_bytes(encoded)
-    return f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
+    shown = f'<img src="data:image/png;base64,{base64.b64encode(encoded).decode()}">'
+    # A hidden check box is all that a picture needs to be enlarged without a script.
+    return f"<label class=picture><input type=checkbox hidden>{shown}</label>"
 
 
 def _spread(files, total):

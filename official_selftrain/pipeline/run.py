@@ -17,6 +17,8 @@ from official_selftrain.engine import checkpoints
 from official_selftrain.pipeline import report
 from official_selftrain.pipeline.folder import METRICS, check_settings
 from official_selftrain.pipeline.labeling import label_stage
+from official_selftrain.pipeline.plan import Forecast, stages_of_run
+from official_selftrain.pipeline.reuse import Reuse
 from official_selftrain.pipeline.start import check_startable
 from official_selftrain.pipeline.thresholds import LABEL_STATISTICS, with_thresholds
 from official_selftrain.pipeline.training import Metrics, train_stage
@@ -28,7 +30,7 @@ from official_selftrain.utils.types import StrPath
 SECONDS = "seconds.json"
 
 
-def run(config: Config, folder: StrPath) -> dict[str, Metrics]:
+def run(config: Config, folder: StrPath, reuse: StrPath | None = None) -> dict[str, Metrics]:
     """Trains a teacher, labels with it, trains the student and the control, and writes the report.
 
     Stages that are finished are not run again, so the same call resumes a run that was stopped.
@@ -36,21 +38,25 @@ def run(config: Config, folder: StrPath) -> dict[str, Metrics]:
     Args:
         config: with human, unlabeled, pseudo and evaluation sources.
         folder: the run folder.
+        reuse: folder of a finished run, whose teacher is taken over, and every other stage that
+            would come out the same. A run that is resumed knows it.
 
     Returns:
         `{stage: metrics}` of the trainings.
 
     Raises:
-        UserError: for bad data or settings, or if a stage fails.
+        UserError: for bad data or settings, if a stage fails, or if the teacher of `reuse` is
+            another one.
     """
     _check_stages(config, pathlib.Path(folder))
+    reused = Reuse(folder, reuse)
     with Workspace.open(config, folder) as workspace:
         workspace.claim()
         chief = workspace.distribution.chief
         clock = StageTimer(workspace.folder / SECONDS if chief else None)
         with clock("data"):
             workspace.prepare(WITHOUT_LABELS)
-        results = _train_all(workspace, clock)
+        results = _Stages(workspace, clock, reused).run()
         with clock("report"), workspace.reading():
             if chief:
                 report.write(workspace, results, clock.seconds)
@@ -71,29 +77,46 @@ def _check_stages(config, folder):
     check_startable(config_lib.teacher_config(config), finished)
 
 
-def _train_all(workspace, clock):
-    """`{stage: metrics}` of teacher, students and control."""
-    config, results = workspace.config, {}
-    teacher = workspace.stage("teacher", config_lib.teacher_config(workspace.given))
-    with clock("teacher"):
-        results["teacher"] = train_stage(teacher)
-    best = teacher
-    for suffix in config_lib.rounds(config):
-        labels = workspace.stage(f"labels{suffix}", config)
-        with clock(f"labels{suffix}"):
-            _, statistics = label_stage(labels, best.folder)
-        with clock(f"student{suffix}"):
+class _Stages:
+    """Runs the stages of an entered workspace one after the other."""
+
+    def __init__(self, workspace, clock, reuse):
+        self.workspace, self.clock, self.reuse = workspace, clock, reuse
+        self.forecast = Forecast(stages_of_run(workspace), workspace)
+        self.results = {}
+
+    def run(self):
+        """`{stage: metrics}` of teacher, students and control."""
+        config, place = self.workspace.config, self.workspace.stage
+        self.forecast.log_plan()
+        teacher = best = place("teacher", config_lib.teacher_config(self.workspace.given))
+        self._train(teacher)
+        for suffix in config_lib.rounds(config):
+            labels = place(f"labels{suffix}", config)
+            labeled = with_thresholds(config, self._label(labels, best.folder))
             files, start = os.path.abspath(labels.folder), os.path.abspath(best.folder)
-            labeled = with_thresholds(config, statistics)
-            student = config_lib.student_config(labeled, files, start)
-            best = workspace.stage(f"student{suffix}", student)
-            best.prepare(place=workspace.data.folder)  # now with the pseudo labels
-            results[best.folder.name] = train_stage(best)
-    if config.self_training.control:
-        control = config_lib.control_config(config, os.path.abspath(teacher.folder))
-        with clock("control"):
-            results["control"] = train_stage(workspace.stage("control", control))
-    return results
+            best = place(f"student{suffix}", config_lib.student_config(labeled, files, start))
+            self._train(best, with_labels=True)
+        if config.self_training.control:
+            control = config_lib.control_config(config, os.path.abspath(teacher.folder))
+            self._train(place("control", control))
+        return self.results
+
+    def _train(self, stage, with_labels=False):
+        name = stage.folder.name
+        with self.clock(name):
+            if with_labels:
+                stage.prepare(place=self.workspace.data.folder)
+            self.reuse.training(stage)
+            self.results[name] = train_stage(stage, forecast=self.forecast)
+        self.forecast.ended(name)
+
+    def _label(self, stage, weights):
+        with self.clock(stage.folder.name):
+            self.reuse.labels(stage, weights)
+            _, statistics = label_stage(stage, weights)
+        self.forecast.ended(stage.folder.name)
+        return statistics
 
 
 def write_report(config: Config, folder: StrPath) -> None:

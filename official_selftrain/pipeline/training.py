@@ -29,6 +29,7 @@ from official_selftrain.pipeline.folder import (
     claim_content,
     write_classes,
 )
+from official_selftrain.pipeline.plan import Forecast, Stage, images_per_step
 from official_selftrain.pipeline.selection import Selection
 from official_selftrain.pipeline.start import check_start, check_startable, initialize
 from official_selftrain.pipeline.thresholds import from_records
@@ -65,8 +66,16 @@ def train(config: Config, folder: StrPath, evaluate_after: bool = True) -> Metri
     return train_stage(Workspace.open(config, folder), evaluate_after)
 
 
-def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
-    """`train` in a workspace, whose data is prepared unless it has been."""
+def train_stage(
+    workspace: Workspace, evaluate_after: bool = True, forecast: Forecast | None = None
+) -> Metrics:
+    """`train` in a workspace, whose data is prepared unless it has been.
+
+    Args:
+        workspace: of the training.
+        evaluate_after: also evaluate the final weights.
+        forecast: of the run whose stage this is; without one the training is a run of its own.
+    """
     check_startable(workspace.config, (workspace.folder / checkpoints.WEIGHTS).exists())
     check_batches(workspace.config, workspace.distribution)
     with workspace:
@@ -79,8 +88,11 @@ def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
             check_start(config, data)
             if evaluate_after or config.trainer.evaluation_interval:
                 evaluation.check_measurable(config, data)
+            if forecast is None:
+                forecast = Forecast([Stage(folder.name, config)], workspace)
+                forecast.log_plan()
             with workspace.reading():
-                _run_training(workspace)
+                _run_training(workspace, forecast)
         if workspace.distribution.chief:
             check_weights(folder)
             if read_json_or_none(folder / checkpoints.CLASSES) is None:
@@ -91,18 +103,24 @@ def train_stage(workspace: Workspace, evaluate_after: bool = True) -> Metrics:
 
 
 @memory.given_back()
-def _run_training(workspace):
+def _run_training(workspace, forecast):
     # A function of its own, so that the networks are garbage when the memory is given back.
-    training = Training(workspace)
+    training = Training(workspace, forecast)
     for text in training.task.warnings(workspace.config, workspace.data):
         logging.warning("%s", text)
     training.run()
 
 
 class Training:
-    """One training in a workspace with prepared data; the folder is the same for all workers."""
+    """One training in a workspace with prepared data; the folder is the same for all workers.
 
-    def __init__(self, workspace: Workspace) -> None:
+    Args:
+        workspace: of the training.
+        forecast: that is told the time of a step, or None.
+    """
+
+    def __init__(self, workspace: Workspace, forecast: Forecast | None = None) -> None:
+        self.forecast = forecast
         self.config, self.folder, self.data = workspace.config, workspace.folder, workspace.data
         self.distribution = workspace.distribution
         settings = self.config.trainer
@@ -189,7 +207,12 @@ class Training:
             skipped=self.divergence.skipped(),
             stall_seconds=self.config.runtime.stall_seconds,
             on_pause=self._on_pause,
+            on_pace=self._on_pace,
         )
+
+    def _on_pace(self, step, seconds):
+        if self.forecast is not None:
+            self.forecast.pace(self.folder.name, step, seconds)
 
     def _on_loop(self, step, scalars):
         """Evaluates, reports and saves what is due; returns whether the training has to stop."""
@@ -207,6 +230,8 @@ class Training:
             if chief:
                 self.saved.save(step)
             self.distribution.barrier()
+        if self.forecast is not None:
+            self.forecast.reached(step)
         return self.selection is not None and self.selection.stopped
 
     def _evaluate(self, step):
@@ -342,12 +367,6 @@ def steps_per_loop(settings: config_lib.TrainerConfig) -> int:
     return math.gcd(
         settings.steps_per_loop, settings.checkpoint_interval, settings.evaluation_interval
     )
-
-
-def images_per_step(config: Config) -> int:
-    """Human-labeled and pseudo-labeled images of one update."""
-    pseudo = config.pseudo.batch_size if config.pseudo is not None else 0
-    return config.human.batch_size + pseudo
 
 
 def _forget_after(history_file, step):

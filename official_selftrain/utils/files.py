@@ -235,6 +235,34 @@ def write_json(path: StrPath, values: Any) -> None:
     write_text(path, json.dumps(values, indent=1))
 
 
+def link_or_copy(source: StrPath, target: StrPath) -> None:
+    """Gives a file that is only ever replaced a second name, or copies it to another disk.
+
+    Either way it stays when the first name is deleted.
+
+    Raises:
+        UserError: if the disk is full or not writable.
+    """
+    pathlib.Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        copy(source, target)
+
+
+def copy(source: StrPath, target: StrPath) -> None:
+    """Copies a file, which appears only when it is complete.
+
+    Raises:
+        UserError: if the disk is full or not writable.
+    """
+    try:
+        with replacing(target) as partial:
+            shutil.copyfile(source, partial)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror}") from None
+
+
 def sha256(path: StrPath) -> str:
     """Hexadecimal SHA-256 of a file."""
     # `hashlib.file_digest` does the same, but does not exist in Python 3.10.

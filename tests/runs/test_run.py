@@ -114,7 +114,8 @@ def test_student_reads_the_teachers_labels_and_control_does_not(finished, tmp_pa
 
 def test_folder_of_another_run_is_refused(data, finished):
     _, folder, _ = finished
-    with pytest.raises(UserError, match=r"differs in self_training.alpha \(1.0 before, 0.5 now\)"):
+    told = r"differs in self_training.alpha \(1.0 before, 0.5 now\); `run --reuse=.*/whole --model"
+    with pytest.raises(UserError, match=told):
         pipeline.run(resolve(data, "self_training.control=true,self_training.alpha=0.5"), folder)
 
 
@@ -368,6 +369,74 @@ def test_a_copied_run_is_as_finished_and_reads_its_own_data(own, no_training):
     student = config_lib.student_config(config, str(folder / "labels"), None)
     for summary in PreparedData(student, folder / "data").summaries.values():
         assert all(str(folder) in file for file in summary["files"])
+
+
+def test_a_run_is_taken_further_and_needs_the_old_folder_no_more(own, no_training, tmp_path):
+    """All stages agree, so none is trained; then each is, whose settings differ, and no other."""
+    config, old, results = own
+    new = tmp_path / "new"
+    assert pipeline.run(config, new, reuse=old) == results
+    record = json.loads((new / "reused.json").read_text())
+    stages = ("teacher", "labels", "student", "control")
+    assert record == {"run": str(old), "stages": {name: str(old / name) for name in stages}}
+    for name in ("model.weights.h5", "history.jsonl", "metrics.json", "made_of.json"):
+        assert (new / "student" / name).read_bytes() == (old / "student" / name).read_bytes()
+    assert not (new / "student/checkpoints").exists()
+    assert f"reused from {old}/teacher" in (new / "report.html").read_text()
+
+    (old / "teacher/metrics.json").write_text('{"AP": 0.5}')
+    cases = {
+        "pseudo.score_threshold=0.002": ("student", {"teacher", "labels"}),
+        "pseudo.policy=S2": ("student", {"teacher", "labels"}),
+        "task.nms.max_detections=4": ("student", {"teacher"}),  # other labels
+        "self_training.rounds=2": ("student_2", {"teacher", "labels", "student"}),
+    }
+    for change, (trained, taken) in cases.items():
+        place = tmp_path / change
+        with pytest.raises(pytest.fail.Exception, match="it trains again"):
+            pipeline.run(resolve(config.data_dir, change), place, reuse=old)
+        assert set(json.loads((place / "reused.json").read_text())["stages"]) == taken
+        assert (place / trained / "config.yaml").exists()
+        measured = json.loads((place / "teacher/metrics.json").read_text())
+        assert (measured["AP"] == 0.5) == ("task" not in change)  # measured again if it may differ
+
+    shutil.rmtree(old)
+    assert pipeline.run(config, new) == results
+    with pytest.raises(pytest.fail.Exception, match="it trains again"):
+        pipeline.run(resolve(config.data_dir, "self_training.rounds=2"), place)
+
+
+def test_a_teacher_of_other_settings_or_data_is_not_reused(own, no_training, tmp_path):
+    config, old, _ = own
+
+    def run(*changes, place="new"):
+        pipeline.run(resolve(config.data_dir, *changes), tmp_path / place, reuse=old)
+
+    keep = r"add --params_override='\{self_training: \{teacher: \{trainer.steps: 4\}\}\}'$"
+    with pytest.raises(UserError, match=rf"trainer.steps \(4 before, 6 now\); to change .* {keep}"):
+        run("trainer.steps=6")
+    with pytest.raises(pytest.fail.Exception, match="it trains again"):  # the student
+        run("trainer.steps=6", "{self_training: {teacher: {trainer.steps: 4}}}")
+    with pytest.raises(UserError, match=r"task.neck_filters .*; leave out --reuse to train"):
+        run("task.neck_filters=16", place="other")
+    flip(old / "teacher/model.weights.h5")
+    with pytest.raises(UserError, match="its weights are damaged; leave out --reuse"):
+        run(place="other")
+    flip(old / "teacher/model.weights.h5")
+    file = pathlib.Path(config.data_dir) / "train.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = content["annotations"][:2]
+    file.write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"human: 6 images, 5 boxes .*before, .*2 boxes .*leave out"
+    ):
+        run(place="other")
+    with pytest.raises(UserError, match="is --model_dir itself"):
+        pipeline.run(config, old, reuse=old)
+    with pytest.raises(
+        UserError, match=r"no run whose teacher is finished: .*/train/teacher/model"
+    ):
+        pipeline.run(config, tmp_path / "third", reuse=tmp_path / "data/train")
 
 
 def test_labels_that_are_edited_under_a_training_are_told(own, no_training):
