@@ -12,7 +12,9 @@ from official_selftrain.config.experiments import (
     load,
     load_experiment,
     load_experiments,
+    load_studies,
     resolve,
+    resolve_layers,
 )
 from official_selftrain.config.networks import BACKBONES
 from official_selftrain.config.overrides import (
@@ -38,12 +40,14 @@ from official_selftrain.config.sources import (
     SourceConfig,
 )
 from official_selftrain.config.stages import (
+    check_stages,
     control_config,
     rounds,
     stages,
     student_config,
     teacher_config,
 )
+from official_selftrain.config.studies import StudyConfig, load_study, variant_configs
 from official_selftrain.config.tasks import DetectionConfig, NmsConfig, SegmentationConfig
 from official_selftrain.config.values import MAX_CLASSES, MAX_SIDE
 
@@ -64,8 +68,10 @@ __all__ = [
     "SegmentationConfig",
     "SelfTrainingConfig",
     "SourceConfig",
+    "StudyConfig",
     "TrainerConfig",
     "changed",
+    "check_stages",
     "choices",
     "config_from_dict",
     "control_config",
@@ -75,14 +81,18 @@ __all__ = [
     "load_experiment",
     "load_experiments",
     "load_file",
+    "load_studies",
+    "load_study",
     "load_yaml",
     "merge",
     "model_from_dict",
     "nested",
     "parse_override",
     "resolve",
+    "resolve_layers",
     "rounds",
     "stages",
     "student_config",
     "teacher_config",
+    "variant_configs",
 ]
