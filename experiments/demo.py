@@ -99,3 +99,27 @@ SEGMENTATION = {
 }
 
 EXPERIMENTS = {"demo": DEMO, "demo_segmentation": SEGMENTATION}
+
+# The stability figure: the plain loss against the normalized one. One teacher for each seed.
+AT_S4 = {f"{stream}.{key}": value for stream in ("human", "pseudo") for key, value in S4.items()}
+
+STUDIES = {
+    "demo_alpha": {
+        "description": "plain against normalized loss by alpha, at S1 and S4: who diverges?",
+        "experiment": "demo",
+        "overrides": ["self_training.teacher={human.policy: S1}"],
+        "seeds": [0, 1, 2],
+        "variants": {
+            f"{loss} {policy} {alpha}": {
+                "self_training.normalize": loss == "normalized",
+                **(AT_S4 if policy == "S4" else {}),
+                "self_training.alpha": alpha,
+            }
+            for loss in ("plain", "normalized")
+            for policy in ("S1", "S4")
+            for alpha in (0.25, 0.5, 1.0, 2.0, 3.0, 5.0)
+        },
+        "x": "self_training.alpha",
+        "may_diverge": True,
+    }
+}

@@ -25,7 +25,7 @@ SETTINGS = "settings.yaml"
 PLACES = ("data_dir", "pseudo.records", "trainer.init", "runtime")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # its name tells whether two are equal
 class Stage:
     """A training or a set of labels, in a folder of its own.
 

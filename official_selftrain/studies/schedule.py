@@ -55,7 +55,8 @@ class Schedule:
     """Runs stages in the order of their dependencies.
 
     Args:
-        stages: each after its parents; they are begun in this order as far as the parents permit.
+        stages: `{stage: what it is for}`, each after its parents; they are begun in this order as
+            far as the parents permit.
         jobs: number of processes at the same time.
         may_diverge: a training whose loss is not finite is a result; otherwise it has failed.
         on_end: called whenever a stage has ended.
@@ -63,12 +64,13 @@ class Schedule:
 
     def __init__(
         self,
-        stages: Iterable[Stage],
+        stages: Mapping[Stage, str],
         jobs: int,
         may_diverge: bool,
         on_end: Callable[[], Any] = lambda: None,
     ) -> None:
         self.stages = {stage.name: stage for stage in stages}
+        self.purposes = {stage.name: purpose for stage, purpose in stages.items()}
         self.jobs = jobs
         self.on_end = on_end
         self.final = {DONE, HAS_DIVERGED} if may_diverge else {DONE}
@@ -135,7 +137,7 @@ class Schedule:
                 start_new_session=True,
             )
         self.running[stage.name] = process, time.monotonic()
-        logging.info("%s started", stage.name)
+        logging.info("%s started: %s", stage.name, self.purposes[stage.name])
 
     def _look_at(self, name):
         """Notes the end of a process, if it has ended."""
@@ -165,6 +167,9 @@ class Schedule:
         ended = sum(state != WAITING for state in self.states.values())
         waiting = [s for name, s in self.stages.items() if self.states[name] == WAITING]
         left, unknown = time_left(waiting, durations(stage.folder.parent), self.jobs)
+        if left is not None:
+            passed = sum(time.monotonic() - began for _, began in self.running.values())
+            left = max(left - passed / self.jobs, 0)
         told = f"unknown before the first {' and '.join(sorted(unknown))} has ended"
         level = logging.WARNING if state == FAILED else logging.INFO
         logging.log(
@@ -204,7 +209,9 @@ def reason(stage: Stage) -> str:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as minutes or hours."""
+    """A duration in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from official_selftrain.config import Config, StudyConfig
 from official_selftrain.config.studies import Cell
 from official_selftrain.studies import page
-from official_selftrain.studies.graph import stages_of
+from official_selftrain.studies.graph import Stage, stages_of
 from official_selftrain.studies.results import Results, collect
 from official_selftrain.studies.schedule import (
     DONE,
@@ -46,9 +46,12 @@ class Study:
         self.settings, self.configs, self.folder = settings, configs, folder
         self.place = folder / STUDIES / settings.study
         self.plan = {cell: stages_of(c, folder / STAGES) for cell, c in configs.items()}
-        found = [stage for stages in self.plan.values() for stage in stages.values()]
-        self.stages = {stage.name: stage for stage in found}
-        self.shared = len(found) - len(self.stages)
+        self.stages: dict[str, Stage] = {}
+        self.users: dict[str, list[str]] = {}  # {stage: the runs that it belongs to}
+        for (variant, seed), stages in self.plan.items():
+            for stage in stages.values():
+                self.stages.setdefault(stage.name, stage)
+                self.users.setdefault(stage.name, []).append(f"{variant}, seed {seed}")
         for stage in self.stages.values():
             stage.check_unchanged()
 
@@ -65,11 +68,12 @@ class Study:
         waiting = [stage for stage in self.stages.values() if state_of(stage)[0] not in final]
         left, unknown = time_left(waiting, durations(self.folder / STAGES), jobs)
         told = f"unknown before the first of each kind has run ({', '.join(sorted(unknown))})"
+        shared = sum(len(users) - 1 for users in self.users.values())
         runs = f"{len(self.settings.variants)} variants x {len(self.settings.seeds)} seeds"
         return [
             ("runs", runs),
             *((name, str(count)) for name, count in counts.items()),
-            ("shared", f"{self.shared} stages that would be repeated by separate runs"),
+            ("shared", f"{shared} stages that separate runs would repeat"),
             ("finished", str(len(self.stages) - len(waiting))),
             ("time left", told if left is None else f"{in_words(left)} with --jobs={jobs}"),
         ]
@@ -88,9 +92,8 @@ class Study:
         """
         with self._locked():
             self.write_results()
-            schedule = Schedule(
-                self.stages.values(), jobs, self.settings.may_diverge, self.write_results
-            )
+            stages = {stage: _first_of(self.users[name]) for name, stage in self.stages.items()}
+            schedule = Schedule(stages, jobs, self.settings.may_diverge, self.write_results)
             states = schedule.run()
             self.write_results()
             write_text(self.place / "study.html", page.page(self.results(), dict(self.configs)))
@@ -117,6 +120,10 @@ class Study:
         write_text(self.place / "results.csv", results.as_csv())
         write_json(self.place / "results.json", results.as_json())
         write_text(self.place / "study.md", results.as_markdown())
+
+
+def _first_of(users):
+    return users[0] + (f", and {len(users) - 1} more" if len(users) > 1 else "")
 
 
 def _check_folder(folder):
