@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import os
-import subprocess
 import sys
 import time
 
@@ -229,7 +227,26 @@ def test_a_failure_stops_what_depends_on_it_and_is_tried_again(tmp_path):
     object.__setattr__(bad, "code", "")
     object.__setattr__(good, "code", "import sys; sys.exit(1)")  # has ended, is not run again
     assert set(run(bad, labels, student, good).values()) == {"done"}
-    assert (good.folder / "log.txt").read_text() == "x\n"
+    assert (good.folder / "log.txt").read_text() == "--- started\nx\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("print('50%\\rerror: full disk'); sys.exit(2)", "full disk"),
+        ("print('12 % error: full disk\\nbye'); sys.exit(2)", "full disk"),
+        ("print('bye'); sys.exit(2)", "bye"),
+        ("sys.exit(2)", "no message"),
+        ("os.kill(os.getpid(), 9)", "ended by SIGKILL; was there too little memory?"),
+        ("os.kill(os.getpid(), 15)", "ended by SIGTERM"),
+    ],
+)
+def test_the_reason_of_a_failure_is_that_of_the_last_process(tmp_path, code, expected):
+    stage = fake(tmp_path, "teacher", 1, "print('error: an earlier one'); sys.exit(2)")
+    run(stage)
+    object.__setattr__(stage, "code", f"import os, sys; {code}")
+    assert run(stage) == {"teacher-1": "failed"}
+    assert schedule.reason(stage) == expected
 
 
 def test_a_divergence_is_a_result_only_where_that_is_said(tmp_path):
@@ -265,7 +282,7 @@ def test_jobs_run_at_the_same_time_with_their_share_of_the_cores(tmp_path, monke
     first = fake(tmp_path, "teacher", 1, meet.format(tmp_path, "a", "b"))
     second = fake(tmp_path, "teacher", 2, meet.format(tmp_path, "b", "a"))
     assert set(run(first, second, jobs=2).values()) == {"done"}
-    assert (first.folder / "log.txt").read_text() == "4 3\n"
+    assert (first.folder / "log.txt").read_text() == "--- started\n4 3\n"
 
 
 def test_an_interruption_ends_the_stages_which_save_first(tmp_path, monkeypatch):
@@ -294,21 +311,16 @@ def test_an_interruption_ends_the_stages_which_save_first(tmp_path, monkeypatch)
 
 
 def test_a_stage_waits_for_the_process_that_an_earlier_study_has_left(tmp_path):
-    stage = fake(tmp_path, "teacher", 1)
-    hold = (
-        "import sys, time\nfrom official_selftrain.utils.files import locked\n"
-        f"with locked({str(stage.folder)!r}):\n"
-        "    print('locked', flush=True); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-    ) as other:  # fmt: skip
-        other.stdout.readline()
-        made = schedule.Schedule({stage: "a"}, 1, False)
-        made._start_ready()
-        assert not made.running
-        other.stdin.close()
+    stage = fake(tmp_path, "teacher", 1, "time.sleep(60)")
+    killed = schedule.Schedule({stage: "a"}, 1, False)
+    killed._start_ready()
+    object.__setattr__(stage, "code", "")
+    made = schedule.Schedule({stage: "a"}, 1, False)
+    made._start_ready()
+    assert killed.running and not made.running
+    process, _ = killed.running["teacher-1"]
+    process.kill()
+    process.wait()
     assert made.run() == {"teacher-1": "done"}
 
 

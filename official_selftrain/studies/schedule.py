@@ -4,6 +4,7 @@ import logging
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,15 +13,16 @@ from typing import Any
 from official_selftrain import config as config_lib
 from official_selftrain.engine.guards import DIVERGED
 from official_selftrain.studies.graph import SETTINGS, Stage
-from official_selftrain.utils.errors import TrainingInterrupted, UserError
-from official_selftrain.utils.files import locked, read_json_or_none, write_json, write_text
+from official_selftrain.utils.errors import TrainingInterrupted
+from official_selftrain.utils.files import read_json_or_none, write_json, write_text
 
-STATE = "stage.json"  # {"state": ..., "seconds": ...}
+STATE = "stage.json"  # {"state": ..., "seconds": ..., "status": ...}
 LOG = "log.txt"
 DONE, FAILED, HAS_DIVERGED, BLOCKED, WAITING = "done", "failed", "diverged", "blocked", "waiting"
 THREADS = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"
 # What only an unfinished stage needs; with dozens of stages they would fill the disk.
 SCRATCH = "data", "checkpoints"
+BEGINNING = "--- started\n"  # in the log, of each process
 POLL = 0.2  # seconds between two looks at the processes
 
 
@@ -117,16 +119,18 @@ class Schedule:
                 self._start(stage)
 
     def _start(self, stage):
-        if _busy(stage.folder):
-            if stage.name not in self.told:
-                self.told.add(stage.name)
-                logging.warning(
-                    "%s waits for the process in its folder, which an earlier study has started",
-                    stage.name,
-                )
-            return
-        write_text(stage.folder / SETTINGS, config_lib.dump(stage.config))
+        stage.folder.mkdir(parents=True, exist_ok=True)
         with open(stage.folder / LOG, "ab") as log:
+            if not _is_free(log):
+                if stage.name not in self.told:
+                    self.told.add(stage.name)
+                    logging.warning(
+                        "%s waits for its process, which an earlier study has left", stage.name
+                    )
+                return
+            write_text(stage.folder / SETTINGS, config_lib.dump(stage.config))
+            log.write(BEGINNING.encode())
+            log.flush()
             process = subprocess.Popen(
                 stage.command(),
                 stdin=subprocess.DEVNULL,
@@ -148,7 +152,8 @@ class Schedule:
         stage = self.stages[name]
         state = self._state(stage, process.returncode)
         seconds = state_of(stage)[1] + time.monotonic() - began
-        write_json(stage.folder / STATE, {"state": state, "seconds": round(seconds, 1)})
+        found = {"state": state, "seconds": round(seconds, 1), "status": process.returncode}
+        write_json(stage.folder / STATE, found)
         self.states[name] = state
         if state in self.final:
             for place in SCRATCH:
@@ -201,11 +206,16 @@ class Schedule:
 
 
 def reason(stage: Stage) -> str:
-    """Why a stage has failed: the last error in its log, or its last line."""
-    lines = (stage.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["no message"])[-1][-300:]
+    """Why a stage has failed: the last error that its last process wrote, or its last line."""
+    status = (read_json_or_none(stage.folder / STATE) or {}).get("status", 0)
+    if status < 0:
+        hint = "; was there too little memory?" if -status == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-status).name}{hint}"
+    text = (stage.folder / LOG).read_text(encoding="utf-8", errors="replace")
+    lines = text.rpartition(BEGINNING)[2].splitlines()
+    # Progress bars leave the cursor on their line.
+    errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+    return ([line.strip() for line in errors or lines if line.strip()] or ["no message"])[-1][-300:]
 
 
 def in_words(seconds: float) -> str:
@@ -216,16 +226,21 @@ def in_words(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
-def _busy(folder):
-    """Whether another process works in the folder of a stage: it outlives a killed study."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / ".lock").exists():
-        return False
+def _is_free(log):
+    """Whether no process writes to a log; from now on the one that inherits it does.
+
+    The process of a stage outlives a study that is killed. The lock is its own from its first
+    moment to its last, because it belongs to the open file, not to who has opened it.
+    """
+    import fcntl  # not on Windows, where the rest of the package works
+
     try:
-        with locked(folder):
-            return False
-    except UserError:
-        return True
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        logging.warning("%s cannot be locked", log.name)
+    return True
 
 
 def _environment(jobs):
