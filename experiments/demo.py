@@ -100,19 +100,23 @@ SEGMENTATION = {
 
 EXPERIMENTS = {"demo": DEMO, "demo_segmentation": SEGMENTATION}
 
-# The stability figure: the plain loss against the normalized one. One teacher for each seed.
-AT_S4 = {f"{stream}.{key}": value for stream in ("human", "pseudo") for key, value in S4.items()}
+# The stability figure: the plain loss against the normalized one. The teacher of a seed learns at
+# S1, so that all variants have the same labels.
+AT_S4 = ",".join(
+    f"{s}.{key}={S4[key]}" for s in ("human", "pseudo") for key in S4 if key != "policy"
+)
 
 STUDIES = {
     "demo_alpha": {
         "description": "plain against normalized loss by alpha, at S1 and S4: who diverges?",
         "experiment": "demo",
-        "overrides": ["self_training.teacher={human.policy: S1}"],
+        "overrides": [AT_S4, "self_training.teacher={human.policy: S1}"],
         "seeds": [0, 1, 2],
         "variants": {
             f"{loss} {policy} {alpha}": {
                 "self_training.normalize": loss == "normalized",
-                **(AT_S4 if policy == "S4" else {}),
+                "human.policy": policy,
+                "pseudo.policy": policy,
                 "self_training.alpha": alpha,
             }
             for loss in ("plain", "normalized")

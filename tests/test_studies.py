@@ -139,7 +139,7 @@ def test_names_of_files_are_those_of_the_pipeline():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"varants": {}}, "study 's': unknown key 'varants'; did you mean 'variants'?"),
+        ({"variant": {}}, "study 's': unknown key 'variant'; did you mean 'variants'?"),
         ({"variants": {"p": {"self_training.alpa": 1}}}, "variant 'p': unknown key .*'alpha'?"),
         ({"variants": {"p": {"experiment": "dem"}}}, "variant 'p': no experiment .*'demo'?"),
         ({"variants": {"p": {"trainer.steps": -1}}}, "variant 'p': trainer.steps: must be"),

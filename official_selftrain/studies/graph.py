@@ -100,13 +100,8 @@ def stages_of(config: Config, folder: pathlib.Path) -> dict[str, Stage]:
         found |= {f"labels{suffix}": labels, f"student{suffix}": student}
         best = student
     if method.control:
-        parents = (teacher,) if method.student_init == "teacher" else ()
-        found["control"] = _stage(
-            "control",
-            folder,
-            lambda place: _training("control", config_lib.control_config(config, place(teacher))),
-            *parents,
-        )
+        start = (teacher,) if method.student_init == "teacher" else ()
+        found["control"] = _stage("control", folder, _control(config, teacher), *start)
     return found
 
 
@@ -114,6 +109,10 @@ def _student(config, teacher, labels):
     return lambda place: _training(
         "student", config_lib.student_config(config, place(labels), place(teacher))
     )
+
+
+def _control(config, teacher):
+    return lambda place: _training("control", config_lib.control_config(config, place(teacher)))
 
 
 def _stage(

@@ -66,7 +66,7 @@ def _lines(results, configs):
     return lines
 
 
-def _stages_table(results) -> Table:
+def _stages_table(results: Results) -> Table:
     """A row per variant and role: how long it took, and how good the labels were."""
     shown = [
         name for name in dict.fromkeys(key for row in results.rows for key in row)
