@@ -10,7 +10,6 @@ import time
 import pytest
 
 from official_selftrain import config as config_lib
-from official_selftrain import study as command
 from official_selftrain.config.studies import StudyConfig, variant_configs
 from official_selftrain.pipeline import folder as run_folder
 from official_selftrain.pipeline import labeling
@@ -183,7 +182,7 @@ def test_studies_of_a_file_may_name_its_experiments(tmp_path):
 
 
 def test_every_study_of_the_package_can_be_planned(tmp_path):
-    assert "demo_alpha" in command.listing()
+    assert "demo_alpha" in config_lib.load_studies()
     for name in config_lib.load_studies():
         settings = config_lib.load_study(name)
         configs = variant_configs(settings)
