@@ -16,7 +16,8 @@ def table(name: str) -> str:
     """The fields of a class of `config`, with meaning and default, as a Markdown table."""
     rows = ["| field | meaning | default |", "| --- | --- | --- |"]
     for key, field in getattr(config, name).model_fields.items():
-        default = "" if field.default in (None, ()) else f"`{str(field.default).lower()}`"
+        default = "" if field.default in (None, (), "") else f"`{str(field.default).lower()}`"
+        default = "required" if field.is_required() else default
         rows.append(f"| `{key}` | {field.description} | {default} |")
     return "\n".join(rows) + "\n"
 

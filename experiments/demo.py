@@ -99,3 +99,31 @@ SEGMENTATION = {
 }
 
 EXPERIMENTS = {"demo": DEMO, "demo_segmentation": SEGMENTATION}
+
+# The stability figure: the plain loss against the normalized one. The teacher of a seed learns at
+# S1, so that all variants have the same labels.
+AT_S4 = ",".join(
+    f"{s}.{key}={S4[key]}" for s in ("human", "pseudo") for key in S4 if key != "policy"
+)
+
+STUDIES = {
+    "demo_alpha": {
+        "description": "plain against normalized loss by alpha, at S1 and S4: who diverges?",
+        "experiment": "demo",
+        "overrides": [AT_S4, "self_training.teacher={human.policy: S1}"],
+        "seeds": [0, 1, 2],
+        "variants": {
+            f"{loss} {policy} {alpha}": {
+                "self_training.normalize": loss == "normalized",
+                "human.policy": policy,
+                "pseudo.policy": policy,
+                "self_training.alpha": alpha,
+            }
+            for loss in ("plain", "normalized")
+            for policy in ("S1", "S4")
+            for alpha in (0.25, 0.5, 1.0, 2.0, 3.0, 5.0)
+        },
+        "x": "self_training.alpha",
+        "may_diverge": True,
+    }
+}

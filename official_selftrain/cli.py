@@ -43,20 +43,23 @@ WIDTH = 100  # columns of the help
 def define_flags(
     model_dir_help: str = "Folder of the run. It is created if it is missing; a run that it holds "
     "is resumed. Example: runs/demo",
+    experiment: bool = True,
 ) -> None:
-    """Defines the flags that every command has."""
+    """Defines the flags that every command has; without `experiment`, another flag names it."""
     with group("Experiment"):
-        flags.DEFINE_string(
-            "experiment",
-            None,
-            "Name of an experiment, or FILE.py:NAME for one of your own; `list` prints all names. "
-            "A FILE.py is executed as Python. Example: demo",
-        )
-        flags.DEFINE_string(
-            "config_file",
-            None,
-            "YAML or JSON file whose settings replace those of the experiment. Example: mine.yaml",
-        )
+        if experiment:
+            flags.DEFINE_string(
+                "experiment",
+                None,
+                "Name of an experiment, or FILE.py:NAME for one of your own; `list` prints all "
+                "names. A FILE.py is executed as Python. Example: demo",
+            )
+            flags.DEFINE_string(
+                "config_file",
+                None,
+                "YAML or JSON file whose settings replace those of the experiment. "
+                "Example: mine.yaml",
+            )
         flags.DEFINE_multi_string(
             "params_override",
             [],
@@ -103,16 +106,21 @@ def config_from_flags(
     if not FLAGS.experiment and not config_file and folder:
         saved = os.path.join(folder, "config.yaml")
         config_file = saved if os.path.exists(saved) else None
-    overrides = list(FLAGS.params_override)
-    for flag in ("strategy", "tpu"):
-        if FLAGS[flag].value is not None:
-            overrides.append(f"runtime.{flag}={FLAGS[flag].value!r}")
-    config = config_lib.resolve(FLAGS.experiment, config_file, overrides, FLAGS.data_dir)
+    config = config_lib.resolve(FLAGS.experiment, config_file, overrides(), FLAGS.data_dir)
     if config.runtime.strategy == "jax":
         os.environ["KERAS_BACKEND"] = "jax"  # Keras, which reads it, is not imported yet
     if needs_folder:
         require("model_dir")
     return config
+
+
+def overrides() -> list[str]:
+    """The settings that flags give, as `parse_override` takes them."""
+    given = list(FLAGS.params_override)
+    for flag in ("strategy", "tpu"):
+        if FLAGS[flag].value is not None:
+            given.append(f"runtime.{flag}={FLAGS[flag].value!r}")
+    return given
 
 
 def require(*names: str) -> None:

@@ -45,6 +45,11 @@ def command(name, *arguments):
         ("convert_checkpoint", ["--checkpoint=x", "--output=x.keras"], "is required: a checkpoint"),
         ("report", ["--experiment=demo"], "--model_dir is required"),
         ("evaluate", ["--config_file=nowhere.yaml"], "cannot read the config file"),
+        ("study", [], "--study is required, for example --study=demo_alpha"),
+        ("study", ["--study=demo_alpha"], "--model_dir is required"),
+        ("study", ["--study=demo_alfa", "--model_dir=x"], "did you mean 'demo_alpha'"),
+        ("study", ["--study=demo_alpha", "--jobs=0"], "--jobs takes a positive integer; given '0'"),
+        ("study", ["--study=demo_alpha", "--model_dir=tests"], "holds something else than studies"),
     ],
 )
 def test_mistakes_take_one_line(name, arguments, message):

@@ -36,7 +36,7 @@ ALL_PAGES = PAGES | {
 }
 COMMANDS = (
     "train", "run", "pseudo_label", "evaluate", "prepare_data", "report", "convert_checkpoint",
-    "export", "predict",
+    "export", "predict", "study",
 )  # fmt: skip
 
 
@@ -230,6 +230,8 @@ def test_command_lines_name_flags_experiments_and_settings_that_exist(flags_of):
             config_lib.resolve(experiment, None, overrides, given["data_dir"])
         for text in overrides:
             config_lib.parse_override(text)
+        if (study := given.get("study")) and study != "list" and not study.startswith("mine.py"):
+            config_lib.load_study(study)
 
 
 def test_flags_of_a_source_are_its_fields(flags_of):

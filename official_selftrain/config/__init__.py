@@ -12,7 +12,9 @@ from official_selftrain.config.experiments import (
     load,
     load_experiment,
     load_experiments,
+    load_studies,
     resolve,
+    resolve_layers,
 )
 from official_selftrain.config.lengths import default_steps, with_length
 from official_selftrain.config.networks import BACKBONES
@@ -42,12 +44,14 @@ from official_selftrain.config.sources import (
     UnlabeledConfig,
 )
 from official_selftrain.config.stages import (
+    check_stages,
     control_config,
     rounds,
     stages,
     student_config,
     teacher_config,
 )
+from official_selftrain.config.studies import StudyConfig, load_study, variant_configs
 from official_selftrain.config.tasks import DetectionConfig, NmsConfig, SegmentationConfig
 from official_selftrain.config.values import MAX_CLASSES, MAX_SIDE
 
@@ -70,9 +74,11 @@ __all__ = [
     "SelectionConfig",
     "SelfTrainingConfig",
     "SourceConfig",
+    "StudyConfig",
     "TrainerConfig",
     "UnlabeledConfig",
     "changed",
+    "check_stages",
     "choices",
     "config_from_dict",
     "control_config",
@@ -83,15 +89,19 @@ __all__ = [
     "load_experiment",
     "load_experiments",
     "load_file",
+    "load_studies",
+    "load_study",
     "load_yaml",
     "merge",
     "model_from_dict",
     "nested",
     "parse_override",
     "resolve",
+    "resolve_layers",
     "rounds",
     "stages",
     "student_config",
     "teacher_config",
+    "variant_configs",
     "with_length",
 ]

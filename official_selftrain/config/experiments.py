@@ -4,7 +4,7 @@ import os
 import pathlib
 import runpy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from official_selftrain.config.build import Layers, model_from_dict
@@ -51,30 +51,70 @@ def load_experiments(path: StrPath | None = None) -> dict[str, dict[str, Any]]:
         UserError: with file and line if a file cannot be executed, or if its `EXPERIMENTS` is not
             `{name: settings}`.
     """
+    found = _entries("EXPERIMENTS", path)
+    return {name: {"experiment": name, **values} for name, (_, values) in found.items()}
+
+
+def load_studies(path: StrPath | None = None) -> dict[str, dict[str, Any]]:
+    """`{name: nested dicts}` of the `STUDIES` of the same files; see `load_experiments`.
+
+    An experiment that a study names is looked for in the file of the study first.
+    """
+    studies: dict[str, dict[str, Any]] = {}
+    for name, (file, values) in _entries("STUDIES", path).items():
+        beside = _execute(file).get("EXPERIMENTS", {}) if path else {}
+        study = {"study": name, **values}
+        variants = study.get("variants")
+        if isinstance(variants, dict):
+            variants = {key: _from_file(file, beside, value) for key, value in variants.items()}
+            study["variants"] = variants
+        studies[name] = _from_file(file, beside, study)
+    return studies
+
+
+def _from_file(file: pathlib.Path, known: Any, values: Any) -> Any:
+    """Settings whose experiment, if it is one of the `known`, is named with its file."""
+    if isinstance(values, dict) and isinstance(known, dict) and values.get("experiment") in known:
+        return {**values, "experiment": f"{file}:{values['experiment']}"}
+    return values
+
+
+def _entries(variable: str, path: StrPath | None) -> dict[str, tuple[pathlib.Path, dict[str, Any]]]:
+    """`{name: (file, settings)}` of a variable of one file, or of all of the package."""
     files = [pathlib.Path(path)] if path else sorted(experiment_folder().glob("[!_]*.py"))
-    experiments: dict[str, dict[str, Any]] = {}
+    kind = {"EXPERIMENTS": "experiment", "STUDIES": "study"}[variable]
+    entries: dict[str, tuple[pathlib.Path, dict[str, Any]]] = {}
     for file in files:
-        for name, values in _execute(file).items():
+        # Every file that comes with the package has experiments, but not all have studies.
+        optional = variable == "STUDIES" and not path
+        found = _execute(file).get(variable, {} if optional else None)
+        if not isinstance(found, dict):
+            raise UserError(
+                f"{file} must define {variable}, a dict of names and settings; it is "
+                f"{'missing' if found is None else short(found)}"
+            )
+        for name, values in found.items():
             if not isinstance(name, str) or not isinstance(values, dict):
                 raise UserError(
-                    f"{file}: EXPERIMENTS must be a dict of names and settings; the value of "
+                    f"{file}: {variable} must be a dict of names and settings; the value of "
                     f"{short(name)} is {short(values)}"
                 )
-            if name in experiments:
-                raise UserError(f"two experiments are named {name!r}; the second one is in {file}")
-            check_depth(values, f"{file}, experiment {name!r}")
-            experiments[name] = {"experiment": name, **values}
-    return experiments
+            if name in entries:
+                many = {"experiment": "experiments", "study": "studies"}[kind]
+                raise UserError(f"two {many} are named {name!r}; the second one is in {file}")
+            check_depth(values, f"{file}, {kind} {name!r}")
+            entries[name] = file, values
+    return entries
 
 
-def _execute(file: pathlib.Path) -> dict[Any, Any]:
-    """Executes a Python file; returns its `EXPERIMENTS`."""
+def _execute(file: pathlib.Path) -> dict[str, Any]:
+    """Executes a Python file; returns its variables."""
     if not file.is_file():
         beside = file.parent.glob("*.py") if file.parent.is_dir() else ()
         hint = or_nearest(file.name, [other.name for other in beside])
         raise UserError(f"the experiment file {file} does not exist{hint}")
     try:
-        found = runpy.run_path(str(file))
+        return runpy.run_path(str(file))
     except SyntaxError as error:
         raise UserError(f"{file}, line {error.lineno}, is not valid Python: {error.msg}") from None
     except (Exception, SystemExit) as error:  # whatever the code of a user does
@@ -84,13 +124,6 @@ def _execute(file: pathlib.Path) -> dict[Any, Any]:
         where = f"{file}, line {line}" if line else str(file)
         reason = one_line(f"{type(error).__name__}: {error}", None)
         raise UserError(f"{where}, cannot be executed: {reason}") from None
-    experiments = found.get("EXPERIMENTS")
-    if not isinstance(experiments, dict):
-        raise UserError(
-            f"{file} must define EXPERIMENTS, a dict of names and settings; it is "
-            f"{'missing' if experiments is None else short(experiments)}"
-        )
-    return experiments
 
 
 def experiment_settings(name: str) -> dict[str, Any]:
@@ -102,20 +135,31 @@ def experiment_settings(name: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such experiment, with the nearest name.
     """
+    return _named(name, load_experiments, "experiment")
+
+
+def study_settings(name: str) -> dict[str, Any]:
+    """Loads the nested dicts of a study; see `experiment_settings`."""
+    return _named(name, load_studies, "study")
+
+
+def _named(
+    name: str, entries: Callable[[StrPath | None], dict[str, dict[str, Any]]], kind: str
+) -> dict[str, Any]:
     path, _, wanted = name.rpartition(":") if ".py:" in name else ("", "", name)
     if name.endswith(".py"):
-        known = ", ".join(f"{name}:{other}" for other in load_experiments(name))
+        known = ", ".join(f"{name}:{other}" for other in entries(name))
         raise UserError(
-            f"{name} names a file, but no experiment in it; use --experiment=FILE.py:NAME, one of: "
+            f"{name} names a file, but no {kind} in it; use --{kind}=FILE.py:NAME, one of: "
             f"{known or 'none'}"
         )
-    experiments = load_experiments(path or None)
-    if wanted not in experiments:
-        hint = did_you_mean(wanted, list(experiments))
+    found = entries(path or None)
+    if wanted not in found:
+        hint = did_you_mean(wanted, list(found))
         where = f" in {path}" if path else ""
-        more = "" if path else "; --experiment=list shows all"
-        raise UserError(f"no experiment is named {wanted!r}{where}{hint}{more}")
-    return experiments[wanted]
+        more = "" if path else f"; --{kind}=list shows all"
+        raise UserError(f"no {kind} is named {wanted!r}{where}{hint}{more}")
+    return found[wanted]
 
 
 def load_experiment(name: str, *overrides: str, data_dir: StrPath | None = None) -> Config:
@@ -161,6 +205,18 @@ def resolve(
         layers.append((str(config_file), load_file(config_file)))
     for text in overrides:
         layers.append((f"--params_override {short(text)}", parse_override(text)))
+    return resolve_layers(layers, data_dir)
+
+
+def resolve_layers(
+    layers: Iterable[tuple[str, dict[str, Any]]], data_dir: StrPath | None = None
+) -> Config:
+    """A checked config of `(name, nested dicts)` pairs, the later on top of the earlier ones.
+
+    Raises:
+        UserError: one line for all mistakes, each with the name of its pair.
+    """
+    layers = list(layers)
     if data_dir:
         layers.append(("--data_dir", {"data_dir": os.path.abspath(data_dir)}))
     merged: dict[str, Any] = {}

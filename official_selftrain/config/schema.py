@@ -41,11 +41,11 @@ from official_selftrain.config.values import (
 from official_selftrain.utils.errors import UserError
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, so that the settings equal what YAML makes of them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class SelfTrainingConfig(ConfigModel):
@@ -89,7 +89,7 @@ class SelfTrainingConfig(ConfigModel):
             "student, to see what the pseudo labels add."
         ),
     )
-    teacher: Annotated[dict[str, pydantic.JsonValue], pydantic.BeforeValidator(_plain)] = Field(
+    teacher: Annotated[dict[str, pydantic.JsonValue], pydantic.BeforeValidator(plain)] = Field(
         default={},
         description="Settings that differ for the teacher, by dotted key such as trainer.steps.",
     )

@@ -78,3 +78,20 @@ def stages(
     if config.self_training.control:
         found["control"] = control_config(student, None)
     return found
+
+
+def check_stages(config: Config) -> None:
+    """Checks that a config has what all stages of `run` need.
+
+    Raises:
+        UserError: naming the section that is missing, or that must not be given.
+    """
+    missing = [name for name in ("unlabeled", "pseudo") if getattr(config, name) is None]
+    if missing:
+        raise UserError(f"`run` needs the section {missing[0]!r}; this experiment has none")
+    if config.pseudo is not None and config.pseudo.given:
+        raise UserError(
+            "`run` labels the images of `unlabeled` itself, so pseudo.records, images, tfds and "
+            "builtin must not be set; to learn from labels that exist, use "
+            "`python -m official_selftrain.train`"
+        )

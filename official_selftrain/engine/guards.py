@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 STDERR = 2
+DIVERGED = "diverged.json"  # in the folder of a training that ended because it diverged
 
 
 class GracefulShutdown:

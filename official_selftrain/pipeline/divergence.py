@@ -45,6 +45,9 @@ class Divergence:
             logging.warning("%s: its batch, saved in %s, is left out", problem, batch_file)
             self._skip([*skipped, problem.step - 1])
         elif found or self.replays > allowed:
+            if self.training.distribution.chief:
+                diverged = {"step": problem.step, "scalar": problem.name}
+                write_json(self.training.folder / guards.DIVERGED, diverged)
             raise UserError(
                 f"{problem}: the training diverged. The last good checkpoint is "
                 f"{self.training.saved.path(start)}; the batch is {batch_file}. Lower "

@@ -48,7 +48,9 @@ def run(config: Config, folder: StrPath, reuse: StrPath | None = None) -> dict[s
         UserError: for bad data or settings, if a stage fails, or if the teacher of `reuse` is
             another one.
     """
-    _check_stages(config, pathlib.Path(folder))
+    config_lib.check_stages(config)
+    finished = (pathlib.Path(folder) / "teacher" / checkpoints.WEIGHTS).exists()
+    check_startable(config_lib.teacher_config(config), finished)
     reused = Reuse(folder, reuse)
     with Workspace.open(config, folder) as workspace:
         workspace.claim()
@@ -61,20 +63,6 @@ def run(config: Config, folder: StrPath, reuse: StrPath | None = None) -> dict[s
             if chief:
                 report.write(workspace, results, clock.seconds)
     return results
-
-
-def _check_stages(config, folder):
-    missing = [name for name in ("unlabeled", "pseudo") if getattr(config, name) is None]
-    if missing:
-        raise UserError(f"`run` needs the section {missing[0]!r}; this experiment has none")
-    if config.pseudo.given:
-        raise UserError(
-            "`run` labels the images of `unlabeled` itself, so pseudo.records, images, tfds and "
-            "builtin must not be set; to learn from labels that exist, use "
-            "`python -m official_selftrain.train`"
-        )
-    finished = (folder / "teacher" / checkpoints.WEIGHTS).exists()
-    check_startable(config_lib.teacher_config(config), finished)
 
 
 class _Stages:

@@ -143,6 +143,8 @@ class Training:
 
     def run(self) -> None:
         """Trains to the end, and writes weights and classes."""
+        if self.distribution.chief:
+            (self.folder / guards.DIVERGED).unlink(missing_ok=True)
         with (
             self.shutdown,
             evaluation.readable_errors(self.data, ("human", "pseudo"), self.task.check_record),

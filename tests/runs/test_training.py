@@ -272,6 +272,8 @@ def test_a_loss_that_is_not_finite_stops_with_checkpoint_and_batch(data, tmp_pat
         assert np.isnan(batch["0/images/human"]).all()
         assert batch["0/labels/human/boxes"].shape == (4, 3, 4)
     assert not (tmp_path / "model.weights.h5").exists()
+    told = json.loads((tmp_path / guards.DIVERGED).read_text())
+    assert told["step"] == 4
     # Weights of the good checkpoint are what a training that ends there has.
     with np.load(tmp_path / "checkpoints/ckpt-00000002.npz") as good:
         assert all(np.isfinite(good[key]).all() for key in good)
