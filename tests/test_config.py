@@ -512,10 +512,15 @@ def test_lengths_in_epochs_and_of_the_data():
 def test_each_training_has_its_automatic_length_but_the_control_that_of_the_student():
     override = "trainer.steps=null,human.batch_size=4,self_training.control=true"
     teacher = "self_training.teacher={human.batch_size: 16, trainer.steps: null}"
-    config = config_lib.resolve("demo", overrides=[override, teacher])
+    overrides = [override + ",pseudo.batch_size=4", teacher]
     completed = lambda config: config_lib.with_length(config, 200, selection=False)  # noqa: E731
-    found = {name: c.steps for name, c in config_lib.stages(config, completed).items()}
-    assert found == {"teacher": 1250, "student": 5000, "control": 5000}
+
+    def lengths_of(*more):
+        config = config_lib.resolve("demo", overrides=[*overrides, *more])
+        return {name: c.steps for name, c in config_lib.stages(config, completed).items()}
+
+    assert lengths_of() == {"teacher": 1250, "student": 2500, "control": 2500}
+    assert lengths_of("trainer.epochs=4") == {"teacher": 50, "student": 200, "control": 200}
 
 
 @pytest.mark.parametrize(

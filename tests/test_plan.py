@@ -32,7 +32,13 @@ class Place:
 
     config: config_lib.Config
     distribution = SimpleNamespace(chief=True)
-    data = SimpleNamespace(summaries={k: {"images": v} for k, v in COUNTS.items()})
+    data = SimpleNamespace(
+        summaries={k: {"images": v} for k, v in COUNTS.items()}, completed=lambda config: config
+    )
+
+    @property
+    def given(self):
+        return self.config
 
     def stage(self, _, config):
         return Place(config)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from official_selftrain.engine.kernels import normalize
 from official_selftrain.engine.replicas import ReplicaSeed, replicas
 from official_selftrain.ops import resize
 from official_selftrain.utils.types import Tensor
@@ -161,54 +162,15 @@ class BatchNorm(keras.layers.BatchNormalization):
             return super().call(x, training=training, mask=mask)
         # In 16 bits a sum over all pixels of a batch would lose most of its digits.
         x = ops.cast(x, "float32")
-        fused = keras.backend.backend() == "tensorflow"
-        normalize = _normalize_by_kernel if fused else _normalize_by_hand
         y, mean, variance = normalize(x, self.gamma, self.beta, self.epsilon)
-        count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
-        if fused and self.synchronized:
+        if self.synchronized:
+            count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
             variance = variance * (count - 1.0) / count
-        elif not fused and not self.synchronized:
-            variance = variance * count / ops.maximum(count - 1.0, 1.0)
         for average, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             # The averages are not part of the loss, so no gradient may flow through them.
             moved = self.momentum * average + (1.0 - self.momentum) * ops.stop_gradient(value)
             average.assign(ops.cast(moved, average.dtype))
         return ops.cast(y, self.compute_dtype)
-
-
-def _normalize_by_kernel(x, gamma, beta, epsilon):
-    """Normalized `[B, H, W, C]`, mean and unbiased variance `[C]`, by TensorFlow's kernel."""
-    import tensorflow as tf
-
-    return tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=gamma, offset=beta, mean=[], variance=[], epsilon=epsilon, is_training=True
-    )[:3]
-
-
-def _normalize_by_hand(x, gamma, beta, epsilon):
-    """Normalized `[B, H, W, C]`, mean and biased variance `[C]`, with a gradient in closed form."""
-
-    @ops.custom_gradient
-    def normalize(x, gamma, beta):
-        axes = (0, 1, 2)
-        mean = ops.mean(x, axes)
-        variance = ops.mean(ops.square(x - mean), axes)
-        deviation = ops.rsqrt(variance + epsilon)
-        scale = gamma * deviation
-
-        # Only dy and dy * x are summed over the batch; all else is a multiply-add per element.
-        def gradient(upstream, **_):
-            dy = upstream[0]
-            count = ops.cast(ops.prod(ops.shape(x)[:3]), "float32")
-            dbeta = ops.sum(dy, axes)
-            dgamma = (ops.sum(dy * x, axes) - mean * dbeta) * deviation
-            slope = -scale * deviation * dgamma / count
-            return dy * scale + x * slope - (scale * dbeta / count + slope * mean), dgamma, dbeta
-
-        return (x * scale + (beta - mean * scale), mean, variance), gradient
-
-    # Reshaping makes tensors of the variables, which a custom gradient cannot take.
-    return normalize(x, ops.reshape(gamma, (-1,)), ops.reshape(beta, (-1,)))
 
 
 @keras.saving.register_keras_serializable("official_selftrain")

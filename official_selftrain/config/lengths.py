@@ -2,7 +2,7 @@
 
 from official_selftrain.config.schema import Config
 
-PASSES = 100  # over the labeled images, if neither steps nor epochs are given
+PASSES = 100  # images read for each labeled one, if neither steps nor epochs are given
 SHORTEST, LONGEST, ROUNDED = 600, 20_000, 50  # steps
 EVALUATIONS = 20  # of a training that a selection part decides on
 WARMUP = 10  # the warmup is at most the tenth part of an automatic length
@@ -11,12 +11,13 @@ WARMUP = 10  # the warmup is at most the tenth part of an automatic length
 def default_steps(images: int, batch_size: int) -> int:
     """The steps of a training that gives neither steps nor epochs.
 
-    They are 100 passes over the labeled images, but at least 600 and at most 20,000, rounded to a
+    They read 100 images for each labeled one, but are at least 600 and at most 20,000, rounded to a
     multiple of 50.
 
     Args:
         images: number of labeled images to train on.
-        batch_size: of them per step.
+        batch_size: images per step, pseudo-labeled ones included, so that student and control are
+            equally long.
     """
     steps = ROUNDED * round(PASSES * images / batch_size / ROUNDED)
     return min(max(steps, SHORTEST), LONGEST)
@@ -52,12 +53,10 @@ def with_length(config: Config, images: int, selection: bool) -> Config:
     trainer, steps = config.trainer, config.trainer.steps
     changes: dict[str, object] = {}
     if steps is None:
-        batch = config.human.batch_size
-        steps = (
-            default_steps(images, batch)
-            if trainer.epochs is None
-            else max(1, round(trainer.epochs * images / batch))
-        )
+        if trainer.epochs is None:
+            steps = default_steps(images, config.images_per_step)
+        else:
+            steps = max(1, round(trainer.epochs * images / config.human.batch_size))
         interval = evaluation_interval(steps, trainer.steps_per_loop)
         changes = {
             "trainer.steps": steps,

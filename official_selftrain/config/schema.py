@@ -381,6 +381,11 @@ class Config(ConfigModel):
         return self.trainer.steps
 
     @property
+    def images_per_step(self) -> int:
+        """Human-labeled and pseudo-labeled images of one update."""
+        return self.human.batch_size + (self.pseudo.batch_size if self.pseudo is not None else 0)
+
+    @property
     def decay(self) -> float:
         """Decay per step of the moving averages of the losses."""
         if self.self_training.decay == "auto":

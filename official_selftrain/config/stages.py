@@ -46,9 +46,10 @@ def control_config(config: Config, init: str | None) -> Config:
 
     Any other difference between control and student would hide what the pseudo labels are worth.
     """
-    assert config.pseudo is not None
-    batch = config.human.batch_size + config.pseudo.batch_size
+    batch = config.images_per_step
     changes: dict[str, object] = {"pseudo": None, "human.batch_size": batch}
+    if config.trainer.epochs is not None:  # passes with the student's human-labeled part of a batch
+        changes["trainer.epochs"] = config.trainer.epochs * batch / config.human.batch_size
     if config.self_training.student_init == "teacher":
         changes["trainer.init"] = init
     return config.override(changes)
@@ -67,17 +68,15 @@ def stages(
     Initial weights and pseudo labels are missing, because they do not exist yet.
 
     Args:
-        config: as it was given. Each training has an automatic length of its own, but the control
-            has that of the student.
+        config: as it was given; each training has an automatic length of its own.
         completed: function that sets what follows from the data, `PreparedData.completed`.
     """
-    found = {"teacher": completed(teacher_config(config))}
-    student = completed(config)
+    found = {"teacher": teacher_config(config)}
     for suffix in rounds(config):
-        found[f"student{suffix}"] = student
+        found[f"student{suffix}"] = config
     if config.self_training.control:
-        found["control"] = control_config(student, None)
-    return found
+        found["control"] = control_config(config, None)
+    return {stage: completed(settings) for stage, settings in found.items()}
 
 
 def check_stages(config: Config) -> None:

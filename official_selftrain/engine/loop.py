@@ -257,8 +257,7 @@ def run_loop(
         steps, start_step: numbers of updates in all, and made already.
         steps_per_loop, images_per_step: updates between two reports, and images of each update.
         summary_folder: folder for TensorBoard, or None.
-        on_loop: called with (step, scalars) after each loop of steps; scalars are means over it.
-            The training ends if it returns true.
+        on_loop: called with (step, means of the scalars) after each loop; true ends the training.
         title: text of the progress bar; "" hides it.
         skipped: steps whose batch is taken from the input without an update.
         stall_seconds: time without progress before a warning; 0 turns warnings off.

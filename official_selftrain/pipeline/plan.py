@@ -50,7 +50,7 @@ class Stage:
             count = (steps - 1 - step) // settings.evaluation_interval
             weights = 2 if settings.ema_decay and "selection" in counts else 1
             predicted += count * weights * counts.get("selection", counts.get("evaluation", 0))
-        return (steps - step) * images_per_step(self.config) + FORWARD * predicted
+        return (steps - step) * self.config.images_per_step + FORWARD * predicted
 
 
 def stages_of_run(workspace: Workspace) -> list[Stage]:
@@ -117,7 +117,7 @@ class Forecast:
             step: number of updates that it has made.
             seconds: of one update.
         """
-        self.rate = seconds / images_per_step(self.left[name].config)
+        self.rate = seconds / self.left[name].config.images_per_step
         self.reached(step)
         self._log(name, step)
 
@@ -153,12 +153,6 @@ class Forecast:
                 "this takes more than an hour: a smaller task.image_size, fewer trainer.steps or a "
                 "faster device shorten it; Ctrl-C stops, and the same command resumes"
             )
-
-
-def images_per_step(config: Config) -> int:
-    """Human-labeled and pseudo-labeled images of one update."""
-    pseudo = config.pseudo.batch_size if config.pseudo is not None else 0
-    return config.human.batch_size + pseudo
 
 
 def network(config: Config) -> str:

@@ -13,7 +13,6 @@ from official_selftrain.data import records, visualize
 from official_selftrain.data.prepared import SOURCES, WITHOUT_LABELS
 from official_selftrain.engine import guards, memory
 from official_selftrain.pipeline.folder import check_settings
-from official_selftrain.pipeline.plan import images_per_step
 from official_selftrain.pipeline.start import check_start, check_startable
 from official_selftrain.pipeline.thresholds import from_records
 from official_selftrain.pipeline.training import Training, check_batches
@@ -117,13 +116,13 @@ def _needs(training, seconds, stages):
 
 def _stages(training, stages, seconds):
     """Images, steps and hours of each training of a run, estimated from the time of one step."""
-    per_image = seconds / images_per_step(training.config)
+    per_image = seconds / training.config.images_per_step
     hours = {
-        name: per_image * images_per_step(config) * config.steps / 3600
+        name: per_image * config.images_per_step * config.steps / 3600
         for name, config in stages.items()
     }
     for name, config in stages.items():
-        images, steps = images_per_step(config), config.steps
+        images, steps = config.images_per_step, config.steps
         yield f"stage {name}", f"{steps} steps of {images} images, {hours[name]:.1f} hours"
     if stages:
         yield "all stages", f"{sum(hours.values()):.1f} hours, and the time to label the images"

@@ -29,7 +29,7 @@ from official_selftrain.pipeline.folder import (
     claim_content,
     write_classes,
 )
-from official_selftrain.pipeline.plan import Forecast, Stage, images_per_step
+from official_selftrain.pipeline.plan import Forecast, Stage
 from official_selftrain.pipeline.selection import Selection
 from official_selftrain.pipeline.start import check_start, check_startable, initialize
 from official_selftrain.pipeline.thresholds import from_records
@@ -205,7 +205,7 @@ class Training:
             summary_folder=self.folder / "tensorboard" if chief else None,
             on_loop=self._on_loop,
             title=self.folder.name if chief else "",
-            images_per_step=images_per_step(self.config),
+            images_per_step=self.config.images_per_step,
             skipped=self.divergence.skipped(),
             stall_seconds=self.config.runtime.stall_seconds,
             on_pause=self._on_pause,
