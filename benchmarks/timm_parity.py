@@ -5,9 +5,10 @@
 
 `make` needs torch and timm (of torchvision only names, which are made up if it is absent). It
 writes each model with weights made of the names of its tensors as in the hub, and its outputs for
-one image. `compare`, with the extra [hub], loads each as `trainer.init` does and prints a Markdown
-table of the largest differences, in standard deviations of each level. `compare FOLDER
---golden` also writes the few numbers of timm that the tests compare with.
+one image. `compare`, with the extras [hub,demo], loads each as `trainer.init` does and prints the
+largest differences, in standard deviations of each level; here the max pooling of a ResNet pads as
+timm's, and a second table says how much ours differs. With `--golden` after FOLDER it also writes
+the few numbers of timm that the tests compare with.
 """
 
 import importlib.abc
@@ -95,63 +96,39 @@ def make(folder, name):
 # --- With ours -------------------------------------------------------------------------------
 
 
-def outputs(backbone, file, pooling=None):
-    """Our logits and levels with the weights of a file."""
+def outputs(backbone, file, images, symmetric=False):
+    """Our logits and levels of `images` with the weights of a file.
+
+    With `symmetric`, the max pooling of a ResNet pads as in PyTorch.
+    """
     import keras
 
     from official_selftrain.applications import blocks, efficientnet, resnet
 
     original = blocks.keras.layers.MaxPooling2D
-    blocks.keras.layers.MaxPooling2D = pooling or original
+    blocks.keras.layers.MaxPooling2D = symmetric_pooling() if symmetric else original
+    family = resnet.ResNet if backbone.startswith("resnet") else efficientnet.EfficientNet
+    variant = backbone.removeprefix("efficientnet-").removeprefix("resnet")
+    variant = int(variant) if variant.isdigit() else variant
+    options = {"input_shape": images.shape[1:], "weights": str(file), "stochastic_depth": None}
+    found = {}
     try:
-        family = resnet.ResNet if backbone.startswith("resnet") else efficientnet.EfficientNet
-        variant = backbone.removeprefix("efficientnet-").removeprefix("resnet")
-        variant = int(variant) if variant.isdigit() else variant
-        shape, stage = timm_weights.image().shape[1:], {"stochastic_depth": None}
-        found = {}
         for top in (True, False):
-            model = family(
-                variant, include_top=top, input_shape=shape, classifier_activation=None,
-                weights=str(file), **stage,
-            )  # fmt: skip
-            out = model(timm_weights.image(), training=False)
+            model = family(variant, include_top=top, classifier_activation=None, **options)
+            out = model(images, training=False)
             found |= {"logits": out} if top else out
             del model
             keras.backend.clear_session()
-        return {key: np.asarray(value) for key, value in found.items()}
     finally:
         blocks.keras.layers.MaxPooling2D = original
+    return {key: np.asarray(value) for key, value in found.items()}
 
 
-def compare(folder, golden):
-    """Prints the table of all models in a folder."""
-    print("| model | levels 2 to 5 | logits | levels with our pooling |")
-    print("| --- | --- | --- | --- |")
-    stored = {}
-    for name in MODELS:
-        if not (folder / name / "outputs.npz").exists():
-            continue
-        with np.load(folder / name / "outputs.npz") as archive:
-            theirs = dict(archive)
-        backbone = name.removeprefix("tf_").replace("efficientnet_", "efficientnet-")
-        file = folder / name / "model.safetensors"
-        resnet = backbone.startswith("resnet")
-        ours = outputs(backbone, file, _pool_class() if resnet else None)
-        text = _worst(ours, theirs)
-        released = _worst(outputs(backbone, file), theirs)[0] if resnet else "the same"
-        print(f"| {name} | {text[0]} | {text[1]} | {released} |", flush=True)
-        if name in IN_TESTS:
-            stored[name] = timm_weights.probes({k: theirs[k] for k in "2345"})
-    if golden:
-        GOLDEN.write_text(json.dumps(stored, indent=1) + "\n")
-
-
-def _pool_class():
+def symmetric_pooling():
+    """A class of layers that pads as PyTorch; after ReLU, no number is smaller than the zeros."""
     import keras
 
     class Symmetric(keras.layers.MaxPooling2D):
-        """Pads as PyTorch does; after ReLU, no number is smaller than the 0 of the padding."""
-
         def __init__(self, size, strides, padding, name):
             super().__init__(size, strides, "valid", name=name)
 
@@ -164,10 +141,52 @@ def _pool_class():
     return Symmetric
 
 
-def _worst(ours, theirs):
-    """The largest difference of the levels, and of the logits, in standard deviations."""
-    worst = {k: np.abs(ours[k] - v).max() / v.std() for k, v in theirs.items()}
-    return f"{max(worst[k] for k in '2345'):.0e} σ", f"{worst['logits']:.0e} σ"
+def compare(folder, golden):
+    """Prints the tables of all models in a folder."""
+    import safetensors
+
+    print("| model | levels 2 to 5 | logits |")
+    print("| --- | --- | --- |")
+    stored, resnets = {}, []
+    for name in MODELS:
+        file = folder / name / "model.safetensors"
+        if not file.with_name("outputs.npz").exists():
+            continue
+        with np.load(file.with_name("outputs.npz")) as archive:
+            theirs = dict(archive)
+        backbone = name.removeprefix("tf_").replace("efficientnet_", "efficientnet-")
+        resnets += [(name, file)] if name == backbone else []
+        ours = outputs(backbone, file, timm_weights.image(), name == backbone)
+        worst = {k: np.abs(ours[k] - v).max() / v.std() for k, v in theirs.items()}
+        print(f"| {name} | {max(worst[k] for k in '2345'):.0e} σ | {worst['logits']:.0e} σ |")
+        if name in IN_TESTS:
+            with safetensors.safe_open(file, "numpy") as tensors:
+                shapes = {k: tensors.get_slice(k).get_shape() for k in tensors.keys()}  # noqa: SIM118
+            shapes = {k: v for k, v in shapes.items() if "num_batches" not in k}
+            levels = timm_weights.probes({k: theirs[k] for k in "2345"})
+            stored[name] = {"checksum": timm_weights.checksum(shapes), "levels": levels}
+        sys.stdout.flush()
+    compare_pooling(resnets)
+    if golden:
+        GOLDEN.write_text(json.dumps(stored, indent=1) + "\n")
+
+
+def compare_pooling(files):
+    """Prints how much the released max pooling changes a ResNet, on a photograph."""
+    import skimage.data
+
+    from official_selftrain.applications import resnet
+
+    photo = resnet.preprocess_input(skimage.data.coffee().astype("float32"))[None]
+    here, moved = photo[:, 100:324, 200:424], photo[:, 102:326, 202:426]
+    print("\n| model | levels 2 and 3, inside, moved by 2 px | level 5, RMS | logits, RMS |")
+    print("| --- | --- | --- | --- |")
+    for name, file in files:
+        ours, theirs = outputs(name, file, here), outputs(name, file, here, True)
+        shifted = outputs(name, file, moved, True)
+        inside = [np.abs(ours[k] - shifted[k])[:, 7:-7, 7:-7].max() / theirs[k].std() for k in "23"]
+        rms = [np.std(ours[k] - theirs[k]) / theirs[k].std() for k in ("5", "logits")]
+        print(f"| {name} | {max(inside):.0e} σ | {rms[0]:.2f} σ | {rms[1]:.3f} σ |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,16 @@ def hashed_tensor(name, shape):
     if name.endswith("running_var"):
         value = np.exp(0.2 * z)
     elif len(shape) > 1:
-        value = z * np.sqrt(2 / np.prod(shape[1:]))
+        value = z / np.sqrt(np.prod(shape[1:]))  # a larger factor explodes in deep networks
     else:
         value = 0.1 * z + name.endswith("weight")
     return value.astype("float32")
+
+
+def checksum(shapes):
+    """CRC-32 of the names and shapes of all tensors of weights."""
+    lines = sorted(f"{name} {list(shape)}" for name, shape in shapes.items())
+    return zlib.crc32("\n".join(lines).encode())
 
 
 def image(size=128):

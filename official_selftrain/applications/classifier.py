@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import keras
 
-from official_selftrain.config.networks import PUBLIC_WEIGHTS
+from official_selftrain.config.networks import PUBLIC_WEIGHTS, is_named
 from official_selftrain.utils.types import StrPath, Tensor
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def check_weights(weights: StrPath | None, backbone: str) -> None:
     Raises:
         ValueError: if there are no such weights for the network, or if the file does not exist.
     """
-    known = PUBLIC_WEIGHTS.get(str(weights), {})
-    if weights is None or backbone in known or str(weights).startswith("timm/"):
+    known = PUBLIC_WEIGHTS.get(str(weights), {backbone: None})
+    if weights is None or (is_named(weights) and backbone in known):
         return
-    if str(weights) in PUBLIC_WEIGHTS:
+    if is_named(weights):
         raise ValueError(
             f"There are no public weights of {backbone} for `weights={weights!r}`. Give the path "
             "of a .weights.h5 file; convert_checkpoint makes one from a released checkpoint."

@@ -15,7 +15,6 @@ from official_selftrain.config.networks import STAGES, is_public
 from official_selftrain.config.networks import EfficientNetVariant as Variant
 from official_selftrain.utils.types import StrPath, Tensor
 
-
 # The pyramid level that ends with a stage, before the 1x1 convolution to 1280 channels, which only
 # the classifier has.
 LEVELS = {1: 2, 2: 3, 4: 4, 6: 5}

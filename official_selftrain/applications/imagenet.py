@@ -158,7 +158,9 @@ def _lite(backbone):
     variant = backbone.removeprefix("efficientnet-")
     try:
         file = getattr(_lite_package(backbone), f"Efficientnet{variant.title()}ModelFile")
-        arrays = from_torch(layer_names(backbone, LITE), read_state_dict(file.get_model_file_path()))
+        arrays = from_torch(
+            layer_names(backbone, LITE), read_state_dict(file.get_model_file_path())
+        )
         # Trained on (pixel - 127) / 128.
         normalize_as_ours(arrays, [127 / 255] * 3, [128 / 255] * 3)
         return arrays

@@ -1,6 +1,6 @@
 """The layers of our backbones, by the names that other packages give them.
 
-A name here is that of a layer without its backbone: `stem.conv2d` for `efficientnet-b0.stem.conv2d`.
+Names are those of layers without their backbone: `stem.conv2d` of `efficientnet-b0.stem.conv2d`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from official_selftrain.applications.public_names import (
     from_torch,
     layer_names,
 )
-from official_selftrain.config.networks import PUBLIC_WEIGHTS
+from official_selftrain.config.networks import PUBLIC_WEIGHTS, is_named
 from official_selftrain.ops.colors import MEAN, STDDEV
 from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.extras import import_extra
@@ -93,17 +93,21 @@ def _read(file, take):
     """`{name: take(tensors, name)}` of a safetensors file."""
     library = import_extra("safetensors", "hub", f"reading {file}")
     try:
-        with library.safe_open(file, "numpy") as tensors:
-            return {name: take(tensors, name) for name in tensors.keys()}  # noqa: SIM118
-    except Exception as error:  # of the library, of the operating system, of NumPy
-        # The beginnings of a zip archive and of a pickle.
-        if file.is_file() and file.open("rb").read(4).startswith((b"PK\x03\x04", b"\x80")):
+        with open(file, "rb") as opened:
+            beginning = opened.read(4)
+        if beginning.startswith((b"PK\x03\x04", b"\x80")):  # of a zip archive, of a pickle
             raise UserError(
                 f"{file} is a pickle of PyTorch under another name. A pickle can run code, so it "
                 f"was not opened; give the {WEIGHTS} of a timm model on https://huggingface.co/timm"
-            ) from None
+            )
+        with library.safe_open(file, "numpy") as tensors:
+            return {name: take(tensors, name) for name in tensors.keys()}  # noqa: SIM118
+    except UserError:
+        raise
+    except Exception as error:  # of the library, of the operating system, of NumPy
         raise UserError(
-            f"{file} is not a safetensors file, or is damaged ({one_line(error)}); download it again"
+            f"{file} is not a safetensors file, or is damaged ({one_line(error)}); download it "
+            "again"
         ) from None
 
 
@@ -113,7 +117,11 @@ def _training(backbone, file):
     values = read_json(settings) if settings.exists() else {}
     try:
         pixels = values.get("pretrained_cfg", {})
-        mean, std = ([float(x) for x in pixels.get(k, v)] for k, v in (("mean", MEAN), ("std", STDDEV)))
+        mean, std = (
+            [float(x) for x in pixels.get(k, v)] for k, v in (("mean", MEAN), ("std", STDDEV))
+        )
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise ValueError
         architecture = str(values.get("architecture", "tf_"))
     except (AttributeError, TypeError, ValueError):
         raise UserError(f"{settings} is not the {SETTINGS} of a timm model; delete it") from None
@@ -161,7 +169,7 @@ def _shortcut(tensors):
 
 def _file(source):
     """The path of the weights; a model of the hub is downloaded, once."""
-    if not source.startswith("timm/"):
+    if not is_named(source):
         return pathlib.Path(source)
     _download(source, SETTINGS)
     return _download(source, WEIGHTS)
@@ -178,7 +186,7 @@ def _download(name, file):
     except Exception as error:  # of the library, its HTTP client and the operating system
         url = f"https://huggingface.co/{name}/resolve/main"
         raise UserError(
-            f"{name} could not be downloaded ({one_line(error, 120)}); connect to the internet "
+            f"{name} could not be downloaded ({one_line(error)}); connect to the internet "
             f"once, or download {url}/{WEIGHTS} and {url}/{SETTINGS} into one folder and set "
             f"trainer.init to the path of {WEIGHTS}"
         ) from None

@@ -180,11 +180,16 @@ PUBLIC_WEIGHTS = {
 }
 
 
-def is_public(init: StrPath) -> bool:
-    """Whether initial weights are those of a public classifier, which start only a backbone.
-
-    Args:
-        init: a key of `PUBLIC_WEIGHTS`, `timm/NAME`, a `.safetensors` file, or anything else.
-    """
+def is_named(init: StrPath) -> bool:
+    """Whether initial weights are named: a key of `PUBLIC_WEIGHTS`, or `timm/NAME` of the hub."""
     name = str(init)
-    return name in PUBLIC_WEIGHTS or name.startswith("timm/") or name.endswith(".safetensors")
+    hub = name.startswith("timm/") and not name.endswith(".safetensors")
+    return name in PUBLIC_WEIGHTS or hub
+
+
+def is_public(init: StrPath) -> bool:
+    """Whether initial weights are a public classifier's, by name or in a `.safetensors` file.
+
+    They start only a backbone.
+    """
+    return is_named(init) or str(init).endswith(".safetensors")

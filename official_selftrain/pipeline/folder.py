@@ -20,6 +20,7 @@ from typing import Any
 
 from official_selftrain import config as config_lib
 from official_selftrain.config import Config
+from official_selftrain.config.networks import is_named
 from official_selftrain.conversion import checkpoint
 from official_selftrain.data.prepared import PreparedData
 from official_selftrain.engine import checkpoints
@@ -180,7 +181,7 @@ def digest(value: Any) -> str:
 
 def _identity(init):
     """What distinguishes one start of a training from another: a name, or a SHA-256 of weights."""
-    if not init or init in ("imagenet", "imagenet++"):
+    if not init or is_named(init):
         return init
     path = pathlib.Path(init)
     if checkpoint.is_checkpoint(path):
