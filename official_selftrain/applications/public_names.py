@@ -81,8 +81,10 @@ def layer_names(backbone: str, style: Style) -> dict[str, str]:
     names = dict(zip(_ENDS, style.ends, strict=True))
     index = 0
     for stage, repeats in enumerate(sizes.repeats()):
-        expanded = STAGES[stage].expansion != 1
-        ours, theirs = (_EXPANDED, style.expanded) if expanded else (_PLAIN, style.plain)
+        ours: tuple[str, ...] = _EXPANDED
+        theirs = style.expanded
+        if STAGES[stage].expansion == 1:
+            ours, theirs = _PLAIN, style.plain
         if not sizes.lite:
             ours, theirs = ours + _GATE, theirs + style.gate
         for repeat in range(repeats):

@@ -32,8 +32,7 @@ def ResNet(
     Args:
         depth: a key of `VARIANTS`.
         include_top: end in the classifier.
-        weights: None for random ones, a `.weights.h5` file, or public weights: "imagenet",
-            "timm/NAME" or a `.safetensors` file of timm; see docs/models.md.
+        weights: None for random ones, a `.weights.h5` file, or a public start of docs/models.md.
         input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.

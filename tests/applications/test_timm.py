@@ -20,7 +20,7 @@ from official_selftrain.applications import blocks, efficientnet, imagenet, resn
 from official_selftrain.applications.public_names import TIMM, describe, layer_names, tensor_names
 from official_selftrain.utils.errors import UserError
 
-GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden/timm.json").read_text())
+GOLDEN = json.loads((pathlib.Path(__file__).with_name("timm.json")).read_text())
 
 
 def build(backbone, size=128, **options):
