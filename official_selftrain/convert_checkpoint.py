@@ -13,18 +13,13 @@ Documentation: docs/models.md
 
 import collections
 import pathlib
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from official_selftrain import cli
 from official_selftrain import config as config_lib
 from official_selftrain.utils import files
-from official_selftrain.utils.errors import UserError, one_line
-from official_selftrain.utils.types import StrPath
-
-if TYPE_CHECKING:
-    import keras
+from official_selftrain.utils.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -80,32 +75,8 @@ def _save(model, output):
 def _back_to_tf1(file, prefix):
     from official_selftrain.conversion import checkpoint
 
-    checkpoint.write_checkpoint(load_model(file), prefix)
+    checkpoint.write_checkpoint(checkpoint.load_model(file), prefix)
     print(f"wrote the TF1 checkpoint {prefix}")
-
-
-def load_model(file: StrPath) -> "keras.Model":
-    """Loads the network of a `.keras` file. Code that the file may contain is not executed.
-
-    Raises:
-        UserError: if the file is missing, damaged, or holds something else.
-    """
-    import keras
-
-    import official_selftrain.applications.layers  # noqa: F401  registers the layers of the model
-
-    if not pathlib.Path(file).is_file():
-        raise UserError(f"the model {file} does not exist")
-    try:
-        model = keras.saving.load_model(file, compile=False, safe_mode=True)
-    except Exception as error:  # Keras and zipfile raise many kinds for damaged files
-        reason = one_line(f"{type(error).__name__}: {error}", 300)
-        raise UserError(
-            f"{file} is not a network that convert_checkpoint wrote, or is damaged ({reason})"
-        ) from None
-    if not (isinstance(model, keras.Model) and model.weights):
-        raise UserError(f"{file} holds a {type(model).__name__}, which is not a network")
-    return model
 
 
 if __name__ == "__main__":

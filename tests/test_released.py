@@ -17,7 +17,6 @@ from conftest import concatenate_levels, load
 from golden_networks import hashed_weight, set_hashed_weights
 
 from official_selftrain import config as config_lib
-from official_selftrain import convert_checkpoint
 from official_selftrain.applications import efficientnet
 from official_selftrain.conversion import architecture, checkpoint, released_config
 from official_selftrain.engine.optimizers import make_optimizer
@@ -156,7 +155,7 @@ def test_network_starts_from_the_averages_in_a_classifiers_checkpoint(tmp_path):
     before = {n: np.array(v) for n, v in checkpoint.variables_by_name(model).items()}
     assert checkpoint.is_checkpoint(prefix) and checkpoint.is_checkpoint(tmp_path)
     assert not checkpoint.is_checkpoint(tmp_path / "absent.tar.gz")
-    start.initialize(model, recipe)
+    start.initialize(model, recipe, {})
     order = list(raw)
     for name, variable in checkpoint.variables_by_name(model).items():
         if not name.startswith("efficientnet-b0/"):
@@ -554,7 +553,7 @@ def test_strange_keras_files_are_told_in_one_line_and_run_nothing(
     monkeypatch.chdir(tmp_path)
     file = keras_file(tmp_path / "model.keras", **changes)
     with pytest.raises(UserError) as error:
-        convert_checkpoint.load_model(str(file))
+        checkpoint.load_model(str(file))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
@@ -570,12 +569,12 @@ def test_damaged_keras_files_are_told_in_one_line(tmp_path):
             data[rng.integers(len(data))] ^= 255
         (tmp_path / "damaged.keras").write_bytes(data)
         try:
-            convert_checkpoint.load_model(str(tmp_path / "damaged.keras"))
+            checkpoint.load_model(str(tmp_path / "damaged.keras"))
         except UserError as error:
             assert "damaged.keras" in str(error) and "\n" not in str(error)
     for name in ("absent.keras", "."):
         with pytest.raises(UserError, match="does not exist"):
-            convert_checkpoint.load_model(str(tmp_path / name))
+            checkpoint.load_model(str(tmp_path / name))
 
 
 # --- Configurations --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 import keras
 
+from official_selftrain.config.networks import PUBLIC_WEIGHTS, is_named
 from official_selftrain.utils.types import StrPath, Tensor
 
 if TYPE_CHECKING:
@@ -53,28 +54,29 @@ def image_input(
     return keras.Input(shape) if input_tensor is None else input_tensor
 
 
-def check_weights(weights: StrPath | None, imagenet: bool = False) -> None:
+def check_weights(weights: StrPath | None, backbone: str) -> None:
     """Refuses `weights` that cannot be loaded, before anything is built.
 
     Args:
-        weights: None, the path of a `.weights.h5` file, or "imagenet".
-        imagenet: whether there are ImageNet weights for the network.
+        weights: None, the path of a file, or the name of public weights.
+        backbone: name of the network, such as "resnet50".
 
     Raises:
-        ValueError: if `weights` is "imagenet" and there are none, or if the file does not exist.
+        ValueError: if there are no such weights for the network, or if the file does not exist.
     """
-    if weights is None or (weights == "imagenet" and imagenet):
+    known = PUBLIC_WEIGHTS.get(str(weights), {backbone: None})
+    if weights is None or (is_named(weights) and backbone in known):
         return
-    if weights == "imagenet":
+    if is_named(weights):
         raise ValueError(
-            'There are no public ImageNet weights of this network for `weights="imagenet"`. Give '
-            "the path of a .weights.h5 file; convert_checkpoint makes one from a released "
-            "checkpoint."
+            f"There are no public weights of {backbone} for `weights={weights!r}`. Give the path "
+            "of a .weights.h5 file; convert_checkpoint makes one from a released checkpoint."
         )
     # Keras would report a missing file only after the network has been built, which takes a minute.
     if not pathlib.Path(weights).is_file():
         raise ValueError(
-            '`weights` must be None, "imagenet" or the path of an existing file. '
+            '`weights` must be None, the name of public weights such as "imagenet", or the path '
+            "of an existing file. "
             f"Received {weights!r}."
         )
 

@@ -6,45 +6,15 @@ variants have no squeeze-and-excite, ReLU6 instead of swish, and a stem, head, f
 of fixed size.
 """
 
-from typing import NamedTuple
-
 import keras
 
 from official_selftrain.applications import classifier, imagenet
 from official_selftrain.applications.layers import DropConnect, NormActivation, Scope, batch_norm
 from official_selftrain.config.networks import EFFICIENTNETS as VARIANTS
-from official_selftrain.config.networks import WITH_IMAGENET
+from official_selftrain.config.networks import STAGES, is_public
 from official_selftrain.config.networks import EfficientNetVariant as Variant
 from official_selftrain.utils.types import StrPath, Tensor
 
-
-class Stage(NamedTuple):
-    """A row of the table of EfficientNet-B0.
-
-    Attributes:
-        channels: of the output.
-        repeats: number of blocks.
-        kernel_size: of the depthwise convolutions.
-        strides: of the first block.
-        expansion: factor on the channels inside a block.
-    """
-
-    channels: int
-    repeats: int
-    kernel_size: int
-    strides: int
-    expansion: int
-
-
-STAGES = [
-    Stage(16, 1, 3, 1, 1),
-    Stage(24, 2, 3, 2, 6),
-    Stage(40, 2, 5, 2, 6),
-    Stage(80, 3, 3, 2, 6),
-    Stage(112, 3, 5, 1, 6),
-    Stage(192, 4, 5, 2, 6),
-    Stage(320, 1, 3, 1, 6),
-]
 # The pyramid level that ends with a stage, before the 1x1 convolution to 1280 channels, which only
 # the classifier has.
 LEVELS = {1: 2, 2: 3, 4: 4, 6: 5}
@@ -70,8 +40,7 @@ def EfficientNet(
     Args:
         variant: a name in `VARIANTS`.
         include_top: end in the classifier.
-        weights: None for random ones, a `.weights.h5` file, or "imagenet" for B0 to B7 (those of
-            `keras.applications`, downloaded once) and Lite0 (from the extra `[lite]`, offline).
+        weights: None for random ones, a `.weights.h5` file, or a public start of docs/models.md.
         input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
@@ -109,27 +78,20 @@ def EfficientNet(
         # As released: uniform within 1 / sqrt(classes).
         dense_initializer=keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform"),
     )
-    return _load(model, variant, weights)
-
-
-def _load(model, variant, weights):
-    if weights == "imagenet":
-        imagenet.load_efficientnet(model, variant)
-    elif weights is not None:
-        model.load_weights(weights)
+    imagenet.load_weights(model, f"efficientnet-{variant}", weights)
     return model
 
 
 def _check(variant, weights, sizes, classes):
     if variant not in VARIANTS:
         raise ValueError(f"EfficientNet {variant!r} is unknown; choose from {list(VARIANTS)}.")
-    if weights == "imagenet" and (sizes or classes != 1000):
+    if weights is not None and is_public(weights) and (sizes or classes != 1000):
         raise ValueError(
-            '`weights="imagenet"` needs the published sizes and `classes=1000`. Received '
+            f"`weights={weights!r}` needs the published sizes and `classes=1000`. Received "
             f"{sizes=} and {classes=}; for other classes, use `include_top=False` and add a "
             "classifier."
         )
-    classifier.check_weights(weights, imagenet=f"efficientnet-{variant}" in WITH_IMAGENET)
+    classifier.check_weights(weights, f"efficientnet-{variant}")
 
 
 def released_norm(sizes: Variant) -> NormActivation:
@@ -145,15 +107,9 @@ class _Builder:
         self.sizes = sizes
 
     def levels(self, images, stochastic_depth):
-        sizes, lite = self.sizes, self.sizes.lite
         stem = self.scope.child("stem")
-        x = _conv(images, 32 if lite else sizes.channels(32), 3, stem, strides=2)
-        x = _norm(x, stem)
-        repeats = [sizes.repeats(stage.repeats) for stage in STAGES]
-        # The stem, the head and these two stages of a Lite variant have the size of B0's, because
-        # they take the largest part of a small network.
-        if lite:
-            repeats[0] = repeats[-1] = 1
+        x = _norm(_conv(images, self.sizes.stem_channels(), 3, stem, strides=2), stem)
+        repeats = self.sizes.repeats()
         levels, index = {}, 0
         for number, stage in enumerate(STAGES):
             for repeat in range(repeats[number]):

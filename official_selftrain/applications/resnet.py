@@ -5,7 +5,7 @@ He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
 
 import keras
 
-from official_selftrain.applications import classifier
+from official_selftrain.applications import classifier, imagenet
 from official_selftrain.applications.blocks import residual_block, stem
 from official_selftrain.applications.layers import NormActivation, Scope
 from official_selftrain.config.networks import RESNETS as VARIANTS
@@ -32,7 +32,7 @@ def ResNet(
     Args:
         depth: a key of `VARIANTS`.
         include_top: end in the classifier.
-        weights: None for random weights, or the path of a `.weights.h5` file.
+        weights: None for random ones, a `.weights.h5` file, or a public start of docs/models.md.
         input_tensor: existing input to build on, normalized images.
         input_shape: `(height, width, 3)`; sides may be None.
         pooling: without the top, "avg" or "max" for pooled features, None for the pyramid.
@@ -52,7 +52,7 @@ def ResNet(
     """
     if depth not in VARIANTS:
         raise ValueError(f"ResNet depth {depth!r} is unknown; choose from {list(VARIANTS)}.")
-    classifier.check_weights(weights)
+    classifier.check_weights(weights, f"resnet{depth}")
     images = classifier.image_input(input_shape, input_tensor, 224, include_top)
     scope = Scope(f"resnet{depth}", norm or NormActivation("relu", epsilon=1e-4), drop_block)
     # A probability of 0 keeps the layers, so that a saved model fits whatever the probability.
@@ -68,8 +68,7 @@ def ResNet(
         classifier_activation=classifier_activation,
         name=name,
     )
-    if weights is not None:
-        model.load_weights(weights)
+    imagenet.load_weights(model, f"resnet{depth}", weights)
     return model
 
 

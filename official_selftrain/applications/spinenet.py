@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import keras
 
-from official_selftrain.applications import classifier
+from official_selftrain.applications import classifier, imagenet
 from official_selftrain.applications.blocks import BOTTLENECK, RESIDUAL, residual_block, stem
 from official_selftrain.applications.layers import NearestResize, NormActivation, Scope
 from official_selftrain.config.networks import SPINENETS as VARIANTS
@@ -105,7 +105,7 @@ def SpineNet(
     """
     if variant not in VARIANTS:
         raise ValueError(f"SpineNet variant {variant!r} is unknown; choose from {list(VARIANTS)}.")
-    classifier.check_weights(weights)
+    classifier.check_weights(weights, f"spinenet{variant}")
     images = _image_input(input_shape, input_tensor, include_top)
     scope = Scope("spinenet", norm or NormActivation())  # as released, for all variants
     levels = _Builder(scope, sizes or VARIANTS[variant]).levels(images, stochastic_depth or 0.0)
@@ -120,8 +120,7 @@ def SpineNet(
         classifier_activation=classifier_activation,
         name=name,
     )
-    if weights is not None:
-        model.load_weights(weights)
+    imagenet.load_weights(model, f"spinenet{variant}", weights)
     return model
 
 

@@ -6,7 +6,9 @@ without importing Keras.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from official_selftrain.utils.types import StrPath
 
 # Channels of the 3x3 convolutions by level. They stop growing at level 4, as in the paper, so that
 # the coarse levels, where most blocks are, stay small.
@@ -44,6 +46,35 @@ SPINENETS = {
 }
 
 
+class Stage(NamedTuple):
+    """A row of the table of EfficientNet-B0.
+
+    Attributes:
+        channels: of the output.
+        repeats: number of blocks.
+        kernel_size: of the depthwise convolutions.
+        strides: of the first block.
+        expansion: factor on the channels inside a block.
+    """
+
+    channels: int
+    repeats: int
+    kernel_size: int
+    strides: int
+    expansion: int
+
+
+STAGES = [
+    Stage(16, 1, 3, 1, 1),
+    Stage(24, 2, 3, 2, 6),
+    Stage(40, 2, 5, 2, 6),
+    Stage(80, 3, 3, 2, 6),
+    Stage(112, 3, 5, 1, 6),
+    Stage(192, 4, 5, 2, 6),
+    Stage(320, 1, 3, 1, 6),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class EfficientNetVariant:
     """Sizes of one EfficientNet: a row of the published scaling table.
@@ -70,9 +101,25 @@ class EfficientNetVariant:
         # Rounding must not take away more than a tenth.
         return rounded + 8 if rounded < 0.9 * scaled else rounded
 
-    def repeats(self, base: int) -> int:
-        """Repeats of a block that EfficientNet-B0 has `base` times."""
-        return math.ceil(self.depth * base)
+    def stem_channels(self) -> int:
+        """Channels of the first convolution, which a Lite variant does not widen."""
+        return 32 if self.lite else self.channels(32)
+
+    def repeats(self) -> list[int]:
+        """Number of blocks of each row of `STAGES`."""
+        repeats = [math.ceil(self.depth * stage.repeats) for stage in STAGES]
+        # The stem, the head and these two stages of a Lite variant have the size of B0's, because
+        # they take the largest part of a small network.
+        if self.lite:
+            repeats[0] = repeats[-1] = 1
+        return repeats
+
+    def block_channels(self) -> list[int]:
+        """Output channels of the stem and of each block, which tell all variants apart."""
+        found = [self.stem_channels()]
+        for stage, repeats in zip(STAGES, self.repeats(), strict=True):
+            found += [self.channels(stage.channels)] * repeats
+        return found
 
 
 EFFICIENTNETS = {
@@ -112,4 +159,37 @@ BACKBONES = (
     *(f"resnet{depth}" for depth in RESNETS),
 )
 BackboneName = Literal[BACKBONES]  # type: ignore[valid-type]
-WITH_IMAGENET = (*(f"efficientnet-b{number}" for number in range(8)), "efficientnet-lite0")
+
+# name of a start: {backbone: where its weights are}, which is "keras" for `keras.applications`,
+# "lite" for a package of the extra [lite], or a model of timm on the Hugging Face hub.
+PUBLIC_WEIGHTS = {
+    "imagenet": {
+        **{f"efficientnet-b{number}": "keras" for number in range(8)},
+        "efficientnet-b8": "timm/tf_efficientnet_b8.ra_in1k",
+        **{f"efficientnet-lite{number}": "lite" for number in range(3)},
+        **{f"efficientnet-lite{n}": f"timm/tf_efficientnet_lite{n}.in1k" for n in (3, 4)},
+        **{f"resnet{depth}": f"timm/resnet{depth}.a1_in1k" for depth in (18, 34, 50)},
+        **{f"resnet{depth}": f"timm/resnet{depth}.a1h_in1k" for depth in (101, 152)},
+        "resnet26": "timm/resnet26.bt_in1k",
+    },
+    # ImageNet and 300 million unlabeled images, by Noisy Student.
+    "imagenet++": {
+        f"efficientnet-{size}": f"timm/tf_efficientnet_{size}.ns_jft_in1k"
+        for size in (*(f"b{number}" for number in range(8)), "l2")
+    },
+}
+
+
+def is_named(init: StrPath) -> bool:
+    """Whether initial weights are named: a key of `PUBLIC_WEIGHTS`, or `timm/NAME` of the hub."""
+    name = str(init)
+    hub = name.startswith("timm/") and not name.endswith(".safetensors")
+    return name in PUBLIC_WEIGHTS or hub
+
+
+def is_public(init: StrPath) -> bool:
+    """Whether initial weights are a public classifier's, by name or in a `.safetensors` file.
+
+    They start only a backbone.
+    """
+    return is_named(init) or str(init).endswith(".safetensors")

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from official_selftrain.config.build import ConfigModel, model_from_dict
-from official_selftrain.config.networks import WITH_IMAGENET
+from official_selftrain.config.networks import PUBLIC_WEIGHTS, is_public
 from official_selftrain.config.overrides import merge, nested
 from official_selftrain.config.sources import (
     EvaluationConfig,
@@ -148,8 +148,9 @@ class TrainerConfig(ConfigModel):
     init: Text | None = Field(
         default=None,
         description=(
-            "Initial weights: a run folder, a .weights.h5 file, a TF1 checkpoint of the backbone, "
-            "or imagenet or imagenet++. By default they are random."
+            "Initial weights: a run folder, a .weights.h5 or .keras file, a TF1 checkpoint of the "
+            "backbone, imagenet, imagenet++, timm/NAME of the Hugging Face hub, or a .safetensors "
+            "file of timm. By default they are random."
         ),
     )
     steps_per_loop: Loop = Field(default=100, description="Steps between two progress reports.")
@@ -303,14 +304,7 @@ class Config(ConfigModel):
                 f"optimizer.warmup_steps ({self.optimizer.warmup_steps}) is more than "
                 f"trainer.steps ({steps})"
             )
-        # Weights of the published sizes do not fit other ones.
-        if self.trainer.init == "imagenet" and (
-            self.task.backbone not in WITH_IMAGENET or self.task.backbone_sizes is not None
-        ):
-            raise ValueError(
-                f"trainer.init=imagenet: {self.task.backbone} has no public ImageNet weights; "
-                "efficientnet-lite0 and efficientnet-b0 to b7 of the published sizes have"
-            )
+        self._check_init()
         self._check_micro_batches()
         self._check_thresholds()
         if (
@@ -332,6 +326,23 @@ class Config(ConfigModel):
                 "segmentation and task.label_classes=2 or more, with which the teacher labeled"
             )
         return self
+
+    def _check_init(self) -> None:
+        init, backbone = self.trainer.init, self.task.backbone
+        if init is None or not is_public(init):
+            return
+        # Weights of the published sizes do not fit other ones.
+        known = PUBLIC_WEIGHTS.get(init)
+        if known and (backbone not in known or self.task.backbone_sizes is not None):
+            raise ValueError(
+                f"trainer.init={init}: {backbone} has no such public weights; those that have, in "
+                f"their published sizes, are {', '.join(known)}"
+            )
+        if backbone.startswith("resnet") and self.task.activation != "relu":
+            raise ValueError(
+                f"trainer.init={init}: the public weights of {backbone} were trained with ReLU; "
+                "set task.activation=relu"
+            )
 
     def _check_micro_batches(self) -> None:
         count = self.trainer.micro_batches

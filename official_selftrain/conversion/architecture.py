@@ -133,8 +133,6 @@ def _resnet(shapes: Shapes) -> dict[str, Any]:
 
 
 def _efficientnet(shapes: Shapes) -> dict[str, Any]:
-    from official_selftrain.applications import efficientnet
-
     scope = next(name for name in shapes if name.startswith("efficientnet-")).split("/")[0]
     blocks = _count(shapes, rf"{scope}/blocks_\d+/depthwise_conv2d/depthwise_kernel")
     # Output channels block by block, which tell all sizes apart.
@@ -144,19 +142,13 @@ def _efficientnet(shapes: Shapes) -> dict[str, Any]:
         project = shapes.get(f"{path}/conv2d_1/kernel") or shapes.get(f"{path}/conv2d/kernel", (0,))
         channels.append(project[-1])
 
-    def fits(sizes):
-        expected = [sizes.channels(32)]
-        for stage, repeats, *_ in efficientnet.STAGES:
-            expected += [sizes.channels(stage)] * sizes.repeats(repeats)
-        return expected == channels
-
     known = networks.EFFICIENTNETS.get(scope.removeprefix("efficientnet-"))
-    if known is None or fits(known):
+    if known is None or known.block_channels() == channels:
         return {"backbone": scope}
     # A variant with other sizes: the grid is that of the published multipliers.
     for depth in (known.depth, *(step / 10 for step in range(10, 60))):
         for width in (step / 20 for step in range(1, 100)):
-            if fits(networks.EfficientNetVariant(width, depth)):
+            if networks.EfficientNetVariant(width, depth).block_channels() == channels:
                 return {"backbone": scope, "backbone_sizes": {"width": width, "depth": depth}}
     return {"backbone": scope}
 

@@ -429,3 +429,27 @@ def write_checkpoint(model: keras.Model, prefix: StrPath) -> None:
         )
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"cannot write the checkpoint {prefix}: {one_line(error)}") from None
+
+
+def load_model(file: StrPath) -> keras.Model:
+    """Loads the network of a `.keras` file. Code that the file may contain is not executed.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds something else.
+    """
+    import keras
+
+    import official_selftrain.applications.layers  # noqa: F401  registers the layers of the model
+
+    if not pathlib.Path(file).is_file():
+        raise UserError(f"the model {file} does not exist")
+    try:
+        model = keras.saving.load_model(file, compile=False, safe_mode=True)
+    except Exception as error:  # Keras and zipfile raise many kinds for damaged files
+        reason = one_line(f"{type(error).__name__}: {error}", 300)
+        raise UserError(
+            f"{file} is not a network that convert_checkpoint wrote, or is damaged ({reason})"
+        ) from None
+    if not (isinstance(model, keras.Model) and model.weights):
+        raise UserError(f"{file} holds a {type(model).__name__}, which is not a network")
+    return model

@@ -20,6 +20,7 @@ from typing import Any
 
 from official_selftrain import config as config_lib
 from official_selftrain.config import Config
+from official_selftrain.config.networks import is_named
 from official_selftrain.conversion import checkpoint
 from official_selftrain.data.prepared import PreparedData
 from official_selftrain.engine import checkpoints
@@ -232,7 +233,7 @@ def identity(init: str | None) -> str | None:
     Raises:
         UserError: if the weights do not exist.
     """
-    if not init or init in ("imagenet", "imagenet++"):
+    if not init or is_named(init):
         return init
     path = pathlib.Path(init)
     if checkpoint.is_checkpoint(path):

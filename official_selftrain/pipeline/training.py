@@ -183,7 +183,7 @@ class Training:
 
     def initialize(self) -> None:
         """Loads the weights of `trainer.init`, if it is set."""
-        initialize(self.trainer.student, self.config)
+        initialize(self.trainer.student, self.config, self.data.class_names)
 
     def loop(self, start: int) -> Any:
         """The steps from `start` on; see `loop.make_loop`."""

@@ -71,12 +71,14 @@ class Task(Protocol):
         headline: name of the metric by which the best weights are chosen, such as "AP".
         label_unit: what `label_density` counts, such as "boxes per image".
         draws_masks: whether pictures show masks; otherwise they show boxes.
+        class_layer: name of the layer whose weights depend on the classes.
     """
 
     config: Any
     headline: str
     label_unit: str
     draws_masks: bool
+    class_layer: str
 
     def __init__(self, config: Any = None, labeling: bool = False, **changes: Any) -> None:
         """`changes` replace fields of `config`; `labeling` predicts for pseudo labels."""

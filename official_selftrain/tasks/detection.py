@@ -52,6 +52,7 @@ class DetectionTask:
     headline = "AP"
     label_unit = "boxes per image"
     draws_masks = False
+    class_layer = "retinanet.class_net.class-predict"
 
     def __init__(
         self, config: DetectionConfig | None = None, labeling: bool = False, **changes: Any

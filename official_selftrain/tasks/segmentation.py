@@ -56,6 +56,7 @@ class SegmentationTask:
     headline = "mIoU"
     label_unit = "of the pixels are labeled"
     draws_masks = True
+    class_layer = "segmentation.conv2d"
 
     def __init__(
         self, config: SegmentationConfig | None = None, labeling: bool = False, **changes: Any

