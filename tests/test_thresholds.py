@@ -304,3 +304,8 @@ def test_convergence_is_what_the_training_has_written(tmp_path):
     for text, known in (('{"converged": true}', True), ('{"step": 3}', None), ("{", None)):
         (tmp_path / "best.json").write_text(text)
         assert checkpoints.converged(tmp_path / "model.weights.h5") is known
+
+
+def test_masks_need_no_suppression_across_classes():
+    with pytest.raises(UserError, match=r"agnostic_nms_iou drops boxes: it needs task.kind=det"):
+        config_lib.resolve("demo_segmentation", overrides=["pseudo.agnostic_nms_iou=0.5"])
