@@ -14,7 +14,11 @@ from official_selftrain.config import PseudoConfig
 from official_selftrain.data import records
 from official_selftrain.data.predictions import Detections, MaskPrediction
 from official_selftrain.engine import checkpoints
-from official_selftrain.evaluation.box_labels import BoxLabelStatistics, BoxScores
+from official_selftrain.evaluation.box_labels import (
+    BoxLabelStatistics,
+    BoxScores,
+    density_thresholds,
+)
 from official_selftrain.evaluation.label_statistics import flooding_classes, starved_classes
 from official_selftrain.evaluation.mask_labels import MaskLabelStatistics, MaskScores, byte_limits
 from official_selftrain.evaluation.thresholds import THRESHOLDS, ScoreCounts
@@ -201,6 +205,25 @@ def test_masks_of_one_class_are_a_warning(human_rows, pseudo_rows, warned):
         assert told[0].startswith("100.00% of the labeled pixels are water, but 50.0% of the human")
 
 
+def test_without_selection_images_each_class_is_kept_as_often_as_humans_label_it():
+    """Two human boxes of jack and one of queen in two images; three images are pseudo-labeled."""
+    human = [boxes_record([1, 2]), boxes_record([1])]
+    pseudo = [
+        boxes_record([1, 1, 2], score=[0.9, 0.8, 0.3]),
+        boxes_record([1, 2], score=[0.701, 0.2]),
+        boxes_record([1, 3], score=[0.5, 0.9]),
+    ]
+    found = density_thresholds(pseudo, human, {1: "jack", 2: "queen", 3: "king"})
+    # Three jacks are expected, so that the fourth is one too many; of 1.5 queens there are two.
+    assert found == {
+        "jack": {"class": 1, "threshold": 0.5, "truth": 2},
+        "queen": {"class": 2, "threshold": 0.1, "truth": 1},
+    }
+    source = PseudoConfig(score_threshold="auto")
+    kept = thresholds.completed(source, {"thresholds": found}).thresholds(4)
+    assert kept == [0.5, 0.5, 0.1, 0.5]
+
+
 # --- From the teacher to the student -----------------------------------------------------------
 
 ENTRY = {"class": 1, "threshold": 0.7, "precision": 0.9, "reached": True, "truth": 20}
@@ -223,12 +246,13 @@ def test_the_student_gets_numbers():
 def test_what_the_selection_images_say_is_told():
     source = PseudoConfig(score_threshold="auto")
     selection = {"precision": 0.45, "classes": {"jack": ENTRY, "queen": BAD, "king": RARE}}
-    low, missed = thresholds.warnings(selection, source)
+    low, missed = thresholds.warnings(selection, source, {})
     assert low.startswith("only 45.0% of the kept labels agree with the selection images")
     assert "for queen (40% at 0.6): the best one is taken" in missed and "jack" not in missed
-    (alone,) = thresholds.warnings({}, source)
+    (alone,) = thresholds.warnings({}, source, {"thresholds": {}})
+    assert not thresholds.warnings({}, source, {"thresholds": {"jack": ENTRY}})
     assert "no selection images are held out: 0.5 is taken for every class" in alone
-    assert not thresholds.warnings({}, PseudoConfig())
+    assert not thresholds.warnings({}, PseudoConfig(), {})
     result = BoxLabelStatistics(PseudoConfig(), 4, {1: "jack"}).result()
     result |= thresholds.entries(selection, source)
     from official_selftrain.evaluation.box_labels import box_rows

@@ -42,9 +42,9 @@ from official_selftrain.utils.errors import UserError
 
 
 def plain(value: Any) -> Any:
-    """Tuples as lists, so that the settings equal what YAML makes of them."""
+    """Tuples as lists and numbers that are keys as text, so that the settings are JSON."""
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

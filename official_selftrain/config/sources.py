@@ -232,7 +232,8 @@ class PseudoConfig(InputConfig):
         description=(
             "Boxes with this score or a lower one are dropped; pixels with a lower one are "
             "ignored. With auto each class gets the lowest threshold at which the teacher reaches "
-            "target_precision on the selection images."
+            "target_precision on the selection images, or without these at which an image keeps "
+            "as many boxes of the class as humans give it."
         ),
     )
     class_thresholds: dict[int, Fraction] = Field(

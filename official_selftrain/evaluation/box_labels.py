@@ -1,5 +1,7 @@
 """How good pseudo boxes are: counts, histogram, and precision and recall where truth is known."""
 
+import collections
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +16,7 @@ from official_selftrain.evaluation.label_statistics import (
     check_class,
     class_rows,
     count_classes,
+    display_names,
     threshold_text,
 )
 from official_selftrain.evaluation.thresholds import LOWEST, THRESHOLDS, ScoreCounts
@@ -25,6 +28,7 @@ MAX_BOXES_ABOVE_THRESHOLD = 0.95  # fraction of the boxes that are kept
 MAX_DUPLICATES = 0.1  # fraction of the kept boxes that lie on a better box of another class
 # Boxes per image, relative to those of the human labels.
 FEW_BOXES, MANY_BOXES = 1 / 3, 3.0
+LOWEST_DENSITY = 0.1  # a teacher that finds a class too rarely has hardly any right box below it
 
 
 class BoxLabelStatistics(LabelStatistics):
@@ -181,6 +185,45 @@ class BoxScores(ScoreCounts):
         self.add(classes, bins, matches(boxes, classes, record))
         true = record.classes[~record.is_crowd]
         self.truth += np.bincount(true, minlength=len(self.truth))
+
+
+def density_thresholds(
+    pseudo: Iterable[ImageRecord],
+    human: Iterable[ImageRecord],
+    class_names: Mapping[int, str],
+) -> dict[str, dict[str, Any]]:
+    """Thresholds that keep as many boxes of each class in an image as the human labels have.
+
+    Scores of different classes do not compare: a class with few or small objects gets low ones, and
+    one threshold for all would starve it. Chen et al., "Label Matching Semi-Supervised Object
+    Detection", CVPR 2022, choose thresholds in this way.
+
+    Args:
+        pseudo: records with all boxes of the teacher.
+        human: the human-labeled records.
+        class_names: `{class id: name}`.
+
+    Returns:
+        `{class name: {"class": id, "threshold": in [LOWEST_DENSITY, 0.99], "truth": human boxes}}`
+        of the classes that have human boxes.
+    """
+    scores: dict[int, list[float]] = collections.defaultdict(list)
+    images, human_images, truth = 0, 0, collections.Counter[int]()
+    for record in pseudo:
+        images += 1
+        for label, score in zip(record.classes.tolist(), record.scores.tolist(), strict=True):
+            scores[label].append(score)
+    for record in human:
+        human_images += 1
+        truth.update(count_classes(record.classes[~record.is_crowd]))
+    entries = {}
+    for label, name in display_names(sorted(truth), class_names).items():
+        expected = round(truth[label] * images / human_images)
+        # The best box that is one too many, rounded up to a hundredth.
+        surplus = sorted(scores[label], reverse=True)[expected : expected + 1] or [0.0]
+        threshold = min(max(math.ceil(100 * surplus[0]) / 100, LOWEST_DENSITY), 0.99)
+        entries[name] = {"class": label, "threshold": threshold, "truth": truth[label]}
+    return entries
 
 
 def kept_boxes(

@@ -65,8 +65,9 @@ def label_stage(
     with workspace:
         if not workspace.prepared:
             classes = checkpoints.classes_of(weights)
-            known = classes is not None and workspace.config.selection is None
-            names = ("unlabeled", "evaluation", *(() if known else ("human",)))
+            source = _student_source(workspace.config, threshold)
+            human = workspace.config.selection is not None or thresholds.is_auto(source)
+            names = ("unlabeled", "evaluation", *(("human",) if human or not classes else ()))
             workspace.prepare(names, classes)
         files = workspace.data.files("unlabeled")
         written = teacher.outputs(files, workspace.folder)
@@ -113,7 +114,11 @@ def _label(workspace, weights, shards, name):
 def _write_statistics(workspace, files, written, source, selection, converged):
     """Writes the statistics of the labels and a picture of some, unless they are up to date."""
     config, folder, data = workspace.config, workspace.folder, workspace.data
+    task = make_task(config.task)
     further = thresholds.entries(selection, source)
+    if thresholds.is_auto(source) and not selection:
+        labeled, unlabeled = records.read(data.files("human")), records.read(written)
+        further["thresholds"] = task.density_thresholds(unlabeled, labeled, data.class_names)
     pseudo = thresholds.completed(source, further)
     names = {str(key): name for key, name in data.class_names.items()}
     made_of = digest(
@@ -132,11 +137,10 @@ def _write_statistics(workspace, files, written, source, selection, converged):
         return
     human = records.read(data.files("human")) if "human" in data.summaries else ()
     human = itertools.islice(human, COMPARED)
-    task = make_task(config.task)
     kept = (task.kept(record, pseudo) for record in records.read(written))
     visualize.preview(picture, kept, 12, data.class_names, masks=task.draws_masks)
     statistics = task.label_statistics(pseudo, data.class_names, human)
-    warnings = thresholds.warnings(selection, source)
+    warnings = thresholds.warnings(selection, source, further)
     if converged is False:
         warnings.append(
             "the teacher had not converged when its training ended, so its labels are worse than "

@@ -1,5 +1,7 @@
 """What `pseudo.score_threshold=auto` stands for, and what selection images say about labels.
 
+Without selection images the thresholds of boxes follow from how many boxes an image has.
+
 The selection images are labeled images that the teacher has not learned from. A teacher predicts
 them as it labels; its thresholds are written to the statistics of its labels, where the student
 finds them.
@@ -92,24 +94,32 @@ def entries(selection: Mapping[str, Any], source: PseudoConfig) -> dict[str, Any
     return found
 
 
-def warnings(selection: Mapping[str, Any], source: PseudoConfig) -> list[str]:
-    """Sentences about thresholds that could not be found, and about labels known to be bad."""
+def warnings(
+    selection: Mapping[str, Any], source: PseudoConfig, found: Mapping[str, Any]
+) -> list[str]:
+    """Sentences about thresholds that could not be found, and about labels known to be bad.
+
+    Args:
+        selection: what `measured` returns.
+        source: the student's.
+        found: what the statistics of the labels will say of their thresholds.
+    """
     if not selection:
-        return [_WITHOUT_SELECTION] if is_auto(source) else []
+        return [_WITHOUT_SELECTION] if is_auto(source) and not found["thresholds"] else []
     missed = [
         f"{name} ({entry['precision']:.0%} at {entry['threshold']})"
         for name, entry in selection["classes"].items()
         if entry["reached"] is False
     ]
-    found = low_precision(selection["precision"], "the selection images")
+    texts = low_precision(selection["precision"], "the selection images")
     if missed:
         more = f" and {len(missed) - SHOWN} more" if len(missed) > SHOWN else ""
-        found.append(
+        texts.append(
             f"no threshold reaches a precision of {source.target_precision:.0%} on the selection "
             f"images for {', '.join(missed[:SHOWN])}{more}: the best one is taken; train the "
             "teacher longer, or lower pseudo.target_precision"
         )
-    return found
+    return texts
 
 
 _WITHOUT_SELECTION = (

@@ -206,6 +206,23 @@ class Task(Protocol):
     def threshold_search(self, source: PseudoConfig) -> ThresholdSearch:
         """An empty search for the thresholds of the student's source of pseudo labels."""
 
+    def density_thresholds(
+        self,
+        pseudo: Iterable[ImageRecord],
+        human: Iterable[ImageRecord],
+        class_names: Mapping[int, str],
+    ) -> dict[str, dict[str, Any]]:
+        """Thresholds that keep as many labels of each class as humans give an image.
+
+        Args:
+            pseudo: pseudo-labeled records.
+            human: human-labeled records.
+            class_names: `{class id: name}`.
+
+        Returns:
+            `{class name: {"class": id, "threshold": value, ...}}`; empty if labels have no number.
+        """
+
     def kept(self, record: ImageRecord, source: PseudoConfig) -> ImageRecord:
         """A pseudo-labeled record with only those labels that `source` lets the student read."""
 

@@ -20,6 +20,7 @@ from official_selftrain.evaluation.box_labels import (
     BoxScores,
     best_of_object,
     box_rows,
+    density_thresholds,
     kept_boxes,
 )
 from official_selftrain.evaluation.label_statistics import check_class
@@ -389,6 +390,15 @@ class DetectionTask:
     def threshold_search(self, source: PseudoConfig) -> BoxScores:
         """An empty search for the thresholds of pseudo boxes; see `BoxScores`."""
         return BoxScores(source, self.config.num_classes)
+
+    def density_thresholds(
+        self,
+        pseudo: Iterable[ImageRecord],
+        human: Iterable[ImageRecord],
+        class_names: Mapping[int, str],
+    ) -> dict[str, dict[str, Any]]:
+        """Thresholds that keep as many boxes of each class in an image as the human labels have."""
+        return density_thresholds(pseudo, human, class_names)
 
     def kept(self, record: ImageRecord, source: PseudoConfig) -> ImageRecord:
         """A pseudo-labeled record with only those boxes that the student reads."""

@@ -351,6 +351,15 @@ class SegmentationTask:
         """An empty search for the thresholds of pseudo masks; see `MaskScores`."""
         return MaskScores(self.config.num_classes)
 
+    def density_thresholds(
+        self,
+        pseudo: Iterable[ImageRecord],
+        human: Iterable[ImageRecord],
+        class_names: Mapping[int, str],
+    ) -> dict[str, dict[str, Any]]:
+        """None: every pixel has a class, whatever its confidence."""
+        return {}
+
     def kept(self, record: ImageRecord, source: PseudoConfig) -> ImageRecord:
         """A pseudo-labeled record whose mask is 255 at the pixels that the student ignores."""
         classes = check_mask(record, self.config.num_classes)
