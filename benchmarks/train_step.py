@@ -1,6 +1,6 @@
-"""Measures the training speed of the SpineNet-49 RetinaNet at 256 px.
+"""Measures the training speed of the detector of an experiment at 256 px, with 8 boxes an image.
 
-    python benchmarks/train_step.py [BATCH] [VARIANT]
+    python benchmarks/train_step.py [BATCH] [EXPERIMENT]     # by default 2 coco_spinenet49
 
 Prints the seconds to build the network and to the first step, then images/s and CPU seconds per
 step. The forward pass, measured in the same run, is the baseline.
@@ -19,7 +19,7 @@ from official_selftrain.engine import distribution
 from official_selftrain.pipeline import training
 from official_selftrain.tasks import make_task
 
-SIZE, STEPS = 256, 5
+SIZE, STEPS, CLASSES = 256, 5, 91
 
 
 def batch(task, size):
@@ -36,9 +36,9 @@ def batch(task, size):
 
 def main():
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    variant = sys.argv[2] if len(sys.argv) > 2 else "49"
-    overrides = [f"task.image_size=[{SIZE},{SIZE}]"]
-    settings = config.resolve(f"coco_spinenet{variant}", overrides=overrides)
+    experiment = sys.argv[2] if len(sys.argv) > 2 else "coco_spinenet49"
+    overrides = [f"task.image_size=[{SIZE},{SIZE}]", f"task.num_classes={CLASSES}"]
+    settings = config.resolve(experiment, overrides=[*overrides, "trainer.steps=100000"])
     distribution.make_distribution(settings.runtime)
     began = time.perf_counter()
     task = make_task(settings.task)
