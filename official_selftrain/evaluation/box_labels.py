@@ -38,6 +38,7 @@ class BoxLabelStatistics(LabelStatistics):
     """
 
     unit = "box"
+    first_class = 1
 
     def __init__(
         self,
