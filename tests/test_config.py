@@ -524,13 +524,14 @@ def test_each_training_has_its_automatic_length_but_the_control_that_of_the_stud
 
 
 @pytest.mark.parametrize(
-    "teacher", ["human.fraction: 0.5", "selection.seed: 1", "human: {fraction_seed: 3}"]
+    "teacher",
+    ["human.fraction: 0.5", "selection.seed: 1", "human: {fraction_seed: 3}", "selection: null"],
 )
 def test_the_stages_share_one_draw(teacher):
     overrides = ["selection={}", f"self_training.teacher={{{teacher}}}"]
     with pytest.raises(UserError, match="self_training.teacher: .* share one draw of labeled"):
         config_lib.resolve("demo", overrides=overrides)
-    for own in ("selection.patience: 9", "selection: null", "trainer.seed: 5"):
+    for own in ("selection.patience: 9", "trainer.seed: 5"):
         config_lib.resolve("demo", overrides=["selection={}", f"self_training.teacher={{{own}}}"])
 
 

@@ -73,6 +73,13 @@ def test_the_work_of_a_stage_is_its_images_and_a_third_of_those_it_predicts():
     often = Stage("student", CONFIG.override({"trainer.evaluation_interval": 50}))
     assert often.work(COUNTS) == 200 * 8 + 4 * 20  # after 50, 100 and 150 steps, and at the end
     assert often.work(COUNTS, 100) == 100 * 8 + 2 * 20
+    assert often.work(COUNTS, 200) == 20
+    # Twelve held-out images, after 50, 100, 150 and 200 steps; twice with averaged weights.
+    held_out = COUNTS | {"selection": 12}
+    assert often.work(held_out) == 200 * 8 + 4 * 4 + 20
+    both = Stage("student", often.config.override({"trainer.ema_decay": 0.9}))
+    assert both.work(held_out, 150) == 50 * 8 + 2 * 4 + 20
+    assert both.work(held_out, 200) == 20
 
 
 def test_the_time_of_all_stages_is_told_after_two_steps_and_corrected(said, monkeypatch):
@@ -97,13 +104,6 @@ def test_the_time_of_all_stages_is_told_after_two_steps_and_corrected(said, monk
     assert said()[3:] == ["to go: control 82 s"]
     forecast.ended("control")
     assert len(said()) == 4
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(40.2, "40 s"), (720, "12 min"), (5760, "96 min"), (9360, "2.6 h")]
-)
-def test_durations_read_well(seconds, text):
-    assert plan.duration(seconds) == text
 
 
 def test_the_verdict_of_a_report_is_in_points_of_the_shown_numbers():

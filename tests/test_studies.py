@@ -334,7 +334,6 @@ def test_time_left_is_known_once_each_kind_has_ended(tmp_path):
     assert schedule.time_left(more, known, 2) == (15.0, set())
     labels = fake(tmp_path, "labels", 3)
     assert schedule.time_left([*more, labels], known, 2) == (None, {"labels"})
-    assert [schedule.in_words(s) for s in (42, 600, 7200)] == ["42 s", "10 minutes", "2.0 hours"]
 
 
 # --- Intervals -------------------------------------------------------------------------------

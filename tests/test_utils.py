@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from official_selftrain.utils import files
+from official_selftrain.utils import errors, files
 from official_selftrain.utils.errors import UserError, one_line
 
 
@@ -73,3 +73,10 @@ def test_a_linked_or_copied_file_stays_when_the_first_is_replaced(tmp_path, monk
     assert first.stat().st_nlink == (2 if links else 1)
     files.write_text(first, "other labels")
     assert second.read_text() == "labels" and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40.2, "40 s"), (720, "12 min"), (5760, "96 min"), (9360, "2.6 h")]
+)
+def test_durations_read_well(seconds, text):
+    assert errors.duration(seconds) == text

@@ -13,7 +13,7 @@ def teacher_config(config: Config) -> Config:
         UserError: if they draw other labeled images; all stages of a run share one draw.
     """
     teacher = config.override({"pseudo": None, **config.self_training.teacher})
-    if _draw(teacher) not in (_draw(config), (*_draw(config)[:2], None)):
+    if _draw(teacher) != _draw(config):
         raise UserError(
             "teacher and student share one draw of labeled images: set human.fraction, "
             "human.fraction_seed and selection for the whole run, not in self_training.teacher"

@@ -6,7 +6,6 @@ import logging
 import math
 import pathlib
 import re
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,20 +189,6 @@ def save_best(
     write_json(file, {"step": step, "metric": metric, "value": value, **kind})
 
 
-def copy_best(folder: StrPath) -> None:
-    """Makes the best weights in a folder those of the training; they appear when complete.
-
-    Raises:
-        UserError: if the disk is full or not writable.
-    """
-    path = pathlib.Path(folder) / WEIGHTS
-    try:
-        with replacing(path) as partial:
-            shutil.copyfile(path.with_name(BEST), partial)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from None
-
-
 def weights_file(path: StrPath) -> pathlib.Path:
     """The weights file at `path`, which is the file itself or the folder of a finished training.
 
@@ -244,17 +229,6 @@ def classes_of(path: StrPath) -> dict[str, Any] | None:
         raise UserError(
             f'{file} must hold {{"num_classes": N, "names": {{"1": NAME, ...}}}}; fix or delete it'
         ) from None
-
-
-def converged(path: StrPath) -> bool | None:
-    """Whether a training had converged when it ended, or None if that is not known.
-
-    Args:
-        path: a weights file or a run folder.
-    """
-    found = read_json_or_none(weights_file(path).parent / "best.json")
-    known = found.get("converged") if isinstance(found, dict) else None
-    return known if isinstance(known, bool) else None
 
 
 def load_weights(model: keras.Model, path: StrPath) -> None:

@@ -42,6 +42,7 @@ class BoxLabelStatistics(LabelStatistics):
     """
 
     unit = "box"
+    first_class = 1
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class LabelStatistics:
     """
 
     unit: str  # what one label is called in messages
+    first_class = 0  # lowest class id of a label
 
     def __init__(
         self,
@@ -46,7 +47,8 @@ class LabelStatistics:
         self.threshold = source.score_threshold
         self.names = class_names or {}
         limits = source.thresholds(num_classes)
-        shown = display_names(sorted(source.class_thresholds), self.names)
+        different = bool(source.class_thresholds)  # then all classes are shown with theirs
+        shown = display_names(range(self.first_class, num_classes * different), self.names)
         self.thresholds = {n: {"class": c, "threshold": limits[c]} for c, n in shown.items()}
         self.limits_text = threshold_text(
             {"threshold": self.threshold, "thresholds": self.thresholds}
@@ -85,8 +87,8 @@ class LabelStatistics:
     def result(self) -> dict[str, Any]:
         """`images`, `threshold` and `warnings`, with the entries of `counts` and `quality`.
 
-        `thresholds` is `{class name: {"class": id, "threshold": value}}` of the classes that have
-        one of their own.
+        `thresholds` is `{class name: {"class": id, "threshold": value}}`, empty if all classes have
+        the same one.
         """
         shares = starved_classes(self.human, self.kept, self.names)
         shares += flooding_classes(self.human, self.kept, self.names)

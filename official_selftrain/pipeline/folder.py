@@ -144,8 +144,9 @@ def differences(
     """
 
     def compare(before, after, prefix):
-        for key in after:
-            name, old, new = prefix + key, before.get(key), after[key]
+        # Thresholds by class have numbers as keys, which either side may lack.
+        for key in {**before, **after}:
+            name, old, new = f"{prefix}{key}", before.get(key), after.get(key)
             if name in ignored:
                 continue
             if isinstance(old, dict) and isinstance(new, dict):

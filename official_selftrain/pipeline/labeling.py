@@ -14,7 +14,7 @@ from official_selftrain.config import Config, PseudoConfig, changed
 from official_selftrain.data import beam, records, visualize
 from official_selftrain.engine import checkpoints, memory
 from official_selftrain.pipeline import thresholds
-from official_selftrain.pipeline.folder import content_of, digest, write_classes
+from official_selftrain.pipeline.folder import chosen, content_of, digest, write_classes
 from official_selftrain.pipeline.thresholds import LABEL_STATISTICS
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.tasks import make_task
@@ -82,7 +82,8 @@ def label_stage(
             selection = thresholds.measured(workspace, weights, pseudo)
             workspace.distribution.barrier()
             if workspace.distribution.chief:
-                converged = checkpoints.converged(weights)
+                best = chosen(checkpoints.weights_file(weights).parent) or {}
+                converged = best.get("converged")
                 _write_statistics(workspace, files, written, pseudo, selection, converged)
             workspace.distribution.barrier()
     return written, read_json(workspace.folder / LABEL_STATISTICS)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 
 from official_selftrain import config as config_lib
 from official_selftrain.config import Config
 from official_selftrain.pipeline.workspace import Workspace
+from official_selftrain.utils.errors import duration
 
 FORWARD = 1 / 3  # time of predicting an image, where that of training on it is 1
 LONG = 3600.0  # seconds from which on a run comes with advice
@@ -46,10 +48,13 @@ class Stage:
         settings = self.config.trainer
         steps = self.config.steps
         predicted = counts.get("evaluation", 0)  # by the final weights
-        if settings.evaluation_interval:
-            count = (steps - 1 - step) // settings.evaluation_interval
-            weights = 2 if settings.ema_decay and "selection" in counts else 1
-            predicted += count * weights * counts.get("selection", counts.get("evaluation", 0))
+        if interval := settings.evaluation_interval:
+            left = steps - step
+            if "selection" in counts:  # also measured after the last step
+                weights = 2 if settings.ema_decay else 1
+                predicted += math.ceil(left / interval) * weights * counts["selection"]
+            else:
+                predicted += max(left - 1, 0) // interval * counts.get("evaluation", 0)
         return (steps - step) * self.config.images_per_step + FORWARD * predicted
 
 
@@ -161,10 +166,3 @@ def network(config: Config) -> str:
     neck = "" if task.neck == "none" else f" + {task.neck}"
     height, width = task.image_size
     return f"{task.kind}, {task.backbone}{neck}, {height} x {width} pixels"
-
-
-def duration(seconds: float) -> str:
-    """A duration to be printed: "40 s", "12 min", or "1.6 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

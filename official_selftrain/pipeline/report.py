@@ -10,7 +10,8 @@ import logging
 import pathlib
 import string
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from official_selftrain import teacher
 from official_selftrain.config import Config, rounds, stages
@@ -69,12 +70,15 @@ def write(
         _heading("Configuration"),
         f"<pre>{html.escape((folder / 'config.yaml').read_text(encoding='utf-8'))}</pre>",
     ]
-    page = string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=html.escape(title_of(config)), body="\n".join(parts)
-    )
     write_json(folder / "comparison.json", results)
-    write_text(folder / "report.html", f"{page}\n{end}\n")
+    write_text(folder / "report.html", f"{page(title_of(config), parts)}\n{end}\n")
     logging.info("wrote %s", folder / "report.html")
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A whole page of HTML parts; the title is a plain text."""
+    template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=html.escape(title), body="\n".join(parts))
 
 
 def _labels_section(config, labels):
@@ -97,7 +101,7 @@ def _training_section(config, folder, results, seconds):
         for stage, spent in seconds.items()
         if stage != "report"
     ]
-    parts = [_heading("Training"), drawn, _table(["stage", "seconds"], rows)]
+    parts = [_heading("Training"), drawn, table(["stage", "seconds"], rows)]
     if config.selection is not None:
         parts += _convergence(folder, histories)
     return "\n".join(part for part in parts if part)
@@ -218,7 +222,8 @@ def _heading(text):
     return f"<h2>{text}</h2>"
 
 
-def _table(header, rows):
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """An HTML table of plain texts."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
@@ -237,7 +242,7 @@ def _results_table(config, results):
     ]
     if config.published is not None:
         rows.append(["published", f"{config.published:.1f}", *[""] * (len(columns) - 1)])
-    return _table(["", *(name.partition("/")[2] or name for name in columns)], rows)
+    return table(["", *(name.partition("/")[2] or name for name in columns)], rows)
 
 
 def _stages_table(workspace, results, threshold):
@@ -253,7 +258,7 @@ def _stages_table(workspace, results, threshold):
             batches += f" + {settings.pseudo.batch_size}"
             images += f" + {unlabeled} pseudo-labeled, threshold {threshold}"
         rows.append([stage, _length(settings, workspace.folder / stage), batches, images])
-    return _table(["", "steps", "images per step", "images"], rows)
+    return table(["", "steps", "images per step", "images"], rows)
 
 
 def _length(config, folder):
@@ -267,7 +272,7 @@ def _length(config, folder):
 def _label_table(config, labels):
     rows = make_task(config.task).label_rows(labels)
     warnings = "".join(f"<p class=warning>{html.escape(w)}</p>" for w in labels["warnings"])
-    return warnings + _table(["", ""], rows)
+    return warnings + table(["", ""], rows)
 
 
 def _picture(file, sheet):

@@ -19,6 +19,7 @@ from official_selftrain.pipeline.folder import (
     METRICS,
     PLACES,
     Difference,
+    chosen,
     content_now,
     content_told,
     differences,
@@ -39,16 +40,17 @@ from official_selftrain.utils.files import copy, link_or_copy, read_json_or_none
 from official_selftrain.utils.types import StrPath
 
 RECORD = "reused.json"
-# Settings that no trained weights depend on: other stages, predictions, and what is measured.
+# How images are evaluated, on which no trained weights depend but those that an evaluation chooses.
+MEASURING = ("task.nms", "task.eval_scales", "task.eval_flip", "task.eval_size")
+# Settings that no trained weights depend on: other stages, and what is labeled and measured.
 ELSEWHERE = (
-    *FREE_TO_CHANGE, *PLACES, "experiment", "unlabeled", "evaluation", "task.nms",
-    "task.eval_scales", "task.eval_flip", "task.eval_size",
+    *FREE_TO_CHANGE, *PLACES, "experiment", "unlabeled", "evaluation",
     "task.label_scales", "task.label_flip", "task.label_classes",
     "self_training.rounds", "self_training.control", "self_training.teacher",
     "self_training.student_init",
 )  # fmt: skip
-KEPT_BY_TEACHER = ("trainer.", "optimizer.", "human.")  # sections in which a teacher may differ
-MEASURED = (METRICS, "best.json", checkpoints.BEST)  # depend on the evaluation, too
+# Settings in which a teacher may differ from a student.
+KEPT_BY_TEACHER = ("trainer.", "optimizer.", "human.", "selection.patience")
 NOT_COPIED = (CONFIG, ".lock")
 LAST = (checkpoints.WEIGHTS, LABEL_STATISTICS)  # a stage that has one is finished
 
@@ -109,7 +111,11 @@ class Reuse:
                 raise UserError(_refusal(found, different, settings, data))
             logging.info("%s: trained, as the one in %s differs: %s", name, found, different)
             return
-        left_out = () if _measured_alike(config, stage.data, found) else MEASURED
+        left_out: tuple[str, ...] = ()
+        if not _measured_alike(config, stage.data, found):
+            # The best weights depend on the evaluation unless selection images have chosen them.
+            best = (checkpoints.BEST_RECORD, checkpoints.BEST) if chosen(found) is None else ()
+            left_out = (METRICS, *best)
         self._note(name)
         _copy(found, stage.folder, left_out)
 
@@ -171,8 +177,10 @@ def training_differences(
     before = saved_config(found)
     if before is None or not (found / checkpoints.WEIGHTS).exists():
         return [], ["it is not finished"]
-    supervised = config.pseudo is None
-    settings = differences(before, config, (*ELSEWHERE, *(["self_training"] * supervised)))
+    ignored = [*ELSEWHERE]
+    ignored += [] if "selection" in data.summaries else MEASURING
+    ignored += ["self_training"] if config.pseudo is None else []
+    settings = differences(before, config, ignored)
     now, was = content_now(config, data), made_of(found)
     weights = sha256(found / checkpoints.WEIGHTS)
     if was.get("weights", weights) != weights:

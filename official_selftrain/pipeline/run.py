@@ -114,10 +114,10 @@ def write_report(config: Config, folder: StrPath) -> None:
         UserError: if the folder holds no finished run.
     """
     folder = pathlib.Path(folder)
-    if not (folder / "labels" / LABEL_STATISTICS).exists():
-        raise UserError(
-            f"{folder} does not hold a finished `run`: labels/{LABEL_STATISTICS} is missing"
-        )
+    last = config_lib.rounds(config)[-1]
+    for file in (f"labels{last}/{LABEL_STATISTICS}", f"student{last}/{METRICS}"):
+        if not (folder / file).exists():
+            raise UserError(f"{folder} does not hold a finished `run`: {file} is missing")
     with Workspace.open(config, folder) as workspace:
         check_settings(config, folder)
         workspace.prepare(WITHOUT_LABELS)

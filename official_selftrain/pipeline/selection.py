@@ -16,7 +16,7 @@ from official_selftrain.engine import checkpoints, memory
 from official_selftrain.pipeline import evaluation
 from official_selftrain.pipeline.folder import history
 from official_selftrain.utils.errors import UserError
-from official_selftrain.utils.files import read_json_or_none, write_json
+from official_selftrain.utils.files import copy, read_json_or_none, write_json
 
 SOURCE = "selection"  # in the prepared data
 LEARNED = 0.01  # below it, a rise or fall of the metric is chance, and says nothing
@@ -108,7 +108,7 @@ class Selection:
         write_json(folder / checkpoints.BEST_RECORD, best)
         level = logging.INFO if best["converged"] else logging.WARNING
         logging.log(level, "%s", sentence(folder.name, best))
-        checkpoints.copy_best(folder)
+        copy(file, folder / checkpoints.WEIGHTS)
 
 
 def stale(values: Sequence[float]) -> int:

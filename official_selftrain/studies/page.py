@@ -1,7 +1,6 @@
 """The page of a study: sentences, tables and figures in one self-contained file."""
 
 import html
-import string
 from collections.abc import Sequence
 
 from official_selftrain.config import Config
@@ -20,14 +19,13 @@ def page(results: Results, configs: dict[Cell, Config]) -> str:
 
     study = results.study
     parts = [f"<p>{html.escape(study.description)}</p>"]
-    parts += [_list(results.sentences()), f"<p>{NOTE}</p>", _table(results.main_table())]
+    parts += [_list(results.sentences()), f"<p>{NOTE}</p>", report.table(*results.main_table())]
     drawn = _figures(results, configs)
     parts += drawn if all(drawn) else [report.NO_CURVES]
     if results.rivals and results.class_metrics:
-        parts += ["<h2>Classes</h2>", _table(results.class_table())]
-    parts += ["<h2>Labels and times</h2>", _table(_stages_table(results))]
-    template = string.Template(report.TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(title=html.escape(study.study), body="\n".join(parts))
+        parts += ["<h2>Classes</h2>", report.table(*results.class_table())]
+    parts += ["<h2>Labels and times</h2>", report.table(*_stages_table(results))]
+    return report.page(study.study, parts)
 
 
 def _figures(results, configs):
@@ -87,15 +85,6 @@ def _stages_table(results: Results) -> Table:
 def _mean(values, digits=0):
     known = [value for value in values if value != ""]
     return f"{sum(known) / len(known):.{digits}f}" if known else ""
-
-
-def _table(table: Table) -> str:
-    header, rows = table
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _list(sentences: Sequence[str]) -> str:

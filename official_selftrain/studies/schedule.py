@@ -13,7 +13,7 @@ from typing import Any
 from official_selftrain import config as config_lib
 from official_selftrain.engine.guards import DIVERGED
 from official_selftrain.studies.graph import SETTINGS, Stage
-from official_selftrain.utils.errors import TrainingInterrupted
+from official_selftrain.utils.errors import TrainingInterrupted, duration
 from official_selftrain.utils.files import read_json_or_none, write_json, write_text
 
 STATE = "stage.json"  # {"state": ..., "seconds": ..., "status": ...}
@@ -178,9 +178,9 @@ class Schedule:
         told = f"unknown before the first {' and '.join(sorted(unknown))} has ended"
         level = logging.WARNING if state == FAILED else logging.INFO
         logging.log(
-            level, "%d/%d %s %s after %.0f s; time left: %s", ended, len(self.stages), stage.name,
-            f"failed ({stage.folder / LOG})" if state == FAILED else state, seconds,
-            told if left is None else in_words(left),
+            level, "%d/%d %s %s after %s; time left: %s", ended, len(self.stages), stage.name,
+            f"failed ({stage.folder / LOG})" if state == FAILED else state, duration(seconds),
+            told if left is None else duration(left),
         )  # fmt: skip
 
     def _stop(self):
@@ -216,14 +216,6 @@ def reason(stage: Stage) -> str:
     # Progress bars leave the cursor on their line.
     errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
     return ([line.strip() for line in errors or lines if line.strip()] or ["no message"])[-1][-300:]
-
-
-def in_words(seconds: float) -> str:
-    """A duration in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
 def _is_free(log):

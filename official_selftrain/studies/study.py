@@ -16,12 +16,11 @@ from official_selftrain.studies.schedule import (
     LOG,
     Schedule,
     durations,
-    in_words,
     reason,
     state_of,
     time_left,
 )
-from official_selftrain.utils.errors import UserError
+from official_selftrain.utils.errors import UserError, duration
 from official_selftrain.utils.files import locked, write_json, write_text
 
 STAGES, STUDIES = "stages", "studies"
@@ -75,7 +74,7 @@ class Study:
             *((name, str(count)) for name, count in counts.items()),
             ("shared", f"{shared} stages that separate runs would repeat"),
             ("finished", str(len(self.stages) - len(waiting))),
-            ("time left", told if left is None else f"{in_words(left)} with --jobs={jobs}"),
+            ("time left", told if left is None else f"{duration(left)} with --jobs={jobs}"),
         ]
 
     def run(self, jobs: int) -> dict[str, str]:

@@ -92,3 +92,10 @@ def or_nearest(name: Any, known: Collection[str]) -> str:
 def did_you_mean(name: Any, known: Collection[str]) -> str:
     """The end of an error message: the nearest of the `known` names, or a list of all of them."""
     return or_nearest(name, known) or (f"; known: {', '.join(known)}" if known else "")
+
+
+def duration(seconds: float) -> str:
+    """A duration to be printed: "40 s", "12 min", or "1.6 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

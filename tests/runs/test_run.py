@@ -567,8 +567,9 @@ def test_settings_are_free_until_something_is_trained(data, tmp_path, caplog):
 )
 def test_a_second_process_in_a_folder_ends_and_names_the_first(data, tmp_path, work):
     (tmp_path / "model.weights.h5").touch()
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels/statistics.json").touch()
+    for name in ("labels/statistics.json", "student/metrics.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
     other = tmp_path / "a.0123456789ab.tmp"
     other.touch()  # of the first
     with (
