@@ -6,16 +6,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from official_selftrain.config import Config, with_length
+from official_selftrain.config import Config, with_batches, with_length
 from official_selftrain.data import parts, records, sources
 from official_selftrain.data.sources.record_errors import hints
 from official_selftrain.utils.errors import Damaged, UserError
-from official_selftrain.utils.files import read_json_or_none, sha256
+from official_selftrain.utils.files import matching, read_json_or_none, sha256
 from official_selftrain.utils.types import StrPath
 
 SOURCES = ("human", "unlabeled", "pseudo", "evaluation")
 WITHOUT_LABELS = ("human", "unlabeled", "evaluation")  # for a run, which makes its labels itself
 SHOWN_CLASSES = 30  # in messages
+FEW = 20  # images that measure a result
 
 
 class PreparedData:
@@ -48,6 +49,8 @@ class PreparedData:
         self.places = {}
         for name in _needed(config, names):
             source = getattr(config, name)
+            if name == "evaluation" and splits_evaluation(config):
+                continue
             if source is not None and source.given:
                 self.places[name] = self.folder / name
                 with hints(f"{name}."):
@@ -69,18 +72,21 @@ class PreparedData:
     def _take_parts(self, config):
         """Puts the parts of the labeled and the unlabeled images that are used in their place."""
         apart = config.unlabeled is not None and config.unlabeled.exclude_labeled
-        if not (apart or config.human.fraction is not None or config.selection is not None):
+        split = splits_evaluation(config)
+        if not (apart or split or config.human.fraction is not None or config.selection):
             return
-        known = set(self._digests("evaluation"))
+        known = set()
         if "human" in self.summaries:
-            known |= self._take_labeled(config, known)
+            known = self._take_labeled(config, split)
+        known |= set(self._digests("evaluation"))
         if apart and "unlabeled" in self.summaries:
             digests = self._digests("unlabeled")
             rest = [place for place, digest in enumerate(digests) if digest not in known]
-            logging.info(
-                "%d of %d images of unlabeled are labeled or evaluated on, and left out of it",
-                len(digests) - len(rest), len(digests),
-            )  # fmt: skip
+            if len(rest) < len(digests):
+                logging.info(
+                    "%d of %d images of unlabeled are labeled or evaluated on, and left out of it",
+                    len(digests) - len(rest), len(digests),
+                )  # fmt: skip
             if not rest:
                 raise UserError(
                     f"all {len(digests)} images of unlabeled are labeled or evaluated on, so none "
@@ -88,15 +94,20 @@ class PreparedData:
                 )
             self._take("unlabeled", "unlabeled_used", rest, of="unlabeled")
 
-    def _take_labeled(self, config, measured):
+    def _take_labeled(self, config, split):
         """Takes the labeled images in use, and those that are held out; returns their digests."""
         index = list(sources.read_index(self.places["human"]))
-        used = parts.labeled(index, config.human)
+        left = self._take_evaluation(config, index) if split else None
+        used = parts.labeled(index, config.human, left)
         held_out, why = [], ""
         if config.selection is not None:
+            measured = set(self._digests("evaluation"))
             held_out, why = parts.held_out(index, used, config.selection, measured)
         if why:
-            logging.warning("no image is held out for selection, and lengths are fixed: %s", why)
+            logging.warning(
+                "no image is held out for selection, so that every training runs to its last step "
+                "and keeps its last weights: %s", why,
+            )  # fmt: skip
         if held_out:
             lacking = {c for place in used for c in index[place][3]}
             lacking -= {c for place in held_out for c in index[place][3]}
@@ -108,6 +119,24 @@ class PreparedData:
             self._take("selection", "selection", held_out, of="human")
         self._take("human", "human_used", sorted({*used} - {*held_out}), of="human")
         return {index[position][2] for position in used}
+
+    def _take_evaluation(self, config, index):
+        """Holds labeled images out to measure the result; returns the positions of the others."""
+        measured = parts.measured(index, config.evaluation.from_labeled)
+        wanted = config.evaluation.images
+        logging.info(
+            "%s%d of %d labeled images are held out to measure the result",
+            f"no validation images at {config.path(wanted)}: " if wanted else "",
+            len(measured), len(index),
+        )  # fmt: skip
+        if len(measured) < FEW:
+            logging.warning(
+                "the result will be measured on %d %s, so that differences of several points are "
+                "chance; more labeled images make it mean something",
+                len(measured), "images" if len(measured) > 1 else "image",
+            )  # fmt: skip
+        self._take("evaluation", "evaluation", measured, of="human")
+        return sorted({*range(len(index))} - {*measured})
 
     def _take(self, name, prefix, positions, of):
         """Makes images of the source `of` the source `name`."""
@@ -135,7 +164,8 @@ class PreparedData:
                     self.places["evaluation"],
                     self.places[name],
                     f"images that the result is measured on must not be labeled or learned from; "
-                    f"leave them out of {name}, for example by {name}.exclude_lists",
+                    f"leave them out of {name}, for example by {name}.exclude_lists"
+                    + (" or unlabeled.exclude_labeled=true" if name == "unlabeled" else ""),
                 )
         if "human" in self.summaries:
             shared = sources.shared_images(self.places["evaluation"], self.places["human"])
@@ -185,7 +215,7 @@ class PreparedData:
         return next((names for name in order if (names := self.names.get(name))), {})
 
     def completed(self, config: Config) -> Config:
-        """The config with all that follows from the data: class count, length and intervals.
+        """The config with all that follows from the data: classes, batches, rates and length.
 
         Raises:
             UserError: see `with_num_classes`.
@@ -194,7 +224,8 @@ class PreparedData:
         if "human" not in self.summaries:
             return config
         selection = config.selection is not None and "selection" in self.summaries
-        return with_length(config, self.summaries["human"]["images"], selection)
+        images = self.summaries["human"]["images"]
+        return with_length(with_batches(config, images), images, selection)
 
     def with_num_classes(self, config: Config) -> Config:
         """The config with the class count of the weights, or else of the data.
@@ -240,10 +271,25 @@ class PreparedData:
         return None
 
 
+def splits_evaluation(config: Config) -> bool:
+    """Whether the images that measure the result are a part of the labeled ones.
+
+    Raises:
+        UserError: if the folder of the evaluation images cannot be read.
+    """
+    source = config.evaluation
+    if source is None or source.from_labeled is None:
+        return False
+    given = (source.images, source.annotations, source.masks)
+    return not any(matching(config.path(place))[1] for place in given if place)
+
+
 def _needed(config, names):
     """The names of the sources, and of those that decide which of their images are used."""
     needed = set(names)
     if "unlabeled" in needed and config.unlabeled is not None and config.unlabeled.exclude_labeled:
+        needed |= {"human", "evaluation"}
+    if splits_evaluation(config) and needed & {"human", "evaluation"}:
         needed |= {"human", "evaluation"}
     if "human" in needed and config.selection is not None:
         needed |= {"evaluation"}
