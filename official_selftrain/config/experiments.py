@@ -212,7 +212,9 @@ def resolve(
 def _names_evaluation(values: dict[str, Any]) -> bool:
     """Whether a user names evaluation images, which then have to exist, unlike a recipe's."""
     named = values.get("evaluation")
-    return isinstance(named, dict) and "from_labeled" not in named and bool(PLACES & named.keys())
+    if not isinstance(named, dict) or "from_labeled" in named:
+        return False
+    return any(named.get(key) for key in PLACES)
 
 
 def resolve_layers(

@@ -31,6 +31,7 @@ class PreparedData:
         folder: where they are prepared.
         names: the sources that are needed.
         classes: `checkpoints.classes_of` the weights that are to be used, or None.
+        again: whether most of it has been prepared before; the log does not repeat what it said.
 
     Raises:
         UserError: if anything is wrong with a source, or between two of them.
@@ -42,7 +43,9 @@ class PreparedData:
         folder: StrPath,
         names: Sequence[str] = SOURCES,
         classes: Mapping[str, Any] | None = None,
+        again: bool = False,
     ) -> None:
+        self._info, self._warn = (_silent, _silent) if again else (logging.info, logging.warning)
         self.folder = pathlib.Path(folder)
         self.classes = classes
         self.summaries = {}
@@ -83,7 +86,7 @@ class PreparedData:
             digests = self._digests("unlabeled")
             rest = [place for place, digest in enumerate(digests) if digest not in known]
             if len(rest) < len(digests):
-                logging.info(
+                self._info(
                     "%d of %d images of unlabeled are labeled or evaluated on, and left out of it",
                     len(digests) - len(rest), len(digests),
                 )  # fmt: skip
@@ -104,17 +107,15 @@ class PreparedData:
             measured = set(self._digests("evaluation"))
             held_out, why = parts.held_out(index, used, config.selection, measured)
         if why:
-            logging.warning(
+            self._warn(
                 "no image is held out for selection, so that every training runs to its last step "
                 "and keeps its last weights: %s", why,
             )  # fmt: skip
         if held_out:
-            lacking = {c for place in used for c in index[place][3]}
-            lacking -= {c for place in held_out for c in index[place][3]}
-            logging.info(
+            self._info(
                 "selection: %d of %d labeled images are held out of the training%s",
                 len(held_out), len(used),
-                f"; they lack {self._listed(lacking)}, which do not decide" if lacking else "",
+                self._lacking(index, used, held_out, "which do not decide"),
             )  # fmt: skip
             self._take("selection", "selection", held_out, of="human")
         self._take("human", "human_used", sorted({*used} - {*held_out}), of="human")
@@ -122,21 +123,28 @@ class PreparedData:
 
     def _take_evaluation(self, config, index):
         """Holds labeled images out to measure the result; returns the positions of the others."""
+        everything = range(len(index))
         measured = parts.measured(index, config.evaluation.from_labeled)
         wanted = config.evaluation.images
-        logging.info(
-            "%s%d of %d labeled images are held out to measure the result",
+        self._info(
+            "%s%d of %d labeled images are held out to measure the result%s",
             f"no validation images at {config.path(wanted)}: " if wanted else "",
             len(measured), len(index),
+            self._lacking(index, everything, measured, "which no result counts"),
         )  # fmt: skip
         if len(measured) < FEW:
-            logging.warning(
-                "the result will be measured on %d %s, so that differences of several points are "
-                "chance; more labeled images make it mean something",
-                len(measured), "images" if len(measured) > 1 else "image",
+            self._warn(
+                "a result that is measured on %d %s is rough: differences of several points are "
+                "chance", len(measured), "images" if len(measured) > 1 else "image",
             )  # fmt: skip
         self._take("evaluation", "evaluation", measured, of="human")
-        return sorted({*range(len(index))} - {*measured})
+        return sorted({*everything} - {*measured})
+
+    def _lacking(self, index, whole, part, consequence):
+        """The end of a message, about the classes of labeled images that some of them lack."""
+        lacking = {c for place in whole for c in index[place][3]}
+        lacking -= {c for place in part for c in index[place][3]}
+        return f"; they lack {self._listed(lacking)}, {consequence}" if lacking else ""
 
     def _take(self, name, prefix, positions, of):
         """Makes images of the source `of` the source `name`."""
@@ -170,7 +178,7 @@ class PreparedData:
         if "human" in self.summaries:
             shared = sources.shared_images(self.places["evaluation"], self.places["human"])
             if shared:
-                logging.warning(
+                self._warn(
                     "%d images are both in human and in evaluation, the first %r: the metrics will "
                     "be too good", len(shared), shared[0],
                 )  # fmt: skip
@@ -195,7 +203,7 @@ class PreparedData:
 
         absent = sorted((held("evaluation") | set(self.class_names)) - held("human"))
         if absent:
-            logging.warning(
+            self._warn(
                 "no labeled image holds %s: teacher and student cannot learn it",
                 self._listed(absent),
             )
@@ -271,17 +279,29 @@ class PreparedData:
         return None
 
 
+def _silent(*_):
+    """In place of a function that logs."""
+
+
 def splits_evaluation(config: Config) -> bool:
     """Whether the images that measure the result are a part of the labeled ones.
 
     Raises:
-        UserError: if the folder of the evaluation images cannot be read.
+        UserError: if their folder or their labels exist, but not both.
     """
     source = config.evaluation
     if source is None or source.from_labeled is None:
         return False
-    given = (source.images, source.annotations, source.masks)
-    return not any(matching(config.path(place))[1] for place in given if place)
+    places = [config.path(p) for p in (source.images, source.annotations, source.masks) if p]
+    found = [place for place in places if matching(place)[1]]
+    if found and len(found) < len(places):
+        missing = next(place for place in places if place not in found)
+        raise UserError(
+            f"{found[0]} exists, but {missing} does not, and both are needed to measure the "
+            f"result: add it, or rename {found[0]}, and {source.from_labeled:.0%} of the labeled "
+            "images are held out instead"
+        )
+    return not found
 
 
 def _needed(config, names):
