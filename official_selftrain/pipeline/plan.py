@@ -167,7 +167,7 @@ def _threshold(pseudo, held_out):
     if pseudo.score_threshold != "auto":
         return f"threshold {pseudo.score_threshold}"
     if not held_out:
-        return f"threshold {FALLBACK}, as no image is held out to find better ones"
+        return f"threshold {FALLBACK}, as no image is held out to find a better"
     return f"thresholds with a precision of {pseudo.target_precision:.0%} on {held_out} images"
 
 
