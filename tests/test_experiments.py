@@ -9,6 +9,7 @@ import pytest
 
 from official_selftrain import config as config_lib
 from official_selftrain.data import numpy_inputs
+from official_selftrain.data.prepared import WITHOUT_LABELS, PreparedData
 
 
 @pytest.mark.parametrize("variant", ["49S", "49", "96", "143", "190"])
@@ -145,21 +146,45 @@ def test_every_experiment_is_found_by_a_plain_search():
         assert sum(f'"{name}": ' in text for text in texts) == 1, name
 
 
-def test_own_boxes_and_masks_are_read_from_the_documented_folders(tmp_path, monkeypatch):
-    mini.write_boxes(tmp_path)  # train/, train.json, unlabeled/
-    mini.write_masks(tmp_path)  # masks/, classes.txt
-    shutil.copytree(tmp_path / "train", tmp_path / "val")
-    shutil.copy(tmp_path / "train.json", tmp_path / "val.json")
-    shutil.copytree(tmp_path / "masks", tmp_path / "train_masks")
-    shutil.copytree(tmp_path / "masks", tmp_path / "val_masks")
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """train/ train.json train_masks/ classes.txt unlabeled/, and no val."""
+    mini.write_boxes(tmp_path)
+    mini.write_masks(tmp_path)
+    (tmp_path / "masks").rename(tmp_path / "train_masks")
     monkeypatch.chdir(tmp_path)
-    for name, label in (("folder", "boxes"), ("folder_masks", "mask")):
-        config = config_lib.resolve(name)
-        human, evaluation, unlabeled = (
-            numpy_inputs.read_records(source)
-            for source in (config.human, config.evaluation, config.unlabeled)
-        )
-        assert (len(human), len(evaluation), len(unlabeled)) == (6, 6, 5)
-        for record in (*human, *evaluation):
-            assert getattr(record, label) is not None
-        assert config.self_training.control and config.pseudo.batch_size == 8
+    return tmp_path
+
+
+RECIPES = [("folder", "boxes"), ("folder_masks", "mask")]
+RECIPES += [(f"{name}_gpu", label) for name, label in RECIPES]
+
+
+@pytest.mark.parametrize(("name", "label"), RECIPES)
+def test_own_boxes_and_masks_are_read_from_the_documented_folders(own, name, label):
+    shutil.copytree(own / "train", own / "val")
+    shutil.copytree(own / "train_masks", own / "val_masks")
+    shutil.copy(own / "train.json", own / "val.json")
+    config = config_lib.resolve(name)
+    human, evaluation, unlabeled = (
+        numpy_inputs.read_records(source)
+        for source in (config.human, config.evaluation, config.unlabeled)
+    )
+    assert (len(human), len(evaluation), len(unlabeled)) == (6, 6, 5)
+    for record in (*human, *evaluation):
+        assert getattr(record, label) is not None
+
+
+@pytest.mark.parametrize(("name", "label"), RECIPES)
+def test_own_images_need_nothing_to_measure_on(own, name, label):
+    config = config_lib.resolve(name)
+    data = PreparedData(config, own / "data", WITHOUT_LABELS)
+    counts = {source: summary["images"] for source, summary in data.summaries.items()}
+    assert counts == {"human": 5, "unlabeled": 5, "evaluation": 1}
+    stages = config_lib.stages(config, data.completed)
+    assert list(stages) == ["teacher", "student", "control"]
+    assert {done.images_per_step for done in stages.values()} == {8}
+    assert {done.steps for done in stages.values()} == {600}
+    assert stages["teacher"].trainer.init == "imagenet"
+    assert config.pseudo.score_threshold == "auto" and config.unlabeled.exclude_labeled
+    assert (config.pseudo.agnostic_nms_iou == 0.5) == (label == "boxes")

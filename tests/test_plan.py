@@ -55,6 +55,7 @@ def test_a_run_says_what_it_will_do():
     assert list(Forecast(plan.stages_of_run(place), place).rows()) == [
         ("images", "50 labeled, 300 unlabeled, 60 for evaluation"),
         ("network", "detection, resnet18 + fpn, 256 x 384 pixels"),
+        ("start", "random weights"),
         ("teacher", "450 steps of 4 images, learning rate 0.04"),
         ("labels", "300 images, threshold 0.5"),
         ("student", "200 steps of 4 + 4 images, learning rate 0.04"),
@@ -66,8 +67,30 @@ def test_a_run_says_what_it_will_do():
     ]  # fmt: skip
 
 
+def test_what_follows_from_the_data_is_said_too(monkeypatch):
+    settings = {"selection": {}, "pseudo.score_threshold": "auto", "trainer.init": "run/teacher"}
+    place = Place(CONFIG.override({**settings, "trainer.evaluation_interval": 10}))
+
+    def rows():
+        return dict(Forecast(plan.stages_of_run(place), place).rows())
+
+    assert rows()["labels"] == "300 images, threshold 0.5, as no image is held out to find a better"
+    assert rows()["control"] == "200 steps of 8 images, learning rate 0.04, measured every 10 steps"
+    held_out = {**Place.data.summaries, "selection": {"images": 12}}
+    monkeypatch.setattr(Place.data, "summaries", held_out)
+    assert rows()["start"] == "run/teacher" and "12 held out for selection" in rows()["images"]
+    assert rows()["labels"] == "300 images, thresholds with a precision of 80% on 12 images"
+    assert rows()["student"] == (
+        "at most 200 steps of 4 + 4 images, learning rate 0.04, measured every 10 steps"
+    )
+
+
 def test_the_work_of_a_stage_is_its_images_and_a_third_of_those_it_predicts():
     assert Stage("labels", CONFIG, labels=True).work(COUNTS) == 100
+    views = CONFIG.override({"task.label_scales": [0.5, 1.0], "task.label_flip": True})
+    assert Stage("labels", views, labels=True).work(COUNTS) == pytest.approx(
+        250
+    )  # 2 * (1/4 + 1) times as many
     assert Stage("student", CONFIG).work(COUNTS) == 200 * 8 + 20
     assert Stage("student", CONFIG).work(COUNTS, 150) == 50 * 8 + 20
     often = Stage("student", CONFIG.override({"trainer.evaluation_interval": 50}))

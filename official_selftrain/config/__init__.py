@@ -16,7 +16,12 @@ from official_selftrain.config.experiments import (
     resolve,
     resolve_layers,
 )
-from official_selftrain.config.lengths import default_steps, with_length
+from official_selftrain.config.lengths import (
+    default_batch_size,
+    default_steps,
+    with_batches,
+    with_length,
+)
 from official_selftrain.config.networks import BACKBONES
 from official_selftrain.config.overrides import (
     dump,
@@ -82,6 +87,7 @@ __all__ = [
     "choices",
     "config_from_dict",
     "control_config",
+    "default_batch_size",
     "default_steps",
     "dump",
     "experiment_settings",
@@ -103,5 +109,6 @@ __all__ = [
     "student_config",
     "teacher_config",
     "variant_configs",
+    "with_batches",
     "with_length",
 ]

@@ -15,6 +15,7 @@ from official_selftrain.utils.errors import UserError, did_you_mean, one_line, o
 from official_selftrain.utils.types import StrPath
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+PLACES = {"records", "images", "annotations", "masks", "tfds", "builtin"}  # keys of a source
 EXPERIMENT_FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
 
 
@@ -208,6 +209,14 @@ def resolve(
     return resolve_layers(layers, data_dir)
 
 
+def _names_evaluation(values: dict[str, Any]) -> bool:
+    """Whether a user names evaluation images, which then have to exist, unlike a recipe's."""
+    named = values.get("evaluation")
+    if not isinstance(named, dict) or "from_labeled" in named:
+        return False
+    return any(named.get(key) for key in PLACES)
+
+
 def resolve_layers(
     layers: Iterable[tuple[str, dict[str, Any]]], data_dir: StrPath | None = None
 ) -> Config:
@@ -220,8 +229,10 @@ def resolve_layers(
     if data_dir:
         layers.append(("--data_dir", {"data_dir": os.path.abspath(data_dir)}))
     merged: dict[str, Any] = {}
-    for _, values in layers:
+    for number, (_, values) in enumerate(layers):
         merged = merge(merged, values)
+        if number and _names_evaluation(values):
+            merged = merge(merged, {"evaluation": {"from_labeled": None}})
     config = config_from_dict(merged, layers)
     try:
         teacher_config(config)  # its overrides would otherwise be checked only when it trains

@@ -1,4 +1,4 @@
-"""How long a training is where that follows from its images, and how often it is evaluated."""
+"""Batches, learning rate and length of a training where they follow from its images."""
 
 from official_selftrain.config.schema import Config
 
@@ -6,6 +6,46 @@ PASSES = 100  # images read for each labeled one, if neither steps nor epochs ar
 SHORTEST, LONGEST, ROUNDED = 600, 20_000, 50  # steps
 EVALUATIONS = 20  # of a training that a selection part decides on
 WARMUP = 10  # the warmup is at most the tenth part of an automatic length
+FEW, MANY = 16, 2000  # labeled images
+
+
+def default_batch_size(images: int) -> int:
+    """The images per step of a training with automatic batches, pseudo-labeled ones included.
+
+    They are 16; but 8 with fewer than 16 labeled images, of which a batch would hold many twice,
+    and 32 with more than 2,000, which the largest number of steps would else show too rarely.
+
+    Args:
+        images: number of labeled images to train on.
+    """
+    return 8 if images < FEW else 16 if images <= MANY else 32
+
+
+def with_batches(config: Config, images: int) -> Config:
+    """A config whose batch sizes are numbers, and whose learning rates hold for them.
+
+    A student's automatic batch is half human-labeled and half pseudo-labeled.
+
+    Args:
+        config: of one training; one that has such numbers comes back as it is.
+        images: number of labeled images to train on.
+    """
+    if config.human.batch_size == "auto":
+        sources = ["human"] if config.pseudo is None else ["human", "pseudo"]
+        batch = default_batch_size(images) // len(sources)
+        config = config.override({f"{source}.batch_size": batch for source in sources})
+    optimizer = config.optimizer
+    if optimizer.base_batch_size is None:
+        return config
+    factor = config.images_per_step / optimizer.base_batch_size
+    return config.override(
+        {
+            "optimizer.base_batch_size": None,
+            "optimizer.learning_rate": optimizer.learning_rate * factor,
+            "optimizer.warmup_learning_rate": optimizer.warmup_learning_rate * factor,
+            "optimizer.step_rates": [rate * factor for rate in optimizer.step_rates],
+        }
+    )
 
 
 def default_steps(images: int, batch_size: int) -> int:
@@ -56,7 +96,7 @@ def with_length(config: Config, images: int, selection: bool) -> Config:
         if trainer.epochs is None:
             steps = default_steps(images, config.images_per_step)
         else:
-            steps = max(1, round(trainer.epochs * images / config.human.batch_size))
+            steps = max(1, round(trainer.epochs * images / config.human.batch))
         interval = evaluation_interval(steps, trainer.steps_per_loop)
         changes = {
             "trainer.steps": steps,

@@ -111,6 +111,13 @@ class OptimizerConfig(ConfigModel):
         description="Learning rate after the warmup: a cosine to 0, or step_rates.",
     )
     learning_rate: Rate = Field(default=0.28, description="Learning rate after the warmup.")
+    base_batch_size: Batch | None = Field(
+        default=None,
+        description=(
+            "Images per step for which the learning rates are meant; with more or fewer they are "
+            "scaled in proportion. By default they hold for any number."
+        ),
+    )
     warmup_steps: Interval = Field(
         default=2000, description="Steps in which the learning rate rises linearly."
     )
@@ -305,6 +312,7 @@ class Config(ConfigModel):
                 f"trainer.steps ({steps})"
             )
         self._check_init()
+        self._check_auto_batches()
         self._check_micro_batches()
         self._check_thresholds()
         if (
@@ -344,6 +352,16 @@ class Config(ConfigModel):
                 "set task.activation=relu"
             )
 
+    def _check_auto_batches(self) -> None:
+        if self.pseudo is None:
+            return
+        human, pseudo = self.human.batch_size, self.pseudo.batch_size
+        if (human == "auto") != (pseudo == "auto"):
+            raise ValueError(
+                f"human.batch_size={human} and pseudo.batch_size={pseudo}: the two halves of a "
+                "batch are both auto or both numbers; set the other one, too"
+            )
+
     def _check_micro_batches(self) -> None:
         count = self.trainer.micro_batches
         self.check_batch_sizes(count, f"trainer.micro_batches={count}")
@@ -367,7 +385,9 @@ class Config(ConfigModel):
         """
         for name in ("human", "pseudo"):
             source = getattr(self, name)
-            if source is not None and source.batch_size % parts:
+            if source is None or source.batch_size == "auto":
+                continue
+            if source.batch_size % parts:
                 raise UserError(
                     f"{name}.batch_size={source.batch_size} is not divisible by {divisor}; use "
                     f"{math.ceil(source.batch_size / parts) * parts}"
@@ -394,7 +414,7 @@ class Config(ConfigModel):
     @property
     def images_per_step(self) -> int:
         """Human-labeled and pseudo-labeled images of one update."""
-        return self.human.batch_size + (self.pseudo.batch_size if self.pseudo is not None else 0)
+        return self.human.batch + (self.pseudo.batch if self.pseudo is not None else 0)
 
     @property
     def decay(self) -> float:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from official_selftrain.config.build import ConfigModel
 from official_selftrain.config.values import (
+    AutoOrBatch,
     AutoOrFraction,
     Batch,
     Buffer,
@@ -146,7 +147,13 @@ JITTER: Mapping[str, tuple[float, float]] = {
 class InputConfig(SourceConfig):
     """A source to train on, with its augmentation (docs/augmentation.md)."""
 
-    batch_size: Batch = Field(default=256, description="Images per step, over all devices.")
+    batch_size: AutoOrBatch = Field(
+        default=256,
+        description=(
+            "Images per step, over all devices. With auto they follow from the number of labeled "
+            "images, see docs/method.md."
+        ),
+    )
     policy: Policy = Field(
         default="S1",
         description=(
@@ -189,6 +196,13 @@ class InputConfig(SourceConfig):
         if jitter is not None and jitter[0] > jitter[1]:
             raise ValueError(f"the smallest scale comes first; given {jitter}")
         return jitter
+
+    @property
+    def batch(self) -> int:
+        """Images per step, which an automatic batch size has once the images are counted."""
+        if self.batch_size == "auto":
+            raise RuntimeError("call `with_batches` before the batch size is read")
+        return self.batch_size
 
     @property
     def scale_jitter(self) -> tuple[float, float]:
@@ -298,4 +312,27 @@ class PseudoConfig(InputConfig):
 class EvaluationConfig(SourceConfig):
     """A source to evaluate on."""
 
+    from_labeled: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description=(
+            "Part of the labeled images that is held out to evaluate on if no `images` are given, "
+            "or if a recipe names some and neither they nor their labels exist."
+        ),
+    )
     batch_size: Batch = Field(default=8, description="Images per step, over all devices.")
+
+    @pydantic.model_validator(mode="after")
+    def _held_out_images_exist(self) -> "EvaluationConfig":
+        other = next((key for key in ("records", "tfds", "builtin") if getattr(self, key)), None)
+        if self.from_labeled is not None and other:
+            raise ValueError(
+                f"from_labeled stands in for `images`, not for {other}; set one to null"
+            )
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return super().given or self.from_labeled is not None

@@ -46,10 +46,13 @@ def control_config(config: Config, init: str | None) -> Config:
 
     Any other difference between control and student would hide what the pseudo labels are worth.
     """
-    batch = config.images_per_step
-    changes: dict[str, object] = {"pseudo": None, "human.batch_size": batch}
+    changes: dict[str, object] = {"pseudo": None}
+    ratio = 2.0  # of all images of a step to the human-labeled ones, in automatic batches
+    if config.human.batch_size != "auto":
+        changes["human.batch_size"] = config.images_per_step
+        ratio = config.images_per_step / config.human.batch_size
     if config.trainer.epochs is not None:  # passes with the student's human-labeled part of a batch
-        changes["trainer.epochs"] = config.trainer.epochs * batch / config.human.batch_size
+        changes["trainer.epochs"] = config.trainer.epochs * ratio
     if config.self_training.student_init == "teacher":
         changes["trainer.init"] = init
     return config.override(changes)

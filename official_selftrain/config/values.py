@@ -71,9 +71,12 @@ def _name(value: str) -> str:
 Words = Annotated[str, pydantic.BeforeValidator(_text)]
 Text = Annotated[str, pydantic.BeforeValidator(_text), pydantic.AfterValidator(_name)]
 Fraction = Annotated[float, Limits((annotated_types.Ge(0), annotated_types.Le(1)))]
+_AUTO_OR_NUMBER = pydantic.Discriminator(
+    lambda value: "auto" if isinstance(value, str) else "number"
+)
 AutoOrFraction = Annotated[
     Annotated[Literal["auto"], pydantic.Tag("auto")] | Annotated[Fraction, pydantic.Tag("number")],
-    pydantic.Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
+    _AUTO_OR_NUMBER,
 ]
 BelowOne = Annotated[float, Limits((annotated_types.Ge(0), annotated_types.Lt(1)))]
 
@@ -81,6 +84,10 @@ MAX_CLASSES, MAX_SIDE = 10_000, 8192
 Classes = Annotated[int, whole(MAX_CLASSES, "each class has weights in the last layer", 2)]
 Side = Annotated[int, whole(MAX_SIDE, "memory grows with the number of pixels")]
 Batch = Annotated[int, whole(16_384, "all images of a batch are in memory at the same time")]
+AutoOrBatch = Annotated[
+    Annotated[Literal["auto"], pydantic.Tag("auto")] | Annotated[Batch, pydantic.Tag("number")],
+    _AUTO_OR_NUMBER,
+]
 Buffer = Annotated[int, whole(1_000_000, "as many encoded images are kept in memory")]
 Threads = Annotated[int, whole(1024, "more threads than cores gain nothing", 0)]
 Filters = Annotated[int, whole(8192, "memory grows with the number of filters")]

@@ -27,22 +27,66 @@ def order(index: Index, positions: Sequence[int], seed: int) -> list[int]:
     return [places[name] for name in splits.order(images, seed, stratified=True)]
 
 
-def labeled(index: Index, human: HumanConfig) -> list[int]:
+def _single(
+    index: Index, positions: Sequence[int], seed: int, left_out: Container[str]
+) -> list[int]:
+    """`order` of the images of which no copy is among the others or, by digest, `left_out`."""
+    copies = collections.Counter(index[position][2] for position in positions)
+    return [
+        position
+        for position in order(index, positions, seed)
+        if index[position][2] not in left_out and copies[index[position][2]] == 1
+    ]
+
+
+def measured(index: Index, fraction: float) -> list[int]:
+    """Which labeled images are held out of a whole run to evaluate on, in ascending order.
+
+    They are drawn before all other parts, so they are the same for every `human.fraction`. The rest
+    holds an image of each class.
+
+    Args:
+        index: of the labeled images.
+        fraction: how many, in (0, 1); at least one is held out, and one is left.
+
+    Raises:
+        UserError: if none can be held out, or none of them has a label.
+    """
+    total = len(index)
+    count = min(max(round(fraction * total), 1), total - 1)
+    chosen = _single(index, range(total), 0, ())[-count:] if count else []
+    if any(index[position][3] for position in chosen):
+        return sorted(chosen)
+    why = f"none of the {len(chosen)} that would be held out has a label"
+    if not chosen:
+        why = "all of them are copies" if count else "one is needed to learn from"
+    raise UserError(
+        f"of {total} labeled {'image' if total == 1 else 'images'} none can be held out to measure "
+        f"the result: {why}; label more images, or set evaluation.images and their labels"
+    )
+
+
+def labeled(index: Index, human: HumanConfig, left: Sequence[int] | None = None) -> list[int]:
     """The positions of the labeled images that are used, in ascending order.
+
+    Args:
+        index: of the labeled images.
+        human: says how many are used.
+        left: positions among which they are drawn, by default all.
 
     Raises:
         UserError: if `human.fraction` leaves none.
     """
-    everything = range(len(index))
+    left = range(len(index)) if left is None else left
     if human.fraction is None:
-        return list(everything)
-    count = round(human.fraction * len(index))
+        return list(left)
+    count = round(human.fraction * len(left))
     if not count:
         raise UserError(
-            f"human.fraction={human.fraction:g} of {len(index)} labeled images is not one image; "
-            f"give at least {1 / len(index):.2g}"
+            f"human.fraction={human.fraction:g} of {len(left)} labeled images is not one image; "
+            f"give at least {1 / len(left):.2g}"
         )
-    return sorted(order(index, everything, human.fraction_seed)[:count])
+    return sorted(order(index, left, human.fraction_seed)[:count])
 
 
 def held_out(
@@ -68,12 +112,7 @@ def held_out(
             f"selection.min_images={fewest}"
         )
     count = min(max(round(selection.fraction * len(used)), fewest), most)
-    copies = collections.Counter(index[position][2] for position in used)
-    ordered = [
-        position
-        for position in order(index, used, selection.seed)
-        if index[position][2] not in measured and copies[index[position][2]] == 1
-    ]
+    ordered = _single(index, used, selection.seed, measured)
     if len(ordered) < count:
         return [], (
             f"only {len(ordered)} of {len(used)} labeled images occur once and are not among the "

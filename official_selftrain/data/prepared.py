@@ -6,16 +6,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from official_selftrain.config import Config, with_length
+from official_selftrain.config import Config, with_batches, with_length
 from official_selftrain.data import parts, records, sources
 from official_selftrain.data.sources.record_errors import hints
 from official_selftrain.utils.errors import Damaged, UserError
-from official_selftrain.utils.files import read_json_or_none, sha256
+from official_selftrain.utils.files import matching, read_json_or_none, sha256
 from official_selftrain.utils.types import StrPath
 
 SOURCES = ("human", "unlabeled", "pseudo", "evaluation")
 WITHOUT_LABELS = ("human", "unlabeled", "evaluation")  # for a run, which makes its labels itself
 SHOWN_CLASSES = 30  # in messages
+FEW = 20  # images that measure a result
 
 
 class PreparedData:
@@ -30,6 +31,7 @@ class PreparedData:
         folder: where they are prepared.
         names: the sources that are needed.
         classes: `checkpoints.classes_of` the weights that are to be used, or None.
+        again: whether most of it has been prepared before; the log does not repeat what it said.
 
     Raises:
         UserError: if anything is wrong with a source, or between two of them.
@@ -41,13 +43,17 @@ class PreparedData:
         folder: StrPath,
         names: Sequence[str] = SOURCES,
         classes: Mapping[str, Any] | None = None,
+        again: bool = False,
     ) -> None:
+        self._info, self._warn = (_silent, _silent) if again else (logging.info, logging.warning)
         self.folder = pathlib.Path(folder)
         self.classes = classes
         self.summaries = {}
         self.places = {}
         for name in _needed(config, names):
             source = getattr(config, name)
+            if name == "evaluation" and splits_evaluation(config):
+                continue
             if source is not None and source.given:
                 self.places[name] = self.folder / name
                 with hints(f"{name}."):
@@ -69,18 +75,21 @@ class PreparedData:
     def _take_parts(self, config):
         """Puts the parts of the labeled and the unlabeled images that are used in their place."""
         apart = config.unlabeled is not None and config.unlabeled.exclude_labeled
-        if not (apart or config.human.fraction is not None or config.selection is not None):
+        split = splits_evaluation(config)
+        if not (apart or split or config.human.fraction is not None or config.selection):
             return
-        known = set(self._digests("evaluation"))
+        known = set()
         if "human" in self.summaries:
-            known |= self._take_labeled(config, known)
+            known = self._take_labeled(config, split)
+        known |= set(self._digests("evaluation"))
         if apart and "unlabeled" in self.summaries:
             digests = self._digests("unlabeled")
             rest = [place for place, digest in enumerate(digests) if digest not in known]
-            logging.info(
-                "%d of %d images of unlabeled are labeled or evaluated on, and left out of it",
-                len(digests) - len(rest), len(digests),
-            )  # fmt: skip
+            if len(rest) < len(digests):
+                self._info(
+                    "%d of %d images of unlabeled are labeled or evaluated on, and left out of it",
+                    len(digests) - len(rest), len(digests),
+                )  # fmt: skip
             if not rest:
                 raise UserError(
                     f"all {len(digests)} images of unlabeled are labeled or evaluated on, so none "
@@ -88,26 +97,54 @@ class PreparedData:
                 )
             self._take("unlabeled", "unlabeled_used", rest, of="unlabeled")
 
-    def _take_labeled(self, config, measured):
+    def _take_labeled(self, config, split):
         """Takes the labeled images in use, and those that are held out; returns their digests."""
         index = list(sources.read_index(self.places["human"]))
-        used = parts.labeled(index, config.human)
+        left = self._take_evaluation(config, index) if split else None
+        used = parts.labeled(index, config.human, left)
         held_out, why = [], ""
         if config.selection is not None:
+            measured = set(self._digests("evaluation"))
             held_out, why = parts.held_out(index, used, config.selection, measured)
         if why:
-            logging.warning("no image is held out for selection, and lengths are fixed: %s", why)
+            self._warn(
+                "no image is held out for selection, so that every training runs to its last step "
+                "and keeps its last weights: %s", why,
+            )  # fmt: skip
         if held_out:
-            lacking = {c for place in used for c in index[place][3]}
-            lacking -= {c for place in held_out for c in index[place][3]}
-            logging.info(
+            self._info(
                 "selection: %d of %d labeled images are held out of the training%s",
                 len(held_out), len(used),
-                f"; they lack {self._listed(lacking)}, which do not decide" if lacking else "",
+                self._lacking(index, used, held_out, "which do not decide"),
             )  # fmt: skip
             self._take("selection", "selection", held_out, of="human")
         self._take("human", "human_used", sorted({*used} - {*held_out}), of="human")
         return {index[position][2] for position in used}
+
+    def _take_evaluation(self, config, index):
+        """Holds labeled images out to measure the result; returns the positions of the others."""
+        everything = range(len(index))
+        measured = parts.measured(index, config.evaluation.from_labeled)
+        wanted = config.evaluation.images
+        self._info(
+            "%s%d of %d labeled images are held out to measure the result%s",
+            f"no validation images at {config.path(wanted)}: " if wanted else "",
+            len(measured), len(index),
+            self._lacking(index, everything, measured, "which no result counts"),
+        )  # fmt: skip
+        if len(measured) < FEW:
+            self._warn(
+                "a result that is measured on %d %s is rough: differences of several points are "
+                "chance", len(measured), "images" if len(measured) > 1 else "image",
+            )  # fmt: skip
+        self._take("evaluation", "evaluation", measured, of="human")
+        return sorted({*everything} - {*measured})
+
+    def _lacking(self, index, whole, part, consequence):
+        """The end of a message, about the classes of labeled images that some of them lack."""
+        lacking = {c for place in whole for c in index[place][3]}
+        lacking -= {c for place in part for c in index[place][3]}
+        return f"; they lack {self._listed(lacking)}, {consequence}" if lacking else ""
 
     def _take(self, name, prefix, positions, of):
         """Makes images of the source `of` the source `name`."""
@@ -135,12 +172,13 @@ class PreparedData:
                     self.places["evaluation"],
                     self.places[name],
                     f"images that the result is measured on must not be labeled or learned from; "
-                    f"leave them out of {name}, for example by {name}.exclude_lists",
+                    f"leave them out of {name}, for example by {name}.exclude_lists"
+                    + (" or unlabeled.exclude_labeled=true" if name == "unlabeled" else ""),
                 )
         if "human" in self.summaries:
             shared = sources.shared_images(self.places["evaluation"], self.places["human"])
             if shared:
-                logging.warning(
+                self._warn(
                     "%d images are both in human and in evaluation, the first %r: the metrics will "
                     "be too good", len(shared), shared[0],
                 )  # fmt: skip
@@ -165,7 +203,7 @@ class PreparedData:
 
         absent = sorted((held("evaluation") | set(self.class_names)) - held("human"))
         if absent:
-            logging.warning(
+            self._warn(
                 "no labeled image holds %s: teacher and student cannot learn it",
                 self._listed(absent),
             )
@@ -185,7 +223,7 @@ class PreparedData:
         return next((names for name in order if (names := self.names.get(name))), {})
 
     def completed(self, config: Config) -> Config:
-        """The config with all that follows from the data: class count, length and intervals.
+        """The config with all that follows from the data: classes, batches, rates and length.
 
         Raises:
             UserError: see `with_num_classes`.
@@ -194,7 +232,8 @@ class PreparedData:
         if "human" not in self.summaries:
             return config
         selection = config.selection is not None and "selection" in self.summaries
-        return with_length(config, self.summaries["human"]["images"], selection)
+        images = self.summaries["human"]["images"]
+        return with_length(with_batches(config, images), images, selection)
 
     def with_num_classes(self, config: Config) -> Config:
         """The config with the class count of the weights, or else of the data.
@@ -240,10 +279,37 @@ class PreparedData:
         return None
 
 
+def _silent(*_):
+    """In place of a function that logs."""
+
+
+def splits_evaluation(config: Config) -> bool:
+    """Whether the images that measure the result are a part of the labeled ones.
+
+    Raises:
+        UserError: if their folder or their labels exist, but not both.
+    """
+    source = config.evaluation
+    if source is None or source.from_labeled is None:
+        return False
+    places = [config.path(p) for p in (source.images, source.annotations, source.masks) if p]
+    found = [place for place in places if matching(place)[1]]
+    if found and len(found) < len(places):
+        missing = next(place for place in places if place not in found)
+        raise UserError(
+            f"{found[0]} exists, but {missing} does not, and both are needed to measure the "
+            f"result: add it, or rename {found[0]}, and {source.from_labeled:.0%} of the labeled "
+            "images are held out instead"
+        )
+    return not found
+
+
 def _needed(config, names):
     """The names of the sources, and of those that decide which of their images are used."""
     needed = set(names)
     if "unlabeled" in needed and config.unlabeled is not None and config.unlabeled.exclude_labeled:
+        needed |= {"human", "evaluation"}
+    if splits_evaluation(config) and needed & {"human", "evaluation"}:
         needed |= {"human", "evaluation"}
     if "human" in needed and config.selection is not None:
         needed |= {"evaluation"}

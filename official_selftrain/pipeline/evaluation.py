@@ -190,7 +190,9 @@ def _write_metrics(config, folder, summary, metrics):
 def _write_foreign_metrics(config, folder, summary, metrics, weights):
     """Writes metrics of other weights, data or settings, with what they were measured on."""
     file, source = checkpoints.weights_file(weights or folder), config.evaluation
-    place = pathlib.Path(source.images or source.records or source.tfds or source.builtin)
+    place = pathlib.Path(
+        source.images or source.records or source.tfds or source.builtin or "labeled"
+    )
     identity = [sha256(file), content_of(summary), config.task.model_dump(mode="json")]
     name = re.sub(r"[^\w.-]+", "_", f"{file.parent.name}-{place.name}")
     file_name = folder / EVALUATIONS / f"{name}-{digest(identity)[:8]}.json"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from official_selftrain import config as config_lib
 from official_selftrain.config import Config
+from official_selftrain.evaluation.thresholds import FALLBACK
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import duration
 
@@ -44,7 +45,9 @@ class Stage:
             step: number of updates made.
         """
         if self.labels:
-            return FORWARD * counts.get("unlabeled", 0)
+            task = self.config.task
+            views = sum(scale**2 for scale in task.label_scales) * (1 + task.label_flip)
+            return FORWARD * views * counts.get("unlabeled", 0)
         settings = self.config.trainer
         steps = self.config.steps
         predicted = counts.get("evaluation", 0)  # by the final weights
@@ -94,20 +97,25 @@ class Forecast:
         self._warned = False
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Images, network and stages, as (name, text)."""
+        """Images, network, its start and the stages, as (name, text)."""
         counts = (f"{count} {SOURCES.get(name, name)}" for name, count in self.counts.items())
         yield "images", ", ".join(counts)
         yield "network", network(self.config)
+        yield "start", self.config.trainer.init or "random weights"
         for stage in self.left.values():
             yield stage.name, self._text(stage)
 
     def _text(self, stage):
-        human, pseudo = stage.config.human, stage.config.pseudo
+        config, held_out = stage.config, self.counts.get("selection")
         if stage.labels:
-            return f"{self.counts['unlabeled']} images, threshold {pseudo.score_threshold}"
-        images = f"{human.batch_size}" + (f" + {pseudo.batch_size}" if pseudo else "")
-        rate = f"learning rate {stage.config.optimizer.learning_rate:g}"
-        return f"{stage.config.steps} steps of {images} images, {rate}"
+            return f"{self.counts['unlabeled']} images, {_threshold(config.pseudo, held_out)}"
+        images = f"{config.human.batch_size}"
+        images += f" + {config.pseudo.batch_size}" if config.pseudo else ""
+        text = f"{config.steps} steps of {images} images"
+        text += f", learning rate {config.optimizer.learning_rate:g}"
+        if config.trainer.evaluation_interval:
+            text += f", measured every {config.trainer.evaluation_interval} steps"
+        return f"at most {text}" if held_out and config.selection.patience else text
 
     def log_plan(self) -> None:
         """Logs the rows."""
@@ -158,6 +166,14 @@ class Forecast:
                 "this takes more than an hour: a smaller task.image_size, fewer trainer.steps or a "
                 "faster device shorten it; Ctrl-C stops, and the same command resumes"
             )
+
+
+def _threshold(pseudo, held_out):
+    if pseudo.score_threshold != "auto":
+        return f"threshold {pseudo.score_threshold}"
+    if not held_out:
+        return f"threshold {FALLBACK}, as no image is held out to find a better"
+    return f"thresholds with a precision of {pseudo.target_precision:.0%} on {held_out} images"
 
 
 def network(config: Config) -> str:

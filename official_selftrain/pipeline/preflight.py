@@ -171,6 +171,7 @@ def check(config: Config, folder: StrPath, whole: bool = False) -> list[tuple[st
         check_settings(config, workspace.folder)
         workspace.prepare(WITHOUT_LABELS if whole else SOURCES)
         first, data = workspace.config, workspace.data
+        check_batches(first, workspace.distribution)  # automatic ones are known by now
         check_start(first, data)
         stages = config_lib.stages(config, data.completed) if whole else {}
         picture = workspace.folder / "check.png" if workspace.distribution.chief else None

@@ -86,6 +86,7 @@ def train_stage(
         workspace.on_chief_first(lambda: claim_content(config, folder, data))
         if not (folder / checkpoints.WEIGHTS).exists():
             check_start(config, data)
+            check_batches(config, workspace.distribution)  # automatic ones are known by now
             if evaluate_after or config.trainer.evaluation_interval:
                 evaluation.check_measurable(config, data)
             if forecast is None:
@@ -324,7 +325,7 @@ def training_data(
         return inputs.training_dataset(
             data.files(name),
             task.parser(source),
-            source.batch_size // micro_batches,
+            source.batch // micro_batches,
             seed,
             start_step * micro_batches,
             shuffle_buffer=source.shuffle_buffer,

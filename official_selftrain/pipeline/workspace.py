@@ -103,8 +103,10 @@ class Workspace:
         Raises:
             UserError: if anything is wrong with a source, between two of them, or for the task.
         """
-        place = place or self.folder / "data"
-        self._data = self.on_chief_first(lambda: PreparedData(self.config, place, names, classes))
+        place, again = place or self.folder / "data", self.prepared
+        self._data = self.on_chief_first(
+            lambda: PreparedData(self.config, place, names, classes, again)
+        )
         task_type(self.config.task).check_sources(self.data)
         self.config = self.data.completed(self.config)
 

@@ -86,6 +86,27 @@ def test_too_few_images_beside_the_evaluation_or_without_labels_are_told():
     assert not chosen and why == "none of the 5 images that would be held out has a label"
 
 
+@pytest.mark.parametrize(
+    ("images", "fraction", "count"), [(40, 0.2, 8), (40, 0.01, 1), (2, 0.9, 1)]
+)
+def test_how_many_images_measure_the_result(images, fraction, count):
+    chosen = parts.measured(INDEX[:images], fraction)
+    assert len(chosen) == count and chosen == sorted(chosen)
+
+
+def test_images_that_measure_are_labeled_and_have_no_copy_and_every_class_is_left():
+    chosen = parts.measured(INDEX, 0.5)
+    assert all(count({*range(40)} - {*chosen}, label) for label in (1, 2, 3, None))
+    copied = [*INDEX, ("copy.png", 40, INDEX[chosen[0]][2], [1])]
+    assert not {*parts.measured(copied, 0.5)} & {chosen[0], 40}
+    with pytest.raises(UserError, match="of 1 labeled image none .* one is needed to learn from"):
+        parts.measured(INDEX[:1], 0.2)
+    with pytest.raises(UserError, match="of 2 labeled images none .* all of them are copies"):
+        parts.measured([INDEX[0], INDEX[0]], 0.2)
+    with pytest.raises(UserError, match="of 4 labeled images none .* none of the 1 that would"):
+        parts.measured(INDEX[36:], 0.2)
+
+
 def test_images_of_one_name_or_none_are_told_apart():
     nameless = [("", number, digest, classes) for _, number, digest, classes in INDEX]
     drawn = parts.order(nameless, range(40), seed=0)
@@ -241,6 +262,55 @@ def test_evaluation_images_leave_unlabeled_and_nothing_left_is_an_error(folder, 
     human = {"images": "train", "annotations": "train.json"}
     with pytest.raises(UserError, match="all 32 images of unlabeled are labeled or evaluated on"):
         PreparedData(config(human=human), folder / "all")
+
+
+# What a recipe says: its images may be missing.
+SPLIT = {"images": "test", "annotations": "test.json", "from_labeled": 0.25}
+
+
+def test_without_evaluation_images_some_labeled_ones_measure(folder, caplog):
+    changed = config(evaluation=SPLIT, selection={"min_images": 2})
+    with caplog.at_level(logging.INFO):
+        data = PreparedData(changed, folder / "data")
+    measured, human, selection, rest = (
+        names(data, n) for n in ("evaluation", "human", "selection", "unlabeled")
+    )
+    # 32 = 8 to measure + (half of 24: 2 held out and 10) + 12 without their labels
+    assert [len(part) for part in (measured, human, selection, rest)] == [8, 10, 2, 12]
+    everything = [*measured, *human, *selection, *rest]
+    assert sorted(everything) == sorted(f"{n}.png" for n in range(32))
+    assert "no validation images at test: 8 of 32 labeled images are held out to me" in caplog.text
+    assert "measured on 8 images is rough" in caplog.text
+    content = data.summaries["evaluation"]["content"]
+    for other in (0.25, None):
+        human = {**changed.human.model_dump(), "fraction": other, "fraction_seed": 7}
+        other = config(evaluation=SPLIT, human=human, unlabeled={"images": "val"})
+        same = PreparedData(other, "other")
+        assert same.summaries["evaluation"]["content"] == content
+    alone = PreparedData(changed, folder / "alone", ("evaluation",))
+    assert alone.summaries["evaluation"]["content"] == content
+
+
+def test_existing_evaluation_images_measure_and_half_of_them_is_an_error(folder, caplog):
+    (folder / "test").mkdir()
+    with pytest.raises(UserError, match="test exists, but test.json does not, .* 25% of the lab"):
+        PreparedData(config(evaluation=SPLIT), folder / "data")
+    (folder / "test").rmdir()
+    (folder / "test.json").write_text((folder / "val.json").read_text())
+    with pytest.raises(UserError, match="test.json exists, but test does not, .* rename test.json"):
+        PreparedData(config(evaluation=SPLIT), folder / "data")
+    (folder / "val").rename(folder / "test")
+    data = PreparedData(config(evaluation=SPLIT), folder / "data")
+    assert sorted(names(data, "evaluation")) == ["0.png", "1.png", "2.png"]
+    assert "validation" not in caplog.text
+
+
+def test_a_stage_of_a_run_does_not_repeat_what_was_said(folder, caplog):
+    PreparedData(config(evaluation=SPLIT), folder / "data")
+    assert caplog.records
+    caplog.clear()
+    PreparedData(config(evaluation=SPLIT), folder / "data", again=True)
+    assert not caplog.records
 
 
 def test_without_these_settings_nothing_is_written_or_changed(folder):
