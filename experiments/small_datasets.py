@@ -8,12 +8,12 @@ Data:     Roboflow's Aquarium, BCCD (blood cells), CamVid (streets), and animals
           with their classes in `mask_classes.txt`, and lists of names in `splits/`. The number in
           the name of an experiment is the percentage of the training labels that it uses; the
           teacher labels the images of `unlabeled.txt`.
-Machine:  one GPU, like experiments/own_data.py, whose recipes these are.
-Hours:    unknown on a GPU; not run there yet.
-Expected: unknown. Shortened on one CPU core, the student did not beat its control: aquarium_25 took
-          1.5 hours and gave 3.8 AP to the control's 4.3 (docs/results/aquarium.md); camvid_25 took
-          0.9 hours and gave 50.3 mIoU to 53.6, camvid_25_random 21.3 to 30.7
-          (docs/results/segmentation.md). The other experiments have not been run yet.
+Machine:  two CPU cores, like the recipes of experiments/own_data.py, which these are.
+Hours:    a run says so after two steps.
+Expected: unknown. With earlier recipes, shortened on one CPU core, the student did not beat its
+          control: 3.8 AP to 4.3 on aquarium_25 (docs/results/aquarium.md), 50.3 mIoU to 53.6 on
+          camvid_25, 21.3 to 30.7 on camvid_25_random (docs/results/segmentation.md). The other
+          experiments have not been run yet.
 """
 
 import pathlib

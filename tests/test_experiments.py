@@ -2,13 +2,14 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import mini
 import pytest
 
 from official_selftrain import config as config_lib
-from official_selftrain.data import numpy_inputs
+from official_selftrain.data import numpy_inputs, parts
 from official_selftrain.data.prepared import WITHOUT_LABELS, PreparedData
 
 
@@ -188,3 +189,20 @@ def test_own_images_need_nothing_to_measure_on(own, name, label):
     assert stages["teacher"].trainer.init == "imagenet"
     assert config.pseudo.score_threshold == "auto" and config.unlabeled.exclude_labeled
     assert (config.pseudo.agnostic_nms_iou == 0.5) == (label == "boxes")
+
+
+def test_the_page_on_small_data_tells_what_the_code_chooses():
+    page = pathlib.Path(__file__).parents[1] / "docs/small_data.md"
+    rows = re.findall(r"^\| [\d,]+ \| .*$", page.read_text(encoding="utf-8"), re.M)
+    assert len(rows) == 7
+    for row in rows:
+        cells = row.replace(",", "").replace("–", "0").strip("| ").split("|")
+        total, measure, select, train, batch, steps = map(int, cells)
+        index = [(f"{place}.jpg", place, str(place), [1]) for place in range(total)]
+        measured = parts.measured(index, 0.2)
+        left = sorted({*range(total)} - {*measured})
+        held_out, _ = parts.held_out(index, left, config_lib.SelectionConfig(), set())
+        assert (len(measured), len(held_out)) == (measure, select)
+        assert len(left) - len(held_out) == train
+        assert config_lib.default_batch_size(train) == batch
+        assert config_lib.default_steps(train, batch) == steps

@@ -68,6 +68,12 @@ def test_seeds_and_segmentation_share_nothing(tmp_path):
     assert len(names) == 4 and len(set.union(*names)) == 16
 
 
+def test_automatic_batches_stay_automatic(tmp_path):
+    stages = graph.stages_of(config_lib.resolve("folder"), tmp_path)
+    assert {stage.config.human.batch_size for stage in stages.values()} == {"auto"}
+    assert stages["labels"].config.pseudo.batch_size == "auto"
+
+
 def test_a_variant_without_pseudo_labels_is_one_training(tmp_path):
     stages = plan(tmp_path, variants={"a": {}, "b": {"pseudo": None}}, seeds=[0])
     assert stages["b", 0] == {"teacher": stages["a", 0]["teacher"]}
