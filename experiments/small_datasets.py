@@ -7,7 +7,7 @@ Data:     Roboflow's Aquarium, BCCD (blood cells), CamVid (streets), and animals
           COCO. Each is a folder with `images/`, COCO files in `annotations/` or masks in `masks/`
           with their classes in `mask_classes.txt`, and lists of names in `splits/`. The number in
           the name of an experiment is the percentage of the training labels that it uses; the
-          teacher labels the images of `unlabeled.txt`.
+          teacher labels all other images but those of `val.txt`.
 Machine:  two CPU cores, like the recipes of experiments/own_data.py, which these are.
 Hours:    a run says so after two steps.
 Expected: unknown. With earlier recipes, shortened on one CPU core, the student did not beat its
@@ -24,38 +24,45 @@ OWN_DATA = runpy.run_path(str(pathlib.Path(__file__).with_name("own_data.py")))
 FOLDER, FOLDER_MASKS = OWN_DATA["FOLDER"], OWN_DATA["FOLDER_MASKS"]
 
 
-def _boxes(name, percent):
-    def images(annotations, image_list):
-        return {
+def _part_of(labeled, percent):
+    """A part of the labeled images; all others but those of the evaluation are unlabeled."""
+    return {
+        "human": labeled | {"fraction": percent / 100},
+        "unlabeled": {
             "images": "images",
-            "annotations": f"annotations/{annotations}.json",
-            "image_list": f"splits/{image_list}.txt",
-        }
+            "exclude_lists": ["splits/val.txt"],
+            "exclude_labeled": True,
+        },
+    }
 
+
+def _boxes(name, percent):
+    def images(part):
+        return {"images": "images", "annotations": f"annotations/instances_{part}.json"}
+
+    labeled = images("train") | {"image_list": "splits/train_100.txt"}
     return FOLDER | {
         "description": f"{name}, {percent} % of the training labels; EfficientNet-Lite0, 256 px",
-        "human": FOLDER["human"] | images("instances_train", f"train_{percent}"),
-        "unlabeled": images("unlabeled", "unlabeled"),
-        "evaluation": images("instances_val", "val"),
+        **_part_of(FOLDER["human"] | labeled, percent),
+        "evaluation": images("val") | {"image_list": "splits/val.txt"},
     }
 
 
 def _masks(name, percent, image_size=(256, 256), init="imagenet"):
-    def labeled(image_list):
+    def images(part):
         return {
             "images": "images",
             "masks": "masks",
             "class_list": "mask_classes.txt",
-            "image_list": f"splits/{image_list}.txt",
+            "image_list": f"splits/{part}.txt",
         }
 
     start = "ImageNet" if init else "random"
     return FOLDER_MASKS | {
         "description": f"{name}, {percent} % of the masks; EfficientNet-Lite0 ({start}) + FPN",
         "task": FOLDER_MASKS["task"] | {"image_size": image_size},
-        "human": FOLDER_MASKS["human"] | labeled(f"train_{percent}"),
-        "unlabeled": {"images": "images", "image_list": "splits/unlabeled.txt"},
-        "evaluation": labeled("val"),
+        **_part_of(FOLDER_MASKS["human"] | images("train_100"), percent),
+        "evaluation": images("val"),
         "trainer": FOLDER_MASKS["trainer"] | {"init": init},
     }
 
@@ -73,4 +80,37 @@ EXPERIMENTS = {
     "animals_10_random": _masks("animals", 10, init=None),
     "animals_25": _masks("animals", 25),
     "animals_25_random": _masks("animals", 25, init=None),
+}
+
+# A seed also draws which images are labeled.
+SEEDS = {"seeds": (0, 1, 2), "seed_keys": ("trainer.seed", "human.fraction_seed")}
+STUDIES = {
+    "animals_10": {
+        **SEEDS,
+        "description": "Does the student win on animals with 10 % of the masks?",
+        "experiment": "animals_10",
+        "overrides": ["trainer.steps=300"],
+        "variants": {"animals_10": {}},
+    },
+    "bccd_10": {
+        **SEEDS,
+        "description": "Does the student win on blood cells with 10 % of the boxes?",
+        "experiment": "bccd_10",
+        "overrides": ["trainer.steps=600"],
+        "variants": {"bccd_10": {}},
+    },
+    "camvid_10": {
+        **SEEDS,
+        "description": "Does the student win on streets with 10 % of the masks?",
+        "experiment": "camvid_10",
+        "overrides": ["trainer.steps=300"],
+        "variants": {"camvid_10": {}},
+    },
+    "aquarium_10": {
+        **SEEDS,
+        "description": "Does the student win in the aquarium with 10 % of the boxes?",
+        "experiment": "aquarium_10",
+        "overrides": ["trainer.steps=600"],
+        "variants": {"aquarium_10": {}},
+    },
 }
