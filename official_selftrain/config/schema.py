@@ -214,7 +214,7 @@ class SelectionConfig(ConfigModel):
     )
     min_images: Count = Field(default=12, description="Fewest images that are held out.")
     patience: Interval = Field(
-        default=5,
+        default=10,
         description="Evaluations without improvement after which a training stops; 0 never stops.",
     )
     seed: Seed = Field(default=0, description="Seed of the draw of the images.")
