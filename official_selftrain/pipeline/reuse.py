@@ -30,7 +30,7 @@ from official_selftrain.pipeline.folder import (
 )
 from official_selftrain.pipeline.labeling import (
     LABEL_STATISTICS,
-    MADE_BY,
+    made_before,
     made_by,
     other_labels,
 )
@@ -135,9 +135,9 @@ class Reuse:
         found = self.source / name
         if (stage.folder / LABEL_STATISTICS).exists() or not found.is_dir():
             return
-        before = read_json_or_none(found / MADE_BY) or {}
+        before = made_before(found, stage.config)
         different = ["not finished"]
-        if "weights" in before and (found / LABEL_STATISTICS).exists():
+        if before and (found / LABEL_STATISTICS).exists():
             different = other_labels(before, made_by(stage, weights))
         if different:
             logging.info("%s: made, as those in %s are %s", name, found, " and ".join(different))
