@@ -111,11 +111,11 @@ class Reuse:
                 raise UserError(_refusal(found, different, settings, data))
             logging.info("%s: trained, as the one in %s differs: %s", name, found, different)
             return
-        left_out: tuple[str, ...] = ()
+        left_out = []
         if not _measured_alike(config, stage.data, found):
-            # The best weights depend on the evaluation unless selection images have chosen them.
-            best = (checkpoints.BEST_RECORD, checkpoints.BEST) if chosen(found) is None else ()
-            left_out = (METRICS, *best)
+            left_out = [METRICS]
+            if chosen(found) is None:  # otherwise selection images have chosen the best weights
+                left_out += [checkpoints.BEST_RECORD, checkpoints.BEST]
         self._note(name)
         _copy(found, stage.folder, left_out)
 
