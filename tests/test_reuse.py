@@ -5,7 +5,7 @@ import types
 import pytest
 
 from official_selftrain import config as config_lib
-from official_selftrain.pipeline import folder, reuse
+from official_selftrain.pipeline import folder, labeling, reuse
 from official_selftrain.utils.files import write_json, write_text
 
 SUMMARY = {"content": "c", "images": 9, "boxes": 9, "masks": 0}
@@ -80,3 +80,12 @@ def test_weights_that_selection_images_have_chosen_stay_the_best(tmp_path, selec
     assert {"model.weights.h5", "history.jsonl"} <= taken and "metrics.json" not in taken
     assert ({"best.json", "best.weights.h5"} <= taken) == selected
     assert (folder.chosen(place) is not None) == selected
+
+
+def test_labels_of_an_older_version_are_the_same_if_its_settings_are(tmp_path):
+    task = config_of().task.model_dump(mode="json")
+    older = {key: value for key, value in task.items() if key != "label_flip"}
+    write_json(tmp_path / "made_by.json", {"weights": "w", "task": older})
+    assert labeling.made_before(tmp_path, config_of()) == {"weights": "w", "task": task}
+    write_json(tmp_path / "made_by.json", ["damaged"])
+    assert labeling.made_before(tmp_path, config_of()) == {}

@@ -1,8 +1,13 @@
 """What the evaluations on held-out images decide: when to stop, and whether it has converged."""
 
+from types import SimpleNamespace
+
+import keras
+import numpy as np
 import pytest
 
-from official_selftrain.pipeline import selection
+from official_selftrain.engine import checkpoints
+from official_selftrain.pipeline import folder, selection
 
 RECORD = {"metric": "AP", "step": 30, "value": 0.4, "averaged": True}
 
@@ -64,3 +69,26 @@ def test_the_history_gives_the_evaluations_back():
     ]
     assert selection.values(rows, "AP") == [0.2, 0.3]
     assert selection.values(rows, "mIoU") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "kept"), [([0.0, 0.004, 0.0], 6, 2), ([0.0, 0.1], 4, 1)]
+)
+def test_as_long_as_nothing_is_learned_the_last_weights_count(tmp_path, values, step, kept):
+    student = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    training = SimpleNamespace(
+        folder=tmp_path,
+        task=SimpleNamespace(headline="AP"),
+        config=SimpleNamespace(selection=SimpleNamespace(patience=5), steps=6),
+        trainer=SimpleNamespace(student=student),
+    )
+    student.set_weights([np.full((1, 1), 1.0)])
+    checkpoints.save_best(student, tmp_path, 4, "AP", max(values), averaged=True)
+    student.set_weights([np.full((1, 1), 2.0)])
+    chosen = selection.Selection(training)
+    chosen.values = values
+    chosen.finish()
+    best = folder.chosen(tmp_path)
+    assert (best["step"], best["averaged"]) == (step, step == 4)
+    student.load_weights(tmp_path / "model.weights.h5")
+    assert student.get_weights()[0] == kept

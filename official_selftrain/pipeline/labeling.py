@@ -193,9 +193,8 @@ def _check_label_folder(workspace, weights):
         UserError: if the folder holds other labels, naming what differs.
     """
     folder, now = workspace.folder, made_by(workspace, weights)
-    before = read_json_or_none(folder / MADE_BY)
-    if isinstance(before, dict) and "weights" in before and any(folder.glob("pseudo-*.tfrecord")):
-        before["task"] = _in_full(workspace.config.task, before["task"])
+    before = made_before(folder, workspace.config)
+    if before and any(folder.glob("pseudo-*.tfrecord")):
         other = other_labels(before, now)
         if other:
             raise UserError(
@@ -222,6 +221,14 @@ def made_by(workspace: Workspace, weights: StrPath) -> dict[str, Any]:
         "unlabeled": {"content": content_of(unlabeled), "images": unlabeled["images"]},
         "task": workspace.config.task.model_dump(mode="json"),
     }
+
+
+def made_before(folder: pathlib.Path, config: Config) -> dict[str, Any]:
+    """What the labels in a folder depend on, see `made_by`; empty if that is unknown."""
+    found = read_json_or_none(folder / MADE_BY)
+    if not isinstance(found, dict) or "weights" not in found:
+        return {}
+    return found | {"task": _in_full(config.task, found["task"])}
 
 
 def other_labels(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

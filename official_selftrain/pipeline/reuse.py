@@ -30,7 +30,7 @@ from official_selftrain.pipeline.folder import (
 )
 from official_selftrain.pipeline.labeling import (
     LABEL_STATISTICS,
-    MADE_BY,
+    made_before,
     made_by,
     other_labels,
 )
@@ -111,11 +111,11 @@ class Reuse:
                 raise UserError(_refusal(found, different, settings, data))
             logging.info("%s: trained, as the one in %s differs: %s", name, found, different)
             return
-        left_out: tuple[str, ...] = ()
+        left_out = []
         if not _measured_alike(config, stage.data, found):
-            # The best weights depend on the evaluation unless selection images have chosen them.
-            best = (checkpoints.BEST_RECORD, checkpoints.BEST) if chosen(found) is None else ()
-            left_out = (METRICS, *best)
+            left_out = [METRICS]
+            if chosen(found) is None:  # otherwise selection images have chosen the best weights
+                left_out += [checkpoints.BEST_RECORD, checkpoints.BEST]
         self._note(name)
         _copy(found, stage.folder, left_out)
 
@@ -135,9 +135,9 @@ class Reuse:
         found = self.source / name
         if (stage.folder / LABEL_STATISTICS).exists() or not found.is_dir():
             return
-        before = read_json_or_none(found / MADE_BY) or {}
+        before = made_before(found, stage.config)
         different = ["not finished"]
-        if "weights" in before and (found / LABEL_STATISTICS).exists():
+        if before and (found / LABEL_STATISTICS).exists():
             different = other_labels(before, made_by(stage, weights))
         if different:
             logging.info("%s: made, as those in %s are %s", name, found, " and ".join(different))

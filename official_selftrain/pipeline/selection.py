@@ -105,6 +105,10 @@ class Selection:
                 f"them, is missing: restore it, or delete {folder} to train again"
             )
         best |= outcome(self.values, self.stopped)
+        if best["after"] < LEARNED:  # chance has chosen; the last weights have learned the most
+            last = {"step": self.training.config.steps, "value": self.values[-1]}
+            best |= last | {"averaged": False}
+            checkpoints.save_weights(self.training.trainer.student, folder, checkpoints.BEST)
         write_json(folder / checkpoints.BEST_RECORD, best)
         level = logging.INFO if best["converged"] else logging.WARNING
         logging.log(level, "%s", sentence(folder.name, best))
