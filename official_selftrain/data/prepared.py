@@ -3,7 +3,7 @@
 import itertools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from official_selftrain.config import Config, with_batches, with_length
@@ -45,7 +45,8 @@ class PreparedData:
         classes: Mapping[str, Any] | None = None,
         again: bool = False,
     ) -> None:
-        self._info, self._warn = (_silent, _silent) if again else (logging.info, logging.warning)
+        self._info: Callable[..., None] = _silent if again else logging.info
+        self._warn: Callable[..., None] = _silent if again else logging.warning
         self.folder = pathlib.Path(folder)
         self.classes = classes
         self.summaries = {}
