@@ -746,9 +746,12 @@ def test_a_recipe_for_run_is_checked_before_there_are_labels(data, tmp_path, mon
     )
     config = resolve(data, "self_training={control: true, rounds: 2}")
     assert pipeline.check(config, tmp_path)[-1] == ("second step", "1 s")
-    assert {
-        name: (stage.trainer.steps, training.images_per_step(stage)) for name, stage in seen.items()
-    } == {"teacher": (4, 4), "student": (4, 4), "student_2": (4, 4), "control": (4, 4)}
+    assert {name: (stage.trainer.steps, stage.images_per_step) for name, stage in seen.items()} == {
+        "teacher": (4, 4),
+        "student": (4, 4),
+        "student_2": (4, 4),
+        "control": (4, 4),
+    }
     rows = dict(preflight._stages(SimpleNamespace(config=seen["teacher"]), seen, 3600.0))
     assert rows["stage student"] == "4 steps of 4 images, 4.0 hours"
     assert rows["all stages"] == "16.0 hours, and the time to label the images"
