@@ -190,7 +190,7 @@ def test_training_starts_from_imagenet_when_told_so():
         learnt = layer.name.startswith("efficientnet") and layer.count_params() > 0
         assert same == (not learnt), layer.name
     with pytest.raises(UserError, match="spinenet49S has no such public weights"):
-        config_lib.resolve("folder", overrides=["trainer.init=imagenet"])
+        config_lib.resolve("coco_spinenet49S", overrides=["trainer.init=imagenet"])
 
 
 def test_batches_are_shared_out_evenly(data):
