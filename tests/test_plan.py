@@ -74,7 +74,7 @@ def test_what_follows_from_the_data_is_said_too(monkeypatch):
     def rows():
         return dict(Forecast(plan.stages_of_run(place), place).rows())
 
-    assert rows()["labels"] == "300 images, threshold 0.5, as no image is held out to find a better"
+    assert rows()["labels"] == "300 images, automatic thresholds, for which no image is held out"
     assert rows()["control"] == "200 steps of 8 images, learning rate 0.04, measured every 10 steps"
     held_out = {**Place.data.summaries, "selection": {"images": 12}}
     monkeypatch.setattr(Place.data, "summaries", held_out)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 
 from official_selftrain import config as config_lib
 from official_selftrain.config import Config
-from official_selftrain.evaluation.thresholds import FALLBACK
 from official_selftrain.pipeline.workspace import Workspace
 from official_selftrain.utils.errors import duration
 
@@ -172,7 +171,7 @@ def _threshold(pseudo, held_out):
     if pseudo.score_threshold != "auto":
         return f"threshold {pseudo.score_threshold}"
     if not held_out:
-        return f"threshold {FALLBACK}, as no image is held out to find a better"
+        return "automatic thresholds, for which no image is held out"
     return f"thresholds with a precision of {pseudo.target_precision:.0%} on {held_out} images"
 
 
