@@ -47,7 +47,7 @@ FOLDER = {
     "evaluation": {"images": "val", "annotations": "val.json", "from_labeled": 0.2},
     "self_training": {"alpha": 1.0, "decay": "auto", "control": True},
     "optimizer": {
-        "learning_rate": 0.04,
+        "learning_rate": 0.16,
         "base_batch_size": 16,
         "warmup_steps": 50,
         "warmup_learning_rate": 0.001,
@@ -64,14 +64,20 @@ FOLDER_MASKS = {
     ),
     "task": {**LAPTOP, **MASKS},
     "human": {"images": "train", "masks": "train_masks", "class_list": "classes.txt", **INPUTS},
-    "pseudo": {**INPUTS, "score_threshold": "auto"},
+    # The teacher learns, and labels, without strong augmentation.
+    "pseudo": {**INPUTS, "score_threshold": "auto", "policy": "S4", "magnitude": 5.0},
     "evaluation": {
         "images": "val",
         "masks": "val_masks",
         "class_list": "classes.txt",
         "from_labeled": 0.2,
     },
-    "optimizer": {**FOLDER["optimizer"], "learning_rate": 0.02},
+    # At the teacher's rate the student would first forget what the teacher has learned.
+    "self_training": {
+        **FOLDER["self_training"],
+        "teacher": {"optimizer.learning_rate": 0.15, "optimizer.clip_norm": 10.0},
+    },
+    "optimizer": {**FOLDER["optimizer"], "learning_rate": 0.05, "clip_norm": 1.0},
 }
 
 EXPERIMENTS = {

@@ -478,7 +478,7 @@ def test_stage_configs():
 
 @pytest.mark.parametrize(
     ("images", "batch", "steps"),
-    [(48, 8, 600), (100, 8, 1250), (103, 8, 1300), (1000, 8, 12500), (118_000, 256, 20_000)],
+    [(48, 8, 800), (100, 8, 1250), (103, 8, 1300), (1000, 8, 12500), (118_000, 256, 20_000)],
 )
 def test_a_length_that_is_not_given_follows_from_the_images(images, batch, steps):
     assert config_lib.default_steps(images, batch) == steps
@@ -524,7 +524,7 @@ def test_each_training_has_its_automatic_length_but_the_control_that_of_the_stud
 
 
 @pytest.mark.parametrize(
-    ("images", "batch"), [(1, 8), (15, 8), (16, 16), (2000, 16), (2001, 32), (118_000, 32)]
+    ("images", "batch"), [(1, 8), (99, 8), (100, 16), (2000, 16), (2001, 32), (118_000, 32)]
 )
 def test_automatic_batches_follow_from_the_images(images, batch):
     assert config_lib.default_batch_size(images) == batch
@@ -532,11 +532,11 @@ def test_automatic_batches_follow_from_the_images(images, batch):
     stages = config_lib.stages(config, lambda c: config_lib.with_batches(c, images))
     sizes = {name: (c.human.batch, c.pseudo and c.pseudo.batch) for name, c in stages.items()}
     assert sizes == {
-        "teacher": (batch, None), "student": (batch // 2, batch // 2), "control": (batch, None)
+        "teacher": (batch, None), "student": (batch // 4, 3 * batch // 4), "control": (batch, None)
     }  # fmt: skip
     for done in stages.values():
         rates = done.optimizer.learning_rate, done.optimizer.warmup_learning_rate
-        assert rates == pytest.approx((0.04 * batch / 16, 0.001 * batch / 16))
+        assert rates == pytest.approx((0.16 * batch / 16, 0.001 * batch / 16))
         assert config_lib.with_batches(done, 999) == done
 
 
@@ -545,7 +545,7 @@ def test_rates_are_scaled_to_the_batch_and_lengths_to_its_images():
     steps = "optimizer={schedule: step, step_boundaries: [100], step_rates: [0.008]}"
     config = config_lib.resolve("folder", overrides=[*overrides, steps])
     done = config_lib.with_batches(config, 100)
-    assert done.optimizer.learning_rate == 0.02 and done.optimizer.step_rates == (0.004,)
+    assert done.optimizer.learning_rate == 0.08 and done.optimizer.step_rates == (0.004,)
     assert done.optimizer.l2 == 1e-3
     assert config_lib.control_config(config, None).trainer.epochs == 16
     auto = config_lib.resolve("folder", overrides=["trainer.epochs=4"])

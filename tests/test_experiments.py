@@ -185,7 +185,7 @@ def test_own_images_need_nothing_to_measure_on(own, name, label):
     stages = config_lib.stages(config, data.completed)
     assert list(stages) == ["teacher", "student", "control"]
     assert {done.images_per_step for done in stages.values()} == {8}
-    assert {done.steps for done in stages.values()} == {600}
+    assert {done.steps for done in stages.values()} == {800}
     assert stages["teacher"].trainer.init == "imagenet"
     assert config.pseudo.score_threshold == "auto" and config.unlabeled.exclude_labeled
     assert (config.pseudo.agnostic_nms_iou == 0.5) == (label == "boxes")

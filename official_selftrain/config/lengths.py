@@ -3,17 +3,18 @@
 from official_selftrain.config.schema import Config
 
 PASSES = 100  # images read for each labeled one, if neither steps nor epochs are given
-SHORTEST, LONGEST, ROUNDED = 600, 20_000, 50  # steps
+SHORTEST, LONGEST, ROUNDED = 800, 20_000, 50  # steps
 EVALUATIONS = 20  # of a training that a selection part decides on
 WARMUP = 10  # the warmup is at most the tenth part of an automatic length
-FEW, MANY = 16, 2000  # labeled images
+FEW, MANY = 100, 2000  # labeled images
 
 
 def default_batch_size(images: int) -> int:
     """The images per step of a training with automatic batches, pseudo-labeled ones included.
 
-    They are 16; but 8 with fewer than 16 labeled images, of which a batch would hold many twice,
-    and 32 with more than 2,000, which the largest number of steps would else show too rarely.
+    They are 16; but 8 with fewer than 100 labeled images, which learn more from more steps than
+    from larger ones, and 32 with more than 2,000, which the largest number of steps would else show
+    too rarely.
 
     Args:
         images: number of labeled images to train on.
@@ -24,16 +25,18 @@ def default_batch_size(images: int) -> int:
 def with_batches(config: Config, images: int) -> Config:
     """A config whose batch sizes are numbers, and whose learning rates hold for them.
 
-    A student's automatic batch is half human-labeled and half pseudo-labeled.
+    A quarter of a student's automatic batch is human-labeled, and the rest pseudo-labeled.
 
     Args:
         config: of one training; one that has such numbers comes back as it is.
         images: number of labeled images to train on.
     """
     if config.human.batch_size == "auto":
-        sources = ["human"] if config.pseudo is None else ["human", "pseudo"]
-        batch = default_batch_size(images) // len(sources)
-        config = config.override({f"{source}.batch_size": batch for source in sources})
+        batch = default_batch_size(images)
+        sizes = {"human.batch_size": batch}
+        if config.pseudo is not None:
+            sizes = {"human.batch_size": batch // 4, "pseudo.batch_size": batch - batch // 4}
+        config = config.override(sizes)
     optimizer = config.optimizer
     if optimizer.base_batch_size is None:
         return config
@@ -51,7 +54,7 @@ def with_batches(config: Config, images: int) -> Config:
 def default_steps(images: int, batch_size: int) -> int:
     """The steps of a training that gives neither steps nor epochs.
 
-    They read 100 images for each labeled one, but are at least 600 and at most 20,000, rounded to a
+    They read 100 images for each labeled one, but are at least 800 and at most 20,000, rounded to a
     multiple of 50.
 
     Args:

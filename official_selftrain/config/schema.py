@@ -212,7 +212,7 @@ class SelectionConfig(ConfigModel):
             "quarter of them. None are if there are fewer than four times `min_images`."
         ),
     )
-    min_images: Count = Field(default=12, description="Fewest images that are held out.")
+    min_images: Count = Field(default=24, description="Fewest images that are held out.")
     patience: Interval = Field(
         default=10,
         description="Evaluations without improvement after which a training stops; 0 never stops.",
@@ -358,7 +358,7 @@ class Config(ConfigModel):
         human, pseudo = self.human.batch_size, self.pseudo.batch_size
         if (human == "auto") != (pseudo == "auto"):
             raise ValueError(
-                f"human.batch_size={human} and pseudo.batch_size={pseudo}: the two halves of a "
+                f"human.batch_size={human} and pseudo.batch_size={pseudo}: the two parts of a "
                 "batch are both auto or both numbers; set the other one, too"
             )
 

@@ -151,7 +151,7 @@ def _labeling(config, teacher):
     augmentation = InputConfig.model_fields.keys() - SourceConfig.model_fields.keys()
     kept = {key: value for key, value in dict(config.pseudo).items() if key not in augmentation}
     if teacher.human.batch_size == "auto":
-        kept["batch_size"] = "auto"  # both halves of a batch are, or none
+        kept["batch_size"] = "auto"  # both parts of a batch are, or none
     return changed(
         teacher,
         experiment="labels",

@@ -78,7 +78,7 @@ def test_the_training_keeps_every_class_and_no_evaluation_image_or_copy_is_held_
 def test_too_few_images_beside_the_evaluation_or_without_labels_are_told():
     everything = {digest for _, _, digest, _ in INDEX}
     chosen, why = parts.held_out(INDEX, range(40), SELECTION(), everything)
-    assert not chosen and why.startswith("40 labeled images are fewer than 48")
+    assert not chosen and why.startswith("40 labeled images are fewer than 96")
     chosen, why = parts.held_out(INDEX, range(40), SELECTION(min_images=5), everything)
     assert not chosen and why.startswith("only 0 of 40 labeled images")
     bare = [(name, number, digest, []) for name, number, digest, _ in INDEX]
@@ -173,8 +173,8 @@ def test_the_parts_divide_one_folder(folder, caplog):
     # Half of 32 is nothing to count classes by; the whole source is.
     done = data.completed(config())
     assert done.task.num_classes == 4
-    assert (done.trainer.steps, done.optimizer.warmup_steps) == (650, 65)  # 100 * 13 / 2
-    assert done.trainer.evaluation_interval == 25 and data.completed(done) == done
+    assert (done.trainer.steps, done.optimizer.warmup_steps) == (800, 80)  # the fewest
+    assert done.trainer.evaluation_interval == 50 and data.completed(done) == done
 
 
 def test_a_stage_by_itself_makes_the_same_parts(folder):
