@@ -186,6 +186,12 @@ def test_own_images_need_nothing_to_measure_on(own, name, label):
     assert list(stages) == ["teacher", "student", "control"]
     assert {done.images_per_step for done in stages.values()} == {8}
     assert {done.steps for done in stages.values()} == {800}
+    rates = {stage: done.optimizer.learning_rate for stage, done in stages.items()}
+    teacher, student = (0.16, 0.16) if label == "boxes" else (0.15, 0.05)  # of 16 images
+    expected = {"teacher": teacher / 2, "student": student / 2, "control": student / 2}
+    assert rates == pytest.approx(expected)
+    policies = stages["teacher"].human.policy, stages["student"].pseudo.policy
+    assert policies == ("S1", "S1" if label == "boxes" else "S4")
     assert stages["teacher"].trainer.init == "imagenet"
     assert config.pseudo.score_threshold == "auto" and config.unlabeled.exclude_labeled
     assert (config.pseudo.agnostic_nms_iou == 0.5) == (label == "boxes")

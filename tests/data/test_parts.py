@@ -171,9 +171,9 @@ def test_the_parts_divide_one_folder(folder, caplog):
     assert "16 of 32 images of unlabeled are labeled or evaluated on" in caplog.text
     assert "no labeled image holds 'c'" in caplog.text
     # Half of 32 is nothing to count classes by; the whole source is.
-    done = data.completed(config())
+    done = data.completed(config().override({"human.batch_size": 1}))
     assert done.task.num_classes == 4
-    assert (done.trainer.steps, done.optimizer.warmup_steps) == (800, 80)  # the fewest
+    assert (done.trainer.steps, done.optimizer.warmup_steps) == (1300, 100)  # 100 * 13 / 1
     assert done.trainer.evaluation_interval == 50 and data.completed(done) == done
 
 
